@@ -1,0 +1,12 @@
+"""What every settings class has in common: unknown keys are refused, no value is converted, none changes later."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """A frozen group of settings.
+
+    Strict: text is not read as a number, nor 1 as true; infinities and NaN are refused. An integer serves as a float.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)

@@ -1,0 +1,322 @@
+"""Completions and the jagged batch that carries them through a step.
+
+Invariant: a `Batch` is consistent from the moment that it exists. Its flat tensors agree in length, its
+`cu_seqlens` rise strictly from 0 to `T` (no sequence is empty), nothing is trained on at the first token of a
+sequence (it has no log-prob), and every operation returns a new batch and leaves the old one as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+
+_PER_SEQUENCE_DTYPES = (torch.float32, torch.int64, torch.bool)
+
+
+class _PicklesAsNumpy:
+    """Pickles tensors as numpy arrays.
+
+    A pickled tensor drags its whole storage along, even when it is a short slice; an array takes only its own
+    values, and Ray moves arrays without a copy. Tensors come back on the CPU, whatever device they were on.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: _to_numpy(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, _from_numpy(value))
+
+
+@dataclass(frozen=True, eq=False)
+class Completion(_PicklesAsNumpy):
+    """One sampled response to one prompt.
+
+    Args:
+        prompt_tokens: int64 `[P]`, P >= 1.
+        response_tokens: int64 `[R]`, R >= 1, with the end-of-turn token where one was sampled.
+        response_logprobs: float32 `[R]`, natural log-probs of the temperature-scaled distribution, before top-p.
+        weight_version: version of the weights that sampled it.
+        finish_reason: `stop` when the policy ended it, `length` when it was cut off.
+
+    Raises:
+        ValueError: a tensor has another shape or dtype.
+    """
+
+    prompt_tokens: Tensor
+    response_tokens: Tensor
+    response_logprobs: Tensor
+    weight_version: int
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        _check("prompt_tokens", self.prompt_tokens, torch.int64)
+        _check("response_tokens", self.response_tokens, torch.int64)
+        _check("response_logprobs", self.response_logprobs, torch.float32, len(self.response_tokens))
+        if len(self.prompt_tokens) == 0 or len(self.response_tokens) == 0:
+            raise ValueError(
+                f"a completion needs at least one prompt token and one response token, "
+                f"not {len(self.prompt_tokens)} and {len(self.response_tokens)}"
+            )
+        if self.finish_reason not in ("stop", "length"):
+            raise ValueError(f"finish_reason must be 'stop' or 'length', not {self.finish_reason!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(_PicklesAsNumpy):
+    """`S` sequences of `T` tokens in all, flat and unpadded.
+
+    A per-token value sits at the token that it is about: `logprobs[i] = log p(tokens[i] | earlier tokens)`, and 0
+    at the first token of a sequence.
+
+    Args:
+        tokens: int64 `[T]`, prompt then response of each sequence.
+        cu_seqlens: int32 `[S + 1]`; sequence `s` is `tokens[cu_seqlens[s]:cu_seqlens[s + 1]]`.
+        loss_mask: bool `[T]`, True where the token is trained on.
+        sample_ids: int64 `[S]`, unique within a step.
+        per_token: named float32 `[T]` tensors.
+        per_sequence: named float32, int64 or bool `[S]` tensors.
+
+    Raises:
+        ValueError: the parts do not agree.
+    """
+
+    tokens: Tensor
+    cu_seqlens: Tensor
+    loss_mask: Tensor
+    sample_ids: Tensor
+    per_token: Mapping[str, Tensor] = field(default_factory=dict)
+    per_sequence: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check("tokens", self.tokens, torch.int64)
+        _check("cu_seqlens", self.cu_seqlens, torch.int32)
+        if len(self.cu_seqlens) == 0:
+            raise ValueError("cu_seqlens must hold at least its leading 0")
+        _check("loss_mask", self.loss_mask, torch.bool, self.num_tokens)
+        _check("sample_ids", self.sample_ids, torch.int64, self.num_sequences)
+        for name, value in self.per_token.items():
+            _check(f"per_token[{name!r}]", value, torch.float32, self.num_tokens)
+        for name, value in self.per_sequence.items():
+            _check(f"per_sequence[{name!r}]", value, _PER_SEQUENCE_DTYPES, self.num_sequences)
+        if self.cu_seqlens.device.type == "cpu":  # elsewhere, looking at values would stall the device
+            self._check_values()
+
+    def _check_values(self) -> None:
+        if self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != self.num_tokens:
+            raise ValueError(
+                f"cu_seqlens must run from 0 to {self.num_tokens} (the number of tokens), "
+                f"not from {int(self.cu_seqlens[0])} to {int(self.cu_seqlens[-1])}"
+            )
+        lengths = self.cu_seqlens.diff()
+        if bool((lengths <= 0).any()):
+            raise ValueError(
+                f"cu_seqlens must rise strictly; it does not at sequence {int((lengths <= 0).nonzero()[0])}"
+            )
+        masked_starts = self.loss_mask[self.cu_seqlens[:-1].long()]
+        if bool(masked_starts.any()):
+            raise ValueError(
+                f"loss_mask is True at the first token of sequence {int(masked_starts.nonzero()[0])}, "
+                "which has no log-prob; every sequence needs a prompt token"
+            )
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, S of them."""
+        return self.cu_seqlens.diff().tolist()
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors of the batch are."""
+        return self.tokens.device
+
+    def position_ids(self) -> Tensor:
+        """int64 `[T]`: 0, 1, 2, ... within each sequence."""
+        starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
+        offsets = torch.repeat_interleave(starts, lengths, output_size=self.num_tokens)
+        return torch.arange(self.num_tokens, device=self.device) - offsets
+
+    def sequence_ids(self) -> Tensor:
+        """int64 `[T]`: the index (0 to S - 1) of the sequence that each token belongs to."""
+        indices = torch.arange(self.num_sequences, device=self.device)
+        return torch.repeat_interleave(indices, self.cu_seqlens.diff().long(), output_size=self.num_tokens)
+
+    def select(self, indices: Sequence[int] | Tensor) -> Batch:
+        """The sequences at `indices`, in that order; an index may be repeated, none may be negative.
+
+        Raises:
+            IndexError: an index is outside 0 to S - 1.
+        """
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
+        outside = chosen[(chosen < 0) | (chosen >= self.num_sequences)]
+        if len(outside) > 0:
+            raise IndexError(f"sequence {int(outside[0])} is not among the {self.num_sequences} of this batch")
+        starts, lengths = self.cu_seqlens[:-1].long()[chosen], self.cu_seqlens.diff().long()[chosen]
+        cu_seqlens = _cu_seqlens(lengths)
+        # Token j of the result lies as far into its old sequence as into its new one.
+        shift = torch.repeat_interleave(starts - cu_seqlens[:-1], lengths)
+        source = torch.arange(len(shift), device=self.device) + shift
+        return Batch(
+            tokens=self.tokens[source],
+            cu_seqlens=cu_seqlens,
+            loss_mask=self.loss_mask[source],
+            sample_ids=self.sample_ids[chosen],
+            per_token={name: value[source] for name, value in self.per_token.items()},
+            per_sequence={name: value[chosen] for name, value in self.per_sequence.items()},
+        )
+
+    def with_per_token(self, name: str, value: Tensor) -> Batch:
+        """This batch with `per_token[name]` added or replaced; `value` is float32 `[T]`."""
+        return replace(self, per_token={**self.per_token, name: value})
+
+    def with_per_sequence(self, name: str, value: Tensor) -> Batch:
+        """This batch with `per_sequence[name]` added or replaced; `value` is `[S]`."""
+        return replace(self, per_sequence={**self.per_sequence, name: value})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """This batch with all tensors on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return Batch(
+            tokens=move(self.tokens),
+            cu_seqlens=move(self.cu_seqlens),
+            loss_mask=move(self.loss_mask),
+            sample_ids=move(self.sample_ids),
+            per_token={name: move(value) for name, value in self.per_token.items()},
+            per_sequence={name: move(value) for name, value in self.per_sequence.items()},
+        )
+
+    @staticmethod
+    def concat(batches: Sequence[Batch]) -> Batch:
+        """All sequences of `batches` in order.
+
+        Raises:
+            ValueError: no batch is given, or they do not carry the same names.
+        """
+        if not batches:
+            raise ValueError("Batch.concat needs at least one batch")
+        first = batches[0]
+        for kind in ("per_token", "per_sequence"):
+            names = [set(getattr(batch, kind)) for batch in batches]
+            if any(other != names[0] for other in names):
+                differing = sorted(set.union(*names) - set.intersection(*names))
+                raise ValueError(f"batches to concatenate differ in {kind}: {', '.join(differing)} not in all of them")
+        return Batch(
+            tokens=torch.cat([batch.tokens for batch in batches]),
+            cu_seqlens=_cu_seqlens(torch.cat([batch.cu_seqlens.diff() for batch in batches])),
+            loss_mask=torch.cat([batch.loss_mask for batch in batches]),
+            sample_ids=torch.cat([batch.sample_ids for batch in batches]),
+            per_token={name: torch.cat([batch.per_token[name] for batch in batches]) for name in first.per_token},
+            per_sequence={
+                name: torch.cat([batch.per_sequence[name] for batch in batches]) for name in first.per_sequence
+            },
+        )
+
+    @staticmethod
+    def from_completions(
+        completions: Sequence[Completion],
+        sample_ids: Sequence[int],
+        group_ids: Sequence[int],
+        rewards: Sequence[float],
+    ) -> Batch:
+        """The training batch of `S` completions.
+
+        Sets `per_token["rollout_logprobs"]` (0 on prompts) and, per sequence, `rewards` (float32),
+        `weight_versions` and `group_ids` (int64). The group is the prompt that the completion answers.
+
+        Raises:
+            ValueError: the arguments differ in length.
+        """
+        counts = {
+            "completions": len(completions),
+            "sample_ids": len(sample_ids),
+            "group_ids": len(group_ids),
+            "rewards": len(rewards),
+        }
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"one entry a completion is needed: {', '.join(f'{n} {k}' for k, n in counts.items())}")
+        batch = Batch.from_sequences([(c.prompt_tokens, c.response_tokens) for c in completions], sample_ids)
+        logprobs = [part for c in completions for part in (torch.zeros(len(c.prompt_tokens)), c.response_logprobs)]
+        return replace(
+            batch,
+            per_token={"rollout_logprobs": torch.cat(logprobs) if logprobs else torch.zeros(0)},
+            per_sequence={
+                "rewards": torch.tensor(rewards, dtype=torch.float32),
+                "weight_versions": torch.tensor([c.weight_version for c in completions], dtype=torch.int64),
+                "group_ids": torch.tensor(group_ids, dtype=torch.int64),
+            },
+        )
+
+    @staticmethod
+    def from_sequences(sequences: Sequence[tuple[Tensor, Tensor]], sample_ids: Sequence[int] | None = None) -> Batch:
+        """A batch of (prompt tokens, response tokens), int64 each; the responses are trained on (SFT).
+
+        `sample_ids` default to 0, 1, 2, ...
+        """
+        parts = [part for pair in sequences for part in pair]
+        masks = [
+            torch.full((len(part),), trained, dtype=torch.bool)
+            for pair in sequences
+            for part, trained in zip(pair, (False, True), strict=True)
+        ]
+        lengths = torch.tensor([len(prompt) + len(response) for prompt, response in sequences], dtype=torch.int64)
+        ids = range(len(sequences)) if sample_ids is None else sample_ids
+        return Batch(
+            tokens=torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64),
+            cu_seqlens=_cu_seqlens(lengths),
+            loss_mask=torch.cat(masks) if masks else torch.zeros(0, dtype=torch.bool),
+            sample_ids=torch.tensor(list(ids), dtype=torch.int64),
+        )
+
+
+def _check(name: str, value: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...], length: int | None = None) -> None:
+    """Refuse a tensor that is not one-dimensional, of `dtype`, and of `length` where one is given."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(value).__name__}")
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    if value.dtype not in dtypes:
+        raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, not {value.dtype}")
+    if value.dim() != 1 or (length is not None and len(value) != length):
+        wanted = "one-dimensional" if length is None else f"of shape [{length}]"
+        raise ValueError(f"{name} must be {wanted}, not of shape {list(value.shape)}")
+
+
+def _cu_seqlens(lengths: Tensor) -> Tensor:
+    """int32 `[S + 1]` running sum of `lengths`, with its leading 0."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def _to_numpy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, Mapping):
+        return {name: _to_numpy(item) for name, item in value.items()}
+    return value
+
+
+def _from_numpy(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        # Arrays out of Ray's object store are read-only, which torch cannot express.
+        return torch.from_numpy(value if value.flags.writeable else value.copy())
+    if isinstance(value, dict):
+        return {name: _from_numpy(item) for name, item in value.items()}
+    return value

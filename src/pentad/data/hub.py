@@ -1,0 +1,70 @@
+"""Reading datasets of the Hugging Face hub, or of a local directory laid out like one.
+
+Invariant: configuration and split are the ones named in the source; where a source names none, there is only one
+candidate or it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pentad.errors import UserError
+
+SPLITS = {"train": ("train",), "eval": ("test", "validation")}
+
+
+def read_hub(source: str, role: Literal["train", "eval"], setting: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (place, row) of `hf:NAME[:CONFIG][:SPLIT]`.
+
+    Without CONFIG the dataset must have one only; without SPLIT it is `train`, or for eval `test`, then
+    `validation`.
+
+    Raises:
+        UserError: the dataset, its configuration or its split is not there, or it cannot be fetched.
+    """
+    import datasets  # takes a second; only hub sources need it
+
+    name, *parts = source.removeprefix("hf:").split(":")
+    if not name or len(parts) > 2 or not all(parts):
+        raise UserError(f"{setting}={source} is not hf:NAME[:CONFIG][:SPLIT]", f"write {setting}=hf:openai/gsm8k:main")
+    try:
+        configs = datasets.get_dataset_config_names(name)
+        config, split = _choose_config(parts, configs, source, setting)
+        split = _choose_split(split, datasets.get_dataset_split_names(name, config), role, source, setting)
+        dataset = datasets.load_dataset(name, config, split=split)
+    except UserError:
+        raise
+    except Exception as error:  # network, permissions, format: the library raises many kinds
+        raise UserError(
+            f"{setting}={source} cannot be loaded: {type(error).__name__}: {error}",
+            "check the name and the network, or download it and name a .parquet or .jsonl file",
+        ) from error
+    for index, row in enumerate(dataset):
+        yield f"{name}:{split}[{index}]", row
+
+
+def _choose_config(parts: list[str], configs: list[str], source: str, setting: str) -> tuple[str, str | None]:
+    if len(parts) == 2 or (parts and parts[0] in configs):
+        config, split = parts[0], parts[1] if len(parts) == 2 else None
+        if config not in configs:
+            raise UserError(f"{setting}={source}: no configuration {config!r}", f"use one of {', '.join(configs)}")
+        return config, split
+    if len(configs) != 1:
+        split = f":{parts[0]}" if parts else ""
+        raise UserError(
+            f"{setting}={source}: the dataset has {len(configs)} configurations: {', '.join(configs)}",
+            f"name one, e.g. {source.removesuffix(split)}:{configs[0]}{split}",
+        )
+    return configs[0], parts[0] if parts else None
+
+
+def _choose_split(wanted: str | None, splits: list[str], role: str, source: str, setting: str) -> str:
+    candidates = (wanted,) if wanted else SPLITS[role]
+    for candidate in candidates:
+        if candidate in splits:
+            return candidate
+    raise UserError(
+        f"{setting}={source}: the dataset has no split {' or '.join(candidates)}",
+        f"add a split that it has: {', '.join(f':{name}' for name in splits)}",
+    )

@@ -1,0 +1,104 @@
+"""What a dataset is once it is read: rows with a prompt, and where they came from.
+
+Invariant: a `PromptRow` is complete and of checked types; whoever holds one need not look at it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+from pentad.errors import UserError
+
+ROLES = ("system", "user", "assistant", "tool")
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt to be answered, and all that its reward needs.
+
+    Args:
+        id: says where the row is, e.g. `train.jsonl:13` (line) or `train.parquet[12]` (row).
+        prompt: text, or the messages of a conversation that ends with the user.
+        data_source: names the kind of problem (`openai/gsm8k`); chooses the reward when `reward.name` is auto.
+        ground_truth: what the reward compares with; None where the data has none.
+        extra: further columns, passed on to the reward by name.
+        response: the wanted response; only for supervised training.
+    """
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    data_source: str = ""
+    ground_truth: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    response: str | None = None
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[PromptRow]):
+    """The rows of one source, at least one."""
+
+    source: str
+    rows: tuple[PromptRow, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[PromptRow]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> PromptRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[PromptRow, ...]: ...
+    def __getitem__(self, index: int | slice) -> PromptRow | tuple[PromptRow, ...]:
+        return self.rows[index]
+
+
+def parse_prompt(value: Any, row_id: str, column: str) -> str | tuple[Message, ...]:
+    """A prompt of checked type: text that is not blank, or messages of known roles that end with the user's turn.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            raise UserError(f"{row_id}: column {column!r} is empty", "give every row a prompt, or remove the row")
+        return value
+    if not isinstance(value, list | tuple):
+        raise UserError(
+            f"{row_id}: column {column!r} is {_kind(value)}, not a string or a list of {{role, content}}",
+            f"set data.prompt_column to the column that holds the prompts, or rewrite {column!r}",
+        )
+    if not value:
+        raise UserError(f"{row_id}: column {column!r} has no messages", "give every row a prompt, or remove the row")
+    messages = tuple(_parse_message(message, f"{row_id}: message {i} of {column!r}") for i, message in enumerate(value))
+    if any(message["role"] == "system" for message in messages[1:]):
+        raise UserError(f"{row_id}: a system message that is not the first", "put the system message first")
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise UserError(
+            f"{row_id}: the conversation ends with the role {messages[-1]['role']!r}; nobody is to be answered",
+            "end every prompt with a user message",
+        )
+    return messages
+
+
+def _parse_message(message: Any, where: str) -> Message:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        found = f"keys {', '.join(map(repr, message))}" if isinstance(message, Mapping) else _kind(message)
+        raise UserError(f"{where} needs the keys 'role' and 'content'; found {found}", "rewrite the message")
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise UserError(f"{where} has the role {role!r}", f"use one of {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise UserError(f"{where} has content that is {_kind(content)}, not a string", "give it plain text")
+    if not content.strip():
+        raise UserError(f"{where} ({role}) is empty", "give it text, or remove the message")
+    return {"role": role, "content": content}
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"

@@ -1,0 +1,170 @@
+"""Whether a model can be trained on a layout, and whether this version can run an allocation.
+
+Pure: takes facts and sizes, returns problems. Each problem names the nearest sizes that would do.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pentad.errors import UserError
+from pentad.layout.model import Allocation, Layout
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a layout depends on.
+
+    Attributes:
+        family: name of the model family, such as `qwen3_moe`.
+        num_layers: transformer layers.
+        hidden_size: width of the residual stream.
+        num_heads: query heads of a layer.
+        num_kv_heads: key/value heads of a layer.
+        ffn_hidden_size: inner width of a dense feed-forward layer.
+        vocab_size: tokens, before padding; padding makes every tensor size legal.
+        head_dim: width of a head.
+        tied: whether input and output embedding are one tensor.
+        num_experts: experts of a layer; None for a dense model.
+        moe_ffn_hidden_size: inner width of one expert; None for a dense model.
+        experts_per_token: experts that a token is sent to; 0 for a dense model.
+    """
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_hidden_size: int
+    vocab_size: int
+    head_dim: int
+    tied: bool
+    num_experts: int | None = None
+    moe_ffn_hidden_size: int | None = None
+    experts_per_token: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that does not fit, and the smallest change that would make it fit."""
+
+    cause: str
+    fix: str
+
+
+def refuse(problems: Sequence[Problem], subject: str) -> None:
+    """Raise one `UserError` for all problems, or nothing if there are none. `subject` says what was checked."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise UserError(f"{subject}: {problems[0].cause}", problems[0].fix)
+    lines = [f"\n  {number}. {item.cause}\n     fix: {item.fix}" for number, item in enumerate(problems, start=1)]
+    raise UserError(f"{subject}: {len(problems)} problems" + "".join(lines), "change each of them as said above")
+
+
+def check_layout(facts: ModelFacts, layout: Layout) -> list[Problem]:
+    """Everything that keeps the model from being trained on this layout; empty when all is well."""
+    return [*_tensor_and_context(facts, layout), *_pipeline(facts, layout), *_experts(facts, layout)]
+
+
+def check_supported(allocation: Allocation) -> list[Problem]:
+    """What this version cannot run yet, though the string is right; empty when all is well."""
+    problems = []
+    layout = allocation.trainer.layout
+    words = {"pipeline": "p", "virtual": "v", "context": "c", "expert": "e", "expert_tensor": "x"}
+    for name, letter in words.items():
+        if (size := getattr(layout, name)) > 1:
+            problems.append(
+                Problem(
+                    f"{allocation.trainer}: {letter}{size} is not supported yet; this version trains with d and t only",
+                    f"leave {letter} out, as in megatron:{Layout(data=layout.data, tensor=layout.tensor)}",
+                )
+            )
+    if (rollout := allocation.rollout) is None:
+        return problems
+    if rollout.backend != "hf":
+        cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with hf"
+        problems.append(Problem(cause, f"write hf:d{rollout.layout.world}"))
+        return problems
+    for name, letter in {"tensor": "t", **words}.items():
+        if (size := getattr(rollout.layout, name)) > 1:
+            cause = f"{rollout}: {letter}{size} is not possible; an hf engine is one device, and has only d"
+            problems.append(Problem(cause, f"write hf:d{rollout.layout.world}"))
+    return problems
+
+
+def _tensor_and_context(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
+    tensor, context, heads, kv_heads = layout.tensor, layout.context, facts.num_heads, facts.num_kv_heads
+
+    def heads_fit(parts: int) -> bool:
+        return heads % parts == 0
+
+    def kv_fits(parts: int) -> bool:
+        # Fewer heads than parts are replicated, each to the same number of parts.
+        return kv_heads % parts == 0 or parts % kv_heads == 0
+
+    def tensor_fits(size: int) -> bool:
+        return heads_fit(size) and kv_fits(size) and facts.ffn_hidden_size % size == 0
+
+    def fix_tensor() -> str:
+        return _nearest("t", tensor, heads, tensor_fits)
+
+    if not heads_fit(tensor):
+        yield Problem(f"the {heads} attention heads of {facts.family} cannot be split by t{tensor}", fix_tensor())
+    elif not kv_fits(tensor):
+        yield Problem(
+            f"the {kv_heads} key/value heads of {facts.family} can neither be split by t{tensor} nor replicated evenly",
+            fix_tensor(),
+        )
+    if facts.ffn_hidden_size % tensor:
+        yield Problem(
+            f"the feed-forward width {facts.ffn_hidden_size} of {facts.family} cannot be split by t{tensor}",
+            fix_tensor(),
+        )
+    if context == 1 or not heads_fit(tensor) or not kv_fits(tensor):
+        return
+    parts = tensor * context
+    if not heads_fit(parts) or not kv_fits(parts):
+        what = f"{heads} attention heads" if not heads_fit(parts) else f"{kv_heads} key/value heads"
+        fix = _nearest("c", context, heads, lambda size: heads_fit(tensor * size) and kv_fits(tensor * size))
+        yield Problem(
+            f"the {what} of {facts.family} cannot be spread over t{tensor} * c{context} = {parts} devices", fix
+        )
+
+
+def _pipeline(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
+    stages = layout.pipeline * layout.virtual
+    if stages <= facts.num_layers:
+        return
+    if layout.virtual > 1 and layout.pipeline <= facts.num_layers:
+        cause = f"p{layout.pipeline} * v{layout.virtual} = {stages} pieces"
+        most = facts.num_layers // layout.pipeline
+        fix = f"use v{most} or less" if most > 1 else "leave v out"
+    else:
+        cause, fix = f"p{layout.pipeline} stages", f"use p{facts.num_layers} or less"
+    yield Problem(f"{facts.family} has {facts.num_layers} layers, too few for {cause}", fix)
+
+
+def _experts(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
+    for letter, size in (("e", layout.expert), ("x", layout.expert_tensor)):
+        if size > 1 and facts.num_experts is None:
+            yield Problem(f"{facts.family} is a dense model; {letter}{size} needs experts", f"leave {letter}{size} out")
+    if facts.num_experts is not None and facts.num_experts % layout.expert:
+        experts = facts.num_experts
+        yield Problem(
+            f"the {experts} experts of {facts.family} cannot be spread evenly over e{layout.expert}",
+            _nearest("e", layout.expert, experts, lambda size: experts % size == 0),
+        )
+    width = facts.moe_ffn_hidden_size
+    if facts.num_experts is not None and width is not None and width % layout.expert_tensor:
+        yield Problem(
+            f"the expert width {width} of {facts.family} cannot be split by x{layout.expert_tensor}",
+            _nearest("x", layout.expert_tensor, width, lambda size: width % size == 0),
+        )
+
+
+def _nearest(letter: str, wanted: int, most: int, fits: Callable[[int], bool]) -> str:
+    """Name the largest legal size below `wanted` and the smallest above it, up to `most`."""
+    below = next((size for size in range(wanted - 1, 0, -1) if fits(size)), None)
+    above = next((size for size in range(wanted + 1, most + 1) if fits(size)), None)
+    sizes = [f"{letter}{size}" for size in (below, above) if size is not None]
+    return "use " + " or ".join(sizes) if sizes else f"leave {letter} out"

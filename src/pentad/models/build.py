@@ -1,0 +1,149 @@
+"""A Megatron model for one rank, from a Hugging Face configuration.
+
+Invariant: the model computes what transformers computes from the same configuration and weights; a setting of the
+user that Megatron does not have, or that would contradict the layout, is refused.
+"""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
+from transformers import PreTrainedConfig
+
+from pentad.errors import UserError
+from pentad.layout.layout import Layout
+from pentad.models.families import family_of
+from pentad.models.geometry import Geometry
+from pentad.models.provider import block_spec
+
+# What the layout, the model or the precision settles; a user who sets it in a dictionary would contradict them.
+_SETTLED = {
+    "num_layers": "model.path",
+    "hidden_size": "model.path",
+    "num_attention_heads": "model.path",
+    "num_query_groups": "model.path",
+    "kv_channels": "model.path",
+    "ffn_hidden_size": "model.path",
+    "tensor_model_parallel_size": "allocation",
+    "pipeline_model_parallel_size": "allocation",
+    "context_parallel_size": "allocation",
+    "expert_model_parallel_size": "allocation",
+    "sequence_parallel": "allocation",
+    "params_dtype": "trainer.dtype",
+    "bf16": "trainer.dtype",
+    "fp16": "trainer.dtype",
+    "calculate_per_token_loss": "algorithm.loss_mean",
+}
+
+# What Megatron without Transformer Engine accepts and then does not do, or only refuses in mid-run.
+_NEEDS_TRANSFORMER_ENGINE = ("fp8", "fp4", "apply_rope_fusion", "moe_permute_fusion", "gradient_accumulation_fusion")
+
+
+def check_overrides(settings: dict[str, Any], dataclass: type, prefix: str, settled: dict[str, str]) -> None:
+    """Check a pass-through dictionary against Megatron's own dataclass.
+
+    Args:
+        settings: what the user gave.
+        dataclass: Megatron's configuration class.
+        prefix: where it stands in the configuration, as `megatron.transformer`.
+        settled: fields that another setting decides, and which.
+
+    Raises:
+        UserError: an unknown field, or one that is settled elsewhere.
+    """
+    known = {field.name for field in fields(dataclass)}
+    for key, value in settings.items():
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            raise UserError(
+                f"{prefix}.{key} is not a field of Megatron's {dataclass.__name__}",
+                f"did you mean {prefix}.{near[0]}?" if near else f"remove {prefix}.{key}",
+            )
+        if key in settled:
+            raise UserError(f"{prefix}.{key} is settled by {settled[key]}", f"remove {prefix}.{key}")
+        if key in _NEEDS_TRANSFORMER_ENGINE and value:
+            raise UserError(
+                f"{prefix}.{key} needs Transformer Engine or Apex, which Pentad does without", f"remove {prefix}.{key}"
+            )
+
+
+def transformer_config(
+    config: PreTrainedConfig, layout: Layout, dtype: torch.dtype, overrides: dict[str, Any]
+) -> TransformerConfig:
+    """Megatron's configuration of a model under a layout.
+
+    Args:
+        overrides: fields that the user sets (`megatron.transformer`).
+
+    Raises:
+        UserError: a field that does not exist, is settled elsewhere, or that Megatron refuses.
+    """
+    check_overrides(overrides, TransformerConfig, "megatron.transformer", _SETTLED)
+    geometry = Geometry.of(config)
+    settings: dict[str, Any] = {
+        "num_layers": geometry.layers,
+        "hidden_size": geometry.hidden,
+        "num_attention_heads": geometry.heads,
+        "num_query_groups": geometry.kv_heads,
+        "kv_channels": geometry.head_dim,
+        "ffn_hidden_size": geometry.ffn,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": config.rms_norm_eps,
+        "gated_linear_unit": True,
+        "activation_func": functional.silu,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        # These fusions are compiled at run time, which needs a compiler on the user's machine.
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+        # Weights come from a checkpoint.
+        "perform_initialization": False,
+        "calculate_per_token_loss": True,
+        "tensor_model_parallel_size": layout.tensor,
+        "pipeline_model_parallel_size": layout.pipeline,
+        "context_parallel_size": layout.context,
+        "sequence_parallel": layout.tensor > 1,
+        "moe_token_dispatcher_type": "alltoall",
+        "variable_seq_lengths": True,
+        **family_of(config).transformer,
+        **overrides,
+    }
+    try:
+        return TransformerConfig(**settings)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"Megatron refuses this model and layout: {error}", "change megatron.transformer") from error
+
+
+def build_model(
+    config: PreTrainedConfig, megatron: TransformerConfig, layout: Layout, groups: ProcessGroupCollection
+) -> GPTModel:
+    """The layers of this rank, with uninitialised weights, on the current device."""
+    geometry = Geometry.of(config)
+    first, last = groups.pp.rank() == 0, groups.pp.rank() == groups.pp.size() - 1
+    layers = get_num_layers_to_build(megatron, pp_rank=groups.pp.rank())
+    return GPTModel(
+        config=megatron,
+        transformer_layer_spec=block_spec(megatron, layers),
+        vocab_size=geometry.padded_vocab(layout.tensor),
+        max_sequence_length=config.max_position_embeddings,
+        pre_process=first,
+        post_process=last,
+        share_embeddings_and_output_weights=geometry.tied,
+        # PackedAttention rotates; see its docstring.
+        position_embedding_type="none",
+        pg_collection=groups,
+    )

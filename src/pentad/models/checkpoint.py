@@ -1,0 +1,163 @@
+"""Reading and writing Hugging Face checkpoints tensor by tensor.
+
+Invariant: a checkpoint is complete and of the right shapes before its first tensor is used; an export appears under
+its final name only when all of it is on the disk; no more than one shard is in memory.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pentad.errors import UserError
+
+_INDEX = "model.safetensors.index.json"
+_SHARD_BYTES = 4 << 30
+
+
+class CheckpointReader:
+    """The tensors of a directory with `*.safetensors` files.
+
+    Raises:
+        UserError: the directory holds no such file, or a file cannot be read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        files = self._files()
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for path in files:
+            try:
+                with safe_open(path, framework="pt") as handle:
+                    for name in handle.keys():  # noqa: SIM118 - not a dict
+                        self._file_of[name] = path
+                        self._shapes[name] = tuple(handle.get_slice(name).get_shape())
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"cannot read {path}: {error}", "download or copy the file again") from None
+
+    def _files(self) -> list[Path]:
+        index = self.directory / _INDEX
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            missing = [name for name in names if not (self.directory / name).is_file()]
+            if missing:
+                raise UserError(
+                    f"{self.directory} lacks {missing[0]}, which {_INDEX} names ({len(missing)} of {len(names)} files)",
+                    "download the missing files",
+                )
+            return [self.directory / name for name in names]
+        files = sorted(self.directory.glob("*.safetensors"))
+        if not files:
+            raise UserError(
+                f"{self.directory} holds no *.safetensors file",
+                "point model.path at a directory with safetensors weights (or at a .gguf file)",
+            )
+        return files
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor by name."""
+        return self._shapes
+
+    def get(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU, in its stored dtype."""
+        with safe_open(self._file_of[name], framework="pt") as handle:
+            return handle.get_tensor(name)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], *, tied: bool) -> None:
+        """Compare with the tensors that a model needs.
+
+        Args:
+            expected: shape by name.
+            tied: the output layer is the embedding; a stored copy is accepted where it is equal.
+
+        Raises:
+            UserError: a tensor is missing, unexpected or misshapen; each kind is named.
+        """
+        present = {name for name in self._shapes if not name.endswith("rotary_emb.inv_freq")}
+        if tied and "lm_head.weight" in present and "lm_head.weight" not in expected:
+            if not torch.equal(self.get("lm_head.weight"), self.get("model.embed_tokens.weight")):
+                raise UserError(
+                    f"{self.directory}: config.json ties the output layer to the embedding, but the checkpoint has a "
+                    "different lm_head.weight",
+                    "set tie_word_embeddings to false in config.json, or remove lm_head.weight",
+                )
+            present.discard("lm_head.weight")
+        problems = [f"missing tensor {name}" for name in sorted(set(expected) - present)]
+        problems += [f"unexpected tensor {name}" for name in sorted(present - set(expected))]
+        problems += [
+            f"tensor {name} has shape {list(self._shapes[name])}, expected {list(expected[name])}"
+            for name in sorted(present & set(expected))
+            if self._shapes[name] != tuple(expected[name])
+        ]
+        if problems:
+            more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+            raise UserError(
+                f"{self.directory} does not match its config.json:\n  " + "\n  ".join(problems[:8]) + more,
+                "check that model.path is complete and that config.json belongs to these weights",
+            )
+
+
+def write_checkpoint(
+    tensors: Iterable[tuple[str, Tensor]], target: Path, companions: Iterable[Path], config_json: str
+) -> None:
+    """Write a Hugging Face model directory, complete or not at all.
+
+    Args:
+        tensors: name and tensor, streamed.
+        target: the directory; must not exist yet.
+        companions: files to copy beside the weights (tokenizer, generation settings).
+        config_json: text of config.json.
+
+    Raises:
+        UserError: the target exists, or the disk is full.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already", "choose another directory, or move it away")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        weight_map = _write_shards(tensors, partial)
+        if len(set(weight_map.values())) > 1:
+            (partial / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1))
+        (partial / "config.json").write_text(config_json)
+        for path in companions:
+            shutil.copy(path, partial / path.name)
+        partial.rename(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write the model to {target}: {error.strerror}", "free space there") from None
+
+
+def _write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> dict[str, str]:
+    """Write shards under provisional names, then rename them `model-0000i-of-0000n`."""
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        if held:
+            save_file(held, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
+            shards.append(list(held))
+            held.clear()
+
+    size = 0
+    for name, tensor in tensors:
+        if size and size + tensor.nbytes > _SHARD_BYTES:
+            flush()
+            size = 0
+        held[name] = tensor.detach().cpu().contiguous()
+        size += tensor.nbytes
+    flush()
+    weight_map = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        (directory / f"shard-{number}").rename(directory / file)
+        weight_map.update(dict.fromkeys(names, file))
+    return weight_map

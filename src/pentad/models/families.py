@@ -1,0 +1,118 @@
+"""The model families that Pentad trains, each as data: Megatron settings and weight names.
+
+Invariant: a family says everything that tells it from the others; no code elsewhere asks which family it has. What
+a configuration asks for and Pentad would not compute exactly as transformers does is refused.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from pentad.errors import UserError
+from pentad.models.rules import QKV, Gated, Replicated, Row, Rule, Vocab
+
+_LAYER = "model.layers.{layer}."
+_DECODER = "decoder.layers.{layer}."
+
+_EMBEDDING = Vocab("embedding.word_embeddings.weight", ("model.embed_tokens.weight",))
+_HEAD = Vocab("output_layer.weight", ("lm_head.weight",))
+_FINAL_NORM = Replicated("decoder.final_layernorm.weight", ("model.norm.weight",))
+
+
+def _qkv(kind: str) -> Rule:
+    names = tuple(f"{_LAYER}self_attn.{x}_proj.{kind}" for x in "qkv")
+    return QKV(f"{_DECODER}self_attention.linear_qkv.{kind}", names)
+
+
+_NORMS = (
+    Replicated(f"{_DECODER}input_layernorm.weight", (f"{_LAYER}input_layernorm.weight",)),
+    Replicated(f"{_DECODER}pre_mlp_layernorm.weight", (f"{_LAYER}post_attention_layernorm.weight",)),
+)
+_ATTENTION = (
+    _qkv("weight"),
+    Row(f"{_DECODER}self_attention.linear_proj.weight", (f"{_LAYER}self_attn.o_proj.weight",)),
+)
+_QK_NORM = tuple(
+    Replicated(f"{_DECODER}self_attention.{x}_layernorm.weight", (f"{_LAYER}self_attn.{x}_norm.weight",)) for x in "qk"
+)
+_DENSE_MLP = (
+    Gated(f"{_DECODER}mlp.linear_fc1.weight", tuple(f"{_LAYER}mlp.{x}_proj.weight" for x in ("gate", "up"))),
+    Row(f"{_DECODER}mlp.linear_fc2.weight", (f"{_LAYER}mlp.down_proj.weight",)),
+)
+
+Predicate = Callable[[PreTrainedConfig], bool]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+        model_type: as in config.json.
+        layer_rules: weights of one decoder layer.
+        transformer: fields of Megatron's TransformerConfig besides the sizes.
+        refused: what a configuration may ask for that this family's implementation does not do: name and test.
+    """
+
+    model_type: str
+    layer_rules: tuple[Rule, ...]
+    transformer: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, Predicate] = field(default_factory=dict)
+
+    def rules(self, tied: bool) -> tuple[Rule, ...]:
+        """All rules of a model; a tied one has no output layer of its own."""
+        return (_EMBEDDING, *self.layer_rules, _FINAL_NORM, *(() if tied else (_HEAD,)))
+
+
+def _asks(name: str) -> Predicate:
+    return lambda config: bool(getattr(config, name, False))
+
+
+_ACTIVATION: dict[str, Predicate] = {"hidden_act other than silu": lambda config: config.hidden_act != "silu"}
+_SLIDING = {"use_sliding_window": _asks("use_sliding_window")}
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family(
+            "llama",
+            (*_NORMS, *_ATTENTION, *_DENSE_MLP),
+            refused={**_ACTIVATION, "attention_bias": _asks("attention_bias"), "mlp_bias": _asks("mlp_bias")},
+        ),
+        Family(
+            "qwen2",
+            (*_NORMS, *_ATTENTION, _qkv("bias"), *_DENSE_MLP),
+            transformer={"add_qkv_bias": True},
+            refused={**_ACTIVATION, **_SLIDING},
+        ),
+        Family(
+            "qwen3",
+            (*_NORMS, *_ATTENTION, *_QK_NORM, *_DENSE_MLP),
+            transformer={"qk_layernorm": True},
+            refused={**_ACTIVATION, **_SLIDING, "attention_bias": _asks("attention_bias")},
+        ),
+    )
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a Hugging Face configuration.
+
+    Raises:
+        UserError: the architecture, or something that its configuration asks for, is not supported.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise UserError(
+            f"the model's architecture {config.model_type!r} is not supported",
+            f"use one of {', '.join(sorted(FAMILIES))}",
+        )
+    for what, asks in family.refused.items():
+        if asks(config):
+            raise UserError(
+                f"the model's config.json asks for {what}, which Pentad does not compute for {config.model_type}",
+                "use a model without it",
+            )
+    return family

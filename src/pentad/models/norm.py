@@ -1,0 +1,24 @@
+"""Root-mean-square normalisation for Megatron layers (https://arxiv.org/abs/1910.07467).
+
+Invariant: under sequence parallelism its weight is marked, so that Megatron sums its gradient over the ranks
+that each saw a part of the tokens.
+"""
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional
+
+
+class RMSNorm(torch.nn.Module):
+    """`x / rms(x) * weight` over the last dimension."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., hidden_size]` to the same."""
+        return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)

@@ -1,0 +1,119 @@
+"""From what the user calls a model to a local directory with configuration, weights and tokenizer.
+
+Invariant: the answer is a directory that transformers can load; a model on the hub or in a GGUF file is first
+brought into that form.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from pentad.errors import UserError
+
+# Everything beside weights and config.json that an exported model needs.
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def resolve_model(path: str, cache: Path) -> Path:
+    """A local directory with the model.
+
+    Args:
+        path: a directory, a .gguf file, or a hub id such as Qwen/Qwen3-0.6B.
+        cache: where a GGUF file's dequantised weights are put.
+
+    Raises:
+        UserError: there is no such directory or file, or the hub cannot be reached.
+    """
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise UserError(f"model.path: there is no file {path}", "check the path")
+        return _from_gguf(local, cache / local.stem)
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            found = sorted(local.glob("*.gguf"))
+            hint = f"set model.path to {found[0]}" if found else "point it at a Hugging Face model directory"
+            raise UserError(f"model.path: {path} has no config.json", hint)
+        return local
+    if local.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(f"model.path: there is no directory {path}", "check the path; a hub id reads OWNER/NAME")
+    return _from_hub(path)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except RepositoryNotFoundError:
+        raise UserError(f"model.path: {name} is neither a directory here nor a model on the hub", "check it") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.path: {name} is not a directory here and could not be downloaded: {reason}",
+            "check the network, or set model.path to a local directory",
+        ) from None
+
+
+def _from_gguf(file: Path, target: Path) -> Path:
+    """Dequantise once; a finished directory is used again."""
+    if (target / "config.json").is_file():
+        return target
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"model.path: transformers cannot read {file}: {error}", "use another file") from error
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(target)
+    return target
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    """The configuration of a model directory.
+
+    Raises:
+        UserError: it cannot be read or names an unknown architecture.
+    """
+    try:
+        return AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot read {directory / 'config.json'}: {reason}", "check model.path") from None
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        raise UserError(f"cannot load a tokenizer from {directory}: {reason}", "set model.tokenizer") from None
+
+
+def companion_files(directory: Path) -> list[Path]:
+    """Tokenizer and generation files that belong beside an exported model."""
+    return [directory / name for name in _COMPANIONS if (directory / name).is_file()]

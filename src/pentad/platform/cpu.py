@@ -1,0 +1,138 @@
+"""Megatron-Core, unmodified, on CPU tensors over gloo.
+
+Invariant: entered at most once a process, only where there is no CUDA, and never on a machine that has one. After
+`enter()`, code written for one CUDA device runs on the CPU with the same results; nothing outside `torch.cuda` and
+the tensor constructors changes its meaning. This is the only place in Pentad that replaces functions of others.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+_entered: "CudaOnCpu | None" = None
+
+# Megatron's distributed optimizer groups parameters by the type string that CUDA tensors report.
+_TYPE_NAMES = {
+    torch.float32: "torch.cuda.FloatTensor",
+    torch.float16: "torch.cuda.HalfTensor",
+    torch.bfloat16: "torch.cuda.BFloat16Tensor",
+}
+
+
+def _is_cuda(device: object) -> bool:
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
+
+
+class CudaOnCpu(TorchFunctionMode):
+    """Rewrites `device="cuda"` to the CPU in every call of a torch function."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return _TYPE_NAMES.get(args[0].dtype, func(*args))
+        if kwargs:
+            if _is_cuda(kwargs.get("device")):
+                kwargs = {**kwargs, "device": _CPU}
+            if kwargs.get("pin_memory"):
+                kwargs = {**kwargs, "pin_memory": False}
+        if any(_is_cuda(argument) for argument in args):
+            args = tuple(_CPU if _is_cuda(argument) else argument for argument in args)
+        return func(*args, **(kwargs or {}))
+
+
+class _Stream:
+    """A stand-in for `torch.cuda.Stream` and `Event`: on the CPU everything has already happened."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: None
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: "_Stream") -> float:
+        return 0.0
+
+
+@contextlib.contextmanager
+def _stream_context(stream: object) -> Iterator[object]:
+    yield stream
+
+
+def enter() -> None:
+    """Make CUDA calls mean the CPU in this process. Does nothing where it was done before.
+
+    Raises:
+        RuntimeError: this machine has CUDA, where pretending otherwise would be wrong.
+    """
+    global _entered
+    if _entered is not None:
+        return
+    if torch.cuda.is_available():
+        raise RuntimeError("the CPU platform must not be entered on a machine with CUDA")
+    _replace_torch_cuda()
+    _replace_megatron_rng()
+    _entered = CudaOnCpu()
+    _entered.__enter__()
+
+
+def _replace_torch_cuda() -> None:
+    def nothing(*args: object, **kwargs: object) -> None:
+        return None
+
+    replacements: dict[str, Any] = {
+        "current_device": lambda: _CPU,
+        "set_device": nothing,
+        "device_count": lambda: 1,
+        "synchronize": nothing,
+        "empty_cache": nothing,
+        "Stream": _Stream,
+        "Event": _Stream,
+        "current_stream": lambda device=None: _Stream(),
+        "default_stream": lambda device=None: _Stream(),
+        "stream": _stream_context,
+        "set_stream": nothing,
+        "get_rng_state": lambda device="cuda": torch.get_rng_state(),
+        "set_rng_state": lambda state, device="cuda": torch.set_rng_state(state),
+        "manual_seed": torch.manual_seed,
+        "is_current_stream_capturing": lambda: False,
+        "memory_allocated": lambda device=None: 0,
+        "max_memory_allocated": lambda device=None: 0,
+        "get_device_capability": lambda device=None: (0, 0),
+    }
+    for name, replacement in replacements.items():
+        setattr(torch.cuda, name, replacement)
+    # Constructors of the legacy typed tensors, which Megatron uses for a few flags.
+    for name in ("FloatTensor", "IntTensor", "LongTensor"):
+        setattr(torch.cuda, name, getattr(torch, name))
+
+
+def _replace_megatron_rng() -> None:
+    from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.transformer.moe import token_dispatcher
+
+    def get_state(device: object = "cuda", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(new_state: torch.Tensor, device: object = -1, graph_safe: bool = False) -> None:
+        torch.set_rng_state(new_state)
+
+    def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    megatron_random._get_cuda_rng_state = get_state
+    megatron_random._set_cuda_rng_state = set_state
+    token_dispatcher.maybe_move_tensor_to_cpu = to_host

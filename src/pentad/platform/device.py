@@ -1,0 +1,59 @@
+"""What differs between a machine with CUDA and one without: device, collective backend, default precision.
+
+Invariant: the answer is the same for every caller in a process, and asking twice changes nothing.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+DTypeName = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where this process computes.
+
+    Attributes:
+        device: `cuda:i` or `cpu`.
+        backend: the torch.distributed backend for its tensors.
+    """
+
+    device: torch.device
+    backend: Literal["nccl", "gloo"]
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def dtype(self, name: DTypeName) -> torch.dtype:
+        """`auto` is float32 on the CPU and bfloat16 on a GPU."""
+        if name == "auto":
+            return torch.bfloat16 if self.is_cuda else torch.float32
+        return torch.float32 if name == "fp32" else torch.bfloat16
+
+    def synchronize(self) -> None:
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
+
+def enter_platform(device_index: int = 0) -> Platform:
+    """Choose the device of this process; where there is no CUDA, make Megatron run on the CPU.
+
+    Args:
+        device_index: which of the visible GPUs this process uses.
+    """
+    # Megatron warns on import about every optional package that Pentad does without on purpose.
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    if torch.cuda.is_available():
+        device = torch.device("cuda", device_index)
+        torch.cuda.set_device(device)
+        return Platform(device, "nccl")
+    from pentad.platform import cpu
+
+    cpu.enter()
+    return Platform(torch.device("cpu"), "gloo")

@@ -1,0 +1,79 @@
+"""A worker process as its parent sees it.
+
+Invariant: a worker is either usable or said to have died; after `kill` neither it nor anything it started is left,
+and none of its file descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from multiprocessing import Pipe
+from typing import Any
+
+from pentad.rewards.worker import LoadRequest, ScoreRequest
+
+
+class WorkerDied(Exception):
+    """The process at the other end is gone; says how."""
+
+
+class WorkerProcess:
+    """One process and the connection to it."""
+
+    def __init__(self) -> None:
+        self.loaded: set[str] = set()
+        self.connection, theirs = Pipe()
+        lifeline, self._lifeline = os.pipe()
+        # Not multiprocessing: its spawn imports the main module again (in a Ray actor, all of Ray), and its fork
+        # copies a process that runs threads.
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from pentad.rewards.worker import main; "
+            f"main({theirs.fileno()}, {lifeline})"
+        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), lifeline),
+                start_new_session=True,  # what a reward starts can be killed with it; Ctrl-C is ours to handle
+            )
+        finally:
+            theirs.close()
+            os.close(lifeline)
+
+    def send(self, request: LoadRequest | ScoreRequest) -> None:
+        """Hand over a request; the worker takes one at a time. Raises `WorkerDied` if nobody is there any more."""
+        message = pickle.dumps(request)
+        try:
+            self.connection.send_bytes(message)
+        except (ConnectionError, OSError) as error:
+            raise WorkerDied(self._how()) from error
+
+    def receive(self) -> Any:
+        """The answer to the oldest request. Raises `WorkerDied` if it died before it answered."""
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise WorkerDied(self._how()) from error
+
+    def _how(self) -> str:
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "connection closed"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def kill(self) -> None:
+        """End the process and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self.connection.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1

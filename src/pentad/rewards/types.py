@@ -1,0 +1,55 @@
+"""What goes to a reward and what comes back.
+
+Invariant: a `RewardResult` has a finite score; where the reward failed it is 0 and says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Failure = Literal["timeout", "crash", "exception", "bad_value"]
+
+FAILURE_COUNTERS: Mapping[Failure, str] = {
+    "timeout": "timeouts",
+    "crash": "crashes",
+    "exception": "exceptions",
+    "bad_value": "bad_values",
+}
+
+
+@dataclass(frozen=True)
+class RewardItem:
+    """One response to score.
+
+    Args:
+        prompt: text that the response answers.
+        response: decoded response, without the end-of-turn token.
+        ground_truth: what the data says is right; None where it says nothing.
+        data_source: chooses the reward when `reward.name` is auto.
+        extra: further columns of the row, passed to the reward by name.
+    """
+
+    prompt: str
+    response: str
+    ground_truth: Any = None
+    data_source: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """The score of one response.
+
+    Args:
+        score: finite; 0 when `failure` is set.
+        failure: how the reward failed, or None.
+        message: what it said when it failed.
+        metrics: the other finite numbers of a reward that returns a dict.
+    """
+
+    score: float
+    failure: Failure | None = None
+    message: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,157 @@
+"""Curves as inline SVG that take their colours and letters from the page around them.
+
+Invariant: a chart draws every finite value that it is given or a mean of neighbours, never a guess: a value that
+is missing or not finite is a gap.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Drawn in these colours, which then become the page's CSS variables; the page knows whether it is light or dark.
+_SERIES = tuple(f"#0000f{i}" for i in range(1, 7))
+_INK, _GRID = "#0000a1", "#0000a2"
+_VARIABLES = {color: f"var(--series-{i})" for i, color in enumerate(_SERIES, start=1)}
+_VARIABLES |= {_INK: "var(--ink-soft)", _GRID: "var(--grid)"}
+
+_STYLE = {
+    "svg.fonttype": "none",  # letters stay letters
+    "svg.hashsalt": "pentad",  # the same data gives the same file
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.limits": (-4, 6),
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+_FEW = 40  # so many points are marked one by one
+_MOST = 300  # bars of a stacked chart; more steps share a bar
+
+Points = Sequence[tuple[int, float | None]]
+
+
+def line_chart(
+    title: str, series: Mapping[str, Points], span: tuple[int, int], *, smooth: bool = False, percent: bool = False
+) -> str:
+    """Lines over steps, as an `<svg>` element.
+
+    Args:
+        title: what a screen reader says.
+        series: label -> (step, value), in order of steps; the label is shown when there is more than one.
+        span: first and last step of the axis.
+        smooth: draw the values faintly and an exponential moving average (weight 0.1 a step) over them.
+        percent: the values are fractions.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(span)
+        for i, (label, points) in enumerate(series.items()):
+            color = _SERIES[i % len(_SERIES)]
+            steps = [step for step, _ in points]
+            values = [math.nan if value is None else value for _, value in points]
+            faint = smooth and len(values) > 10
+            axes.plot(
+                steps,
+                values,
+                color=color,
+                linewidth=1.0 if faint else 1.8,
+                alpha=0.35 if faint else 1.0,
+                marker="o" if len(values) <= _FEW and not faint else None,
+                markersize=3.5,
+                label=None if faint else label,
+            )
+            if faint:
+                axes.plot(steps, moving_average(values), color=color, linewidth=1.8, label=label)
+        if percent:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if len(series) > 1:
+            axes.legend(loc="best")
+        return _svg(figure, title)
+
+
+def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence[float]], span: tuple[int, int]) -> str:
+    """Stacked bars over steps, as an `<svg>` element.
+
+    Args:
+        title: what a screen reader says.
+        steps: `[N]`, rising.
+        parts: label -> `[N]` finite values from 0; the first is at the bottom.
+        span: first and last step of the axis.
+    """
+    size = math.ceil(len(steps) / _MOST) if steps else 1
+    cuts = range(0, len(steps), size)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(span)
+        at = [_mean(steps[cut : cut + size]) for cut in cuts]
+        gap = 0.2 if len(at) <= _FEW else 0.0  # thin gaps between thin bars flicker
+        width = (1 - gap) * min((b - a for a, b in zip(at, at[1:], strict=False)), default=1.0)
+        bottom = [0.0] * len(at)
+        for i, (label, values) in enumerate(parts.items()):
+            heights = [_mean(values[cut : cut + size]) for cut in cuts]
+            axes.bar(at, heights, width=width, bottom=bottom, color=_SERIES[i % len(_SERIES)], label=label)
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        axes.grid(visible=False, axis="x")
+        axes.set_ylim(0, 1.25 * max(bottom, default=1.0) or 1.0)  # room for the legend
+        axes.legend(loc="upper right", ncols=min(len(parts), 5), columnspacing=1.0, handlelength=1.0)
+        return _svg(figure, title)
+
+
+def moving_average(values: Sequence[float], weight: float = 0.1) -> list[float]:
+    """Exponential moving average without a bias to its first value; a NaN stays NaN and does not spread.
+
+    The average after n values v is sum_i (1-w)^(n-i) v_i / sum_i (1-w)^(n-i).
+    """
+    total = norm = 0.0
+    averages = []
+    for value in values:
+        if math.isfinite(value):
+            total, norm = total * (1 - weight) + value, norm * (1 - weight) + 1
+            averages.append(total / norm)
+        else:
+            averages.append(math.nan)
+    return averages
+
+
+def _axes(span: tuple[int, int]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.4, 2.5), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    margin = max(0.6, 0.02 * (span[1] - span[0]))
+    axes.set_xlim(span[0] - margin, span[1] + margin)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure, title: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, variable)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,60 @@
+"""One microbatch on its device, ready for the model.
+
+Invariant: what is padded for the layout's sake carries no loss and changes no log-prob.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pentad.data.batch import Batch
+from pentad.models.attention import needs_padding
+from pentad.models.packing import PackedInputs
+from pentad.models.rotary import RotaryTable
+
+
+@dataclass
+class Microbatch:
+    """A pack and where its log-probs belong.
+
+    Attributes:
+        batch: the sequences, on the device, without padding.
+        tokens: int64 `[1, t]`, padded to a multiple of the ranks that split it.
+        packed: bounds and rotary tables, of length t.
+        targets: int64 `[n]`, token indices in `batch` whose log-probs are wanted; each is predicted from the token
+            before it.
+    """
+
+    batch: Batch
+    tokens: Tensor
+    packed: PackedInputs
+    targets: Tensor
+
+
+def make_microbatch(
+    batch: Batch, indices: tuple[int, ...], *, multiple: int, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
+) -> Microbatch:
+    """Pack some sequences of a batch.
+
+    Args:
+        indices: which sequences, in order.
+        multiple: the pack's length is padded to a multiple of this, by a sequence of its own.
+        dtype: of the activations.
+    """
+    part = batch.select(indices)
+    lengths = part.lengths
+    padding = -part.num_tokens % multiple
+    tokens = torch.cat([part.tokens, part.tokens.new_zeros(padding)]) if padding else part.tokens
+    packed = PackedInputs.build(
+        [*lengths, padding] if padding else lengths,
+        rotary.tables(max(*lengths, padding)),
+        device,
+        padded=needs_padding(device, dtype),
+    )
+    return Microbatch(
+        batch=part.to(device),
+        tokens=tokens[None].to(device, non_blocking=True),
+        packed=packed,
+        targets=part.loss_mask.nonzero().squeeze(-1).to(device, non_blocking=True),
+    )

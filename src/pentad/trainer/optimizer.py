@@ -1,0 +1,97 @@
+"""AdamW over Megatron's distributed optimizer, and the learning-rate schedule.
+
+Decoupled weight decay: https://arxiv.org/abs/1711.05101. Invariant: the schedule moves exactly once with every
+optimizer step, so the learning rate is a function of the number of steps alone.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from pentad.config.trainer import OptimizerSettings, ScheduleSettings
+from pentad.models.build import check_overrides
+
+_SETTLED_BY_TRAINER = {
+    "lr": "trainer.optimizer.lr",
+    "min_lr": "trainer.schedule.min_lr_ratio",
+    "weight_decay": "trainer.optimizer.weight_decay",
+    "adam_beta1": "trainer.optimizer.betas",
+    "adam_beta2": "trainer.optimizer.betas",
+    "adam_eps": "trainer.optimizer.eps",
+    "clip_grad": "trainer.optimizer.grad_clip",
+    "bf16": "trainer.dtype",
+    "fp16": "trainer.dtype",
+    "params_dtype": "trainer.dtype",
+}
+
+
+def wrap_data_parallel(
+    model: GPTModel, config: TransformerConfig, overrides: dict[str, Any], groups: ProcessGroupCollection
+) -> DistributedDataParallel:
+    """Put a model's gradients into float32 buffers that data-parallel ranks reduce.
+
+    Args:
+        overrides: fields that the user sets (`megatron.ddp`).
+    """
+    check_overrides(overrides, DistributedDataParallelConfig, "megatron.ddp", {})
+    settings: dict[str, Any] = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True, **overrides}
+    return DistributedDataParallel(
+        config=config, ddp_config=DistributedDataParallelConfig(**settings), module=model, pg_collection=groups
+    )
+
+
+def make_optimizer(
+    model: DistributedDataParallel, settings: OptimizerSettings, dtype: torch.dtype, overrides: dict[str, Any]
+) -> MegatronOptimizer:
+    """AdamW with float32 masters and moments.
+
+    Args:
+        overrides: fields that the user sets (`megatron.optimizer`).
+    """
+    check_overrides(overrides, OptimizerConfig, "megatron.optimizer", _SETTLED_BY_TRAINER)
+    config = OptimizerConfig(
+        **{
+            "optimizer": "adam",
+            "lr": settings.lr,
+            "weight_decay": settings.weight_decay,
+            "adam_beta1": settings.betas[0],
+            "adam_beta2": settings.betas[1],
+            "adam_eps": settings.eps,
+            "clip_grad": settings.grad_clip,
+            "bf16": dtype == torch.bfloat16,
+            "params_dtype": dtype,
+            "use_distributed_optimizer": model.ddp_config.use_distributed_optimizer,
+            **overrides,
+        }
+    )
+    return get_megatron_optimizer(config, [model])
+
+
+def make_schedule(
+    optimizer: MegatronOptimizer, optimizer_settings: OptimizerSettings, schedule: ScheduleSettings, total_steps: int
+) -> OptimizerParamScheduler:
+    """Linear warmup, then constant, linear or cosine decay to `min_lr_ratio` at the last step.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+    """
+    decay = optimizer_settings.weight_decay
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=optimizer_settings.lr,
+        min_lr=optimizer_settings.lr * schedule.min_lr_ratio,
+        lr_warmup_steps=schedule.warmup_steps,
+        lr_decay_steps=max(total_steps, schedule.warmup_steps + 1),
+        lr_decay_style=schedule.name,
+        start_wd=decay,
+        end_wd=decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )

@@ -1,0 +1,245 @@
+"""One rank of training: a model, its gradients and its optimizer.
+
+Invariant: every rank is handed the same batch and the same plan and takes its own share of them, by its Megatron
+process groups. Denominators are counted over the whole minibatch before the first backward, so neither the layout
+nor the packing can change a gradient. The verbs know nothing of any algorithm.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from pentad.algorithms.protocol import Loss
+from pentad.algorithms.reduction import count
+from pentad.config.megatron import MegatronSettings
+from pentad.config.trainer import TrainerSettings
+from pentad.data.batch import Batch
+from pentad.data.plan import Plan
+from pentad.layout.layout import Layout
+from pentad.models.build import build_model, transformer_config
+from pentad.models.checkpoint import CheckpointReader
+from pentad.models.logprob import vocab_parallel_logprobs
+from pentad.models.mapping import WeightMapping
+from pentad.models.rotary import RotaryTable
+from pentad.platform.device import Platform
+from pentad.trainer.microbatch import Microbatch, make_microbatch
+from pentad.trainer.optimizer import make_optimizer, make_schedule, wrap_data_parallel
+
+Progress = Callable[[int], None]
+
+
+def _no_progress(done: int) -> None:
+    pass
+
+
+class Trainer:
+    """The policy, the reference or the critic on one rank.
+
+    Args:
+        config: the model's Hugging Face configuration.
+        layout: how the model is split.
+        groups: Megatron's process groups for that layout.
+        platform: where this rank computes.
+        settings, megatron: as configured.
+        optimizer_steps: of the whole run, for the schedule; None for a model that is never trained.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        layout: Layout,
+        groups: ProcessGroupCollection,
+        platform: Platform,
+        settings: TrainerSettings,
+        megatron: MegatronSettings,
+        optimizer_steps: int | None,
+    ) -> None:
+        self.groups = groups
+        self.platform = platform
+        self.settings = settings
+        self.dtype = platform.dtype(settings.dtype)
+        self.mapping = WeightMapping(config, groups.tp)
+        self.megatron = transformer_config(config, layout, self.dtype, megatron.transformer)
+        self.module: GPTModel = build_model(config, self.megatron, layout, groups).to(platform.device)
+        self._rotary = RotaryTable(config, platform.device)
+        self._multiple = layout.tensor * layout.context
+        self._schedule_function = get_forward_backward_func()
+        self.optimizer = self.schedule = None
+        self.model: Any = self.module
+        if optimizer_steps is not None:
+            self.model = wrap_data_parallel(self.module, self.megatron, megatron.ddp, groups)
+            self.optimizer = make_optimizer(self.model, settings.optimizer, self.dtype, megatron.optimizer)
+            self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
+            self.megatron.finalize_model_grads_func = finalize_model_grads
+            self.megatron.grad_scale_func = self.optimizer.scale_loss
+        else:
+            self.module.requires_grad_(False)
+
+    def load(self, reader: CheckpointReader) -> None:
+        """Take the weights of a checkpoint; masters and moments start anew from them."""
+        self.mapping.load(self.module, reader)
+        if self.optimizer is not None:
+            self.optimizer.reload_model_params()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole Hugging Face tensors, one at a time. A collective of the tensor-parallel group."""
+        return self.mapping.export((name, parameter.data) for name, parameter in self.mapping.parameters(self.module))
+
+    @torch.no_grad()
+    def logprobs(
+        self, batch: Batch, plan: Plan, temperature: float, progress: Progress = _no_progress
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the tokens in the loss mask.
+
+        Args:
+            batch: the whole batch, the same on every rank.
+            plan: how it is packed and shared out.
+            temperature: divides the logits.
+
+        Returns:
+            float32 `[T]` each, on the CPU, the same on every rank; 0 outside the loss mask.
+        """
+        self.module.eval()
+        both = torch.zeros(2, batch.num_tokens, device=self.platform.device)
+        mine = self._my_microbatches(plan)
+
+        def collect(outputs: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            nothing = outputs.new_zeros((), dtype=torch.int)
+            return outputs.sum() * 0, nothing, {"both": outputs.detach()}
+
+        results = self._run(batch, mine, temperature, collect, progress, forward_only=True)
+        starts, lengths = batch.cu_seqlens.tolist(), batch.lengths
+        for indices, result in zip(mine, results, strict=True):
+            offset = 0
+            for index in indices:
+                end = offset + lengths[index]
+                both[:, starts[index] : starts[index + 1]] = result["both"][:, offset:end]
+                offset = end
+        torch.distributed.all_reduce(both, group=self.groups.dp)
+        both = both.cpu()
+        return both[0], both[1]
+
+    def forward_backward(
+        self, batch: Batch, plan: Plan, loss: Loss, temperature: float = 1.0, progress: Progress = _no_progress
+    ) -> dict[str, float]:
+        """Gradients of a loss over one minibatch, ready for `step`.
+
+        Args:
+            batch: the whole minibatch, the same on every rank.
+            plan: how it is packed and shared out.
+
+        Returns:
+            `train/loss` and the loss's metrics, over the whole minibatch, the same on every rank.
+        """
+        self.module.train()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        tokens, denominator = count(batch, "tokens"), count(batch, loss.normalizer)
+
+        def reduce(outputs: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            loss_sum, sums = loss(outputs[0], microbatch.batch)
+            sums = {"train/loss": loss_sum.detach() * (tokens / denominator), **sums}
+            entropy = outputs[1].sum().detach()
+            # Megatron divides by the sum of the second value, at least 1: nothing is left for it to do.
+            nothing = outputs.new_zeros((), dtype=torch.int)
+            return loss_sum / denominator, nothing, {**sums, "train/entropy": entropy}
+
+        mine = self._my_microbatches(plan)
+        results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
+        names = sorted(results[0])
+        sums = torch.stack([sum(result[name] for result in results) for name in names]).float()
+        torch.distributed.all_reduce(sums, group=self.groups.dp)
+        return {name: value / tokens for name, value in zip(names, sums.tolist(), strict=True)}
+
+    def step(self) -> dict[str, float]:
+        """Clip, update, move the schedule.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing was updated.
+        """
+        self.schedule.step(increment=1)
+        updated, grad_norm, _ = self.optimizer.step()
+        norm = float(grad_norm)
+        if not updated or norm != norm or norm == float("inf"):
+            raise FloatingPointError(f"the gradient norm is {norm}")
+        return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _my_microbatches(self, plan: Plan) -> tuple[tuple[int, ...], ...]:
+        if len(plan.microbatches) != self.groups.dp.size():
+            raise ValueError(f"a plan for {len(plan.microbatches)} ranks on {self.groups.dp.size()}")
+        return plan.microbatches[self.groups.dp.rank()]
+
+    def _run(
+        self,
+        batch: Batch,
+        indices: Sequence[tuple[int, ...]],
+        temperature: float,
+        finish: Callable[[Tensor, Microbatch], tuple[Tensor, Tensor, dict[str, Tensor]]],
+        progress: Progress,
+        *,
+        forward_only: bool,
+    ) -> list[dict[str, Tensor]]:
+        """Megatron's schedule over this rank's microbatches; `finish` turns log-probs into a loss."""
+        done = 0
+
+        def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            nonlocal done
+            microbatch = next(iterator)
+            output = model(
+                input_ids=microbatch.tokens,
+                position_ids=None,
+                attention_mask=None,
+                packed_seq_params=microbatch.packed,
+                output_processor=self._logprobs_of_hidden,
+                output_processor_context=(microbatch, temperature),
+            )
+            done += 1
+            progress(done)
+            return output, lambda outputs: finish(outputs, microbatch)
+
+        def microbatches() -> Iterator[Microbatch]:
+            for chosen in indices:
+                yield make_microbatch(
+                    batch,
+                    chosen,
+                    multiple=self._multiple,
+                    rotary=self._rotary,
+                    device=self.platform.device,
+                    dtype=self.dtype,
+                )
+
+        return self._schedule_function(
+            forward_step_func=forward_step,
+            data_iterator=microbatches(),
+            model=[self.model],
+            num_microbatches=len(indices),
+            seq_length=1,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def _logprobs_of_hidden(self, *, hidden_states: Tensor, output_weight: Tensor | None, **rest: Any) -> Tensor:
+        """Megatron's output hook: `[2, t]`, log-probs (differentiable) and entropies, 0 where none is wanted."""
+        microbatch, temperature = rest["context"]
+        if self.megatron.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.groups.tp)
+        weight = output_weight if output_weight is not None else rest["output_layer"].weight
+        targets = microbatch.targets
+        logprobs, entropies = vocab_parallel_logprobs(
+            hidden_states[:, 0][targets - 1],
+            weight,
+            microbatch.batch.tokens[targets],
+            temperature=temperature,
+            vocab_size=self.mapping.geometry.vocab_size,
+            group=self.groups.tp,
+        )
+        places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
+        return places.index_copy(1, targets, torch.stack([logprobs, entropies]))
