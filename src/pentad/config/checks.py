@@ -59,7 +59,10 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     if data.template == "text":
         why, use = "data.template is text, so no chat template is applied", "or set data.template to chat"
         yield ("data.system_prompt", "model.chat_template"), why, use
-    if not any(source.startswith("reasoning_gym:") for source in (data.train, *data.eval.values())):
+    procedural = [source.startswith("reasoning_gym:") for source in (data.train, *data.eval.values())]
+    if all(procedural):
+        yield ("data.prompt_column",), "reasoning_gym sources have no columns", "or use a file"
+    if not any(procedural):
         yield ("data.options",), "only reasoning_gym sources read it", "or use a reasoning_gym:TASK source"
     if ":" not in settings.reward.name:
         why, use = f"reward {settings.reward.name} does not read it", "or set reward.name to a module:function"

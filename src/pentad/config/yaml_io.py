@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml import MarkedYAMLError
 
 from pentad.errors import UserError
 
@@ -158,7 +159,7 @@ def _value(
     loader: CoreLoader, node: yaml.Node, path: KeyPath, document: Document, file: str, above: tuple[yaml.Node, ...]
 ) -> Any:
     if node in above:
-        raise yaml.constructor.ConstructorError(None, None, "an alias refers to itself", node.start_mark)
+        raise MarkedYAMLError(None, None, "an alias refers to itself", node.start_mark)
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, path, document, file, above)
     if isinstance(node, yaml.SequenceNode):

@@ -39,7 +39,7 @@ _HINTS = {
     "VBAR": "a folded layout is (attn:...|ffn:...)",
     "_FFN": "a folded layout is (attn:...|ffn:...)",
     "_ATTN": "a folded layout is (attn:...|ffn:...)",
-    "NAME": "write a name there, as in megatron:d2 or megatron[actor]:d2",
+    "NAME": "write a component, as in megatron:d2",
 }
 
 
@@ -75,7 +75,7 @@ def _explain(text: str, error: UnexpectedInput) -> NoReturn:
 
     if not before and at_end:
         fail(text, 0, "the string is empty", "write a trainer at least, as in megatron:d1")
-    if "COLON" in expected and (bare := re.search(r"(?:^|[+|])\s*((?:[a-z][0-9]+)+)$", before + here)):
+    if "COLON" in expected and (bare := re.search(r"(?:^|[+|])\s*((?:[a-z][0-9]+)+)$", before)):
         start = bare.start(1)
         fail(text, start, "the backend is missing", f"write it before the sizes, as in megatron:{bare[1]}")
     if here == "[" and "NAME" in expected and not before.endswith("["):
@@ -90,6 +90,8 @@ def _explain(text: str, error: UnexpectedInput) -> NoReturn:
     if "SIZE" in expected and (word := re.search(r"(?:hf|vllm|sglang|megatron)\b", text[position - 1 :])):
         start = position - 1 + word.start()
         fail(text, start, "two components stand side by side", "write '+' (own devices) or '|' (same devices) between")
+    if "NAME" in expected and before.endswith("["):
+        fail(text, position, "a name is missing", "write a word between the brackets, as in megatron[actor]:d2")
     found = "the string ends too early" if at_end else f"{here!r} is not expected here"
     is_open = before.count("(") > before.count(")")
     for terminal, fits in (

@@ -11,7 +11,7 @@ from math import prod
 from lark import Token, Tree
 
 from pentad.layout.grammar import fail, syntax_tree
-from pentad.layout.model import ENGINES, LETTERS, TRAINERS, Allocation, Component, Layout
+from pentad.layout.layout import ENGINES, LETTERS, TRAINERS, Allocation, Component, Layout
 
 _WORDS = {
     "d": "data",

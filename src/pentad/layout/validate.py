@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pentad.errors import UserError
-from pentad.layout.model import Allocation, Layout
+from pentad.layout.layout import Allocation, Layout
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 
 from pentad.errors import UserError
-from pentad.layout.layout import Layout
+from pentad.layout import Layout
 from pentad.models.families import family_of
 from pentad.models.geometry import Geometry
 from pentad.models.provider import block_spec

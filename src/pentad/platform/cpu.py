@@ -1,11 +1,12 @@
 """Megatron-Core, unmodified, on CPU tensors over gloo.
 
-Invariant: entered at most once a process, only where there is no CUDA, and never on a machine that has one. After
+Invariant: entered at most once a thread, only where there is no CUDA, and never on a machine that has one. After
 `enter()`, code written for one CUDA device runs on the CPU with the same results; nothing outside `torch.cuda` and
 the tensor constructors changes its meaning. This is the only place in Pentad that replaces functions of others.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
-_entered: "CudaOnCpu | None" = None
+_process_lock = threading.Lock()
+_process_entered = False
+_thread = threading.local()
 
 # Megatron's distributed optimizer groups parameters by the type string that CUDA tensors report.
 _TYPE_NAMES = {
@@ -73,20 +76,24 @@ def _stream_context(stream: object) -> Iterator[object]:
 
 
 def enter() -> None:
-    """Make CUDA calls mean the CPU in this process. Does nothing where it was done before.
+    """Make CUDA calls of this thread mean the CPU. Does nothing where it was done before.
 
     Raises:
         RuntimeError: this machine has CUDA, where pretending otherwise would be wrong.
     """
-    global _entered
-    if _entered is not None:
+    global _process_entered
+    if getattr(_thread, "mode", None) is not None:
         return
-    if torch.cuda.is_available():
-        raise RuntimeError("the CPU platform must not be entered on a machine with CUDA")
-    _replace_torch_cuda()
-    _replace_megatron_rng()
-    _entered = CudaOnCpu()
-    _entered.__enter__()
+    with _process_lock:
+        if not _process_entered:
+            if torch.cuda.is_available():
+                raise RuntimeError("the CPU platform must not be entered on a machine with CUDA")
+            _replace_torch_cuda()
+            _replace_megatron_rng()
+            _process_entered = True
+    # A function mode belongs to a thread.
+    _thread.mode = CudaOnCpu()
+    _thread.mode.__enter__()
 
 
 def _replace_torch_cuda() -> None:

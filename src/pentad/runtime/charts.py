@@ -5,11 +5,14 @@ is missing or not finite is a gap.
 """
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -20,7 +23,7 @@ _INK, _GRID = "#0000a1", "#0000a2"
 _VARIABLES = {color: f"var(--series-{i})" for i, color in enumerate(_SERIES, start=1)}
 _VARIABLES |= {_INK: "var(--ink-soft)", _GRID: "var(--grid)"}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters
     "svg.hashsalt": "pentad",  # the same data gives the same file
     "text.parse_math": False,
@@ -58,7 +61,7 @@ def line_chart(
         title: what a screen reader says.
         series: label -> (step, value), in order of steps; the label is shown when there is more than one.
         span: first and last step of the axis.
-        smooth: draw the values faintly and an exponential moving average (weight 0.1 a step) over them.
+        smooth: draw the values faintly and their smoothed course over them.
         percent: the values are fractions.
     """
     with matplotlib.rc_context(_STYLE):
@@ -79,7 +82,7 @@ def line_chart(
                 label=None if faint else label,
             )
             if faint:
-                axes.plot(steps, moving_average(values), color=color, linewidth=1.8, label=label)
+                axes.plot(steps, smoothed(values), color=color, linewidth=1.8, label=label)
         if percent:
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -103,7 +106,7 @@ def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence
         figure, axes = _axes(span)
         at = [_mean(steps[cut : cut + size]) for cut in cuts]
         gap = 0.2 if len(at) <= _FEW else 0.0  # thin gaps between thin bars flicker
-        width = (1 - gap) * min((b - a for a, b in zip(at, at[1:], strict=False)), default=1.0)
+        width = (1 - gap) * min((b - a for a, b in itertools.pairwise(at)), default=1.0)
         bottom = [0.0] * len(at)
         for i, (label, values) in enumerate(parts.items()):
             heights = [_mean(values[cut : cut + size]) for cut in cuts]
@@ -115,27 +118,26 @@ def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence
         return _svg(figure, title)
 
 
-def moving_average(values: Sequence[float], weight: float = 0.1) -> list[float]:
-    """Exponential moving average without a bias to its first value; a NaN stays NaN and does not spread.
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Mean of each value's neighbours `[N] -> [N]`, weighted by a Gaussian over 1/40 of the length: it does not lag.
 
-    The average after n values v is sum_i (1-w)^(n-i) v_i / sum_i (1-w)^(n-i).
+    A NaN stays NaN and has no weight.
     """
-    total = norm = 0.0
-    averages = []
-    for value in values:
-        if math.isfinite(value):
-            total, norm = total * (1 - weight) + value, norm * (1 - weight) + 1
-            averages.append(total / norm)
-        else:
-            averages.append(math.nan)
-    return averages
+    sigma = max(1.0, len(values) / 40)
+    reach = math.ceil(3 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    raw = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(raw)
+    weighted = np.convolve(np.where(known, raw, 0.0), kernel)[reach:-reach]
+    weights = np.convolve(known.astype(np.float64), kernel)[reach:-reach]
+    return np.where(known, weighted / np.where(known, weights, 1.0), math.nan).tolist()
 
 
 def _axes(span: tuple[int, int]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.4, 2.5), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
     margin = max(0.6, 0.02 * (span[1] - span[0]))
     axes.set_xlim(span[0] - margin, span[1] + margin)
     axes.tick_params(length=0)

@@ -7,7 +7,7 @@ ever replaced by another.
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
@@ -42,6 +42,11 @@ METRICS: dict[str, str] = {
 }
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)+")
+
+
+def describe(name: str) -> str:
+    """What METRICS says about a metric; empty for a name that is not among them."""
+    return METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name), "")
 
 
 def accuracy_name(eval_name: str) -> str:
@@ -86,7 +91,7 @@ class Timer:
         self._phase: str | None = None
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Generator[None]:
         """Add the time of the block to `time/<name>`. Phases do not nest: their times must sum to the step's."""
         if self._phase is not None:
             raise RuntimeError(f"phase {name!r} begins within phase {self._phase!r}")

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pentad.runtime.charts import line_chart, stacked_chart
-from pentad.runtime.metrics import METRICS
+from pentad.runtime.metrics import describe
 from pentad.runtime.run_data import RunData, load_run, summarize
 from pentad.runtime.run_dir import RunDir
 
@@ -35,7 +35,7 @@ class Chart:
 
 _CHARTS = (
     Chart("Reward", ("reward/mean",), "Mean reward of the samples of each step."),
-    Chart("Loss", ("train/loss",), "For a policy gradient the loss is no measure of progress."),
+    Chart("Loss", ("train/loss",), "Next to a reward, the loss is no measure of progress."),
     Chart("KL to the initial model", ("train/kl",), "Estimate per token. A sudden rise is a first sign of collapse."),
     Chart("Gradient norm", ("train/grad_norm",), "Before clipping."),
     Chart("Response length", ("rollout/response_length_mean",), "Mean, in tokens."),
@@ -103,11 +103,11 @@ def _render(data: RunData, run_dir: RunDir) -> str:
         versions={key: packages[key] for key in _KEY_PACKAGES if key in packages},
         machine={key: data.versions.get(key) for key in ("python", "platform", "cpus", "gpus", "git_commit")},
         settings=data.settings_text,
-        table=[(name, METRICS.get(name, ""), _latest(data, name)) for name in data.names],
+        table=[(name, describe(name), _latest(data, name)) for name in data.names],
     )
 
 
-def _charts(data: RunData) -> list[dict[str, object]]:
+def _charts(data: RunData) -> list[dict[str, str]]:
     """Evaluation and reward first, then health, then whatever else the run has written."""
     names = data.names
     drawn: set[str] = set()
@@ -120,7 +120,7 @@ def _charts(data: RunData) -> list[dict[str, object]]:
             drawn.update(chart.names)
     parts = {name for name in names if name.startswith("time/")}
     rest = [name for name in names if name not in drawn | parts and data.values(name)]
-    charts += [Chart(name, (name,), METRICS.get(name, "")) for name in rest]
+    charts += [Chart(name, (name,), describe(name)) for name in rest]
     done = [
         {
             "title": chart.title,
@@ -142,7 +142,7 @@ def _charts(data: RunData) -> list[dict[str, object]]:
     return done
 
 
-def _time_chart(data: RunData) -> dict[str, object] | None:
+def _time_chart(data: RunData) -> dict[str, str] | None:
     steps = [step for step, row in data.rows.items() if row.get("time/step") is not None]
     if not steps:
         return None

@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -77,7 +77,7 @@ class RunDir:
         return run_dir
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> Generator[None]:
         """Turn "no space left" and "quota exceeded" within the block into a UserError that names the directory."""
         try:
             yield
@@ -212,13 +212,13 @@ def _check_space(path: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def _writable(path: Path) -> Generator[None]:
     """Name the run directory in errors that say that it cannot be made or written."""
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"the run directory {path} is, or lies below, a file", _OTHER_PLACE) from error
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.ENAMETOOLONG):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.ENOENT, errno.ENAMETOOLONG):
             raise
         raise UserError(f"cannot write to the run directory {path}: {error.strerror}", _OTHER_PLACE) from error

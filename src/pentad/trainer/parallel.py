@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from pentad.layout.layout import Layout
+from pentad.layout import Layout
 from pentad.platform.device import Platform
 
 

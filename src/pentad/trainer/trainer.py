@@ -23,7 +23,7 @@ from pentad.config.megatron import MegatronSettings
 from pentad.config.trainer import TrainerSettings
 from pentad.data.batch import Batch
 from pentad.data.plan import Plan
-from pentad.layout.layout import Layout
+from pentad.layout import Layout
 from pentad.models.build import build_model, transformer_config
 from pentad.models.checkpoint import CheckpointReader
 from pentad.models.logprob import vocab_parallel_logprobs

@@ -1,0 +1,59 @@
+"""What each subcommand does. A command imports what it needs when it runs, so that light ones answer at once."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pentad.errors import UserError
+
+DATASETS = ("gsm8k", "deepscaler")
+
+
+def train(path: Path, overrides: Sequence[str]) -> int:
+    """Check a configuration and run it."""
+    from pentad.cli.loading import load_run
+
+    loaded = load_run(path, overrides)
+    from pentad.runtime.run import run
+
+    return run(loaded)
+
+
+def config(path: Path | None, overrides: Sequence[str], keys: bool, markdown: bool) -> int:
+    """Print the effective settings of a configuration, or the list of all settings."""
+    if keys:
+        if path is not None:
+            raise UserError(f"--keys lists every setting and reads no file, but {path} is given", "leave the file out")
+        from pentad.config.show import reference_markdown, reference_text
+
+        sys.stdout.write(reference_markdown() if markdown else reference_text())
+        return 0
+    if markdown:
+        raise UserError("--markdown is for --keys only", "write `pentad config --keys --markdown`")
+    if path is None:
+        raise UserError("no configuration is given", "write `pentad config FILE.yaml`, or `pentad config --keys`")
+    from pentad.cli.loading import describe_allocation, load_run
+    from pentad.config.show import effective_yaml
+
+    loaded = load_run(path, overrides)
+    sys.stdout.write(effective_yaml(loaded))
+    sys.stdout.write(f"# {describe_allocation(loaded.settings.allocation)}\n")
+    return 0
+
+
+def data(dataset: str, source: str | None, out: Path, limit: int | None) -> int:
+    """Write a dataset in the form that `data.train` reads."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} keeps nothing", "give 1 or more, or leave it out")
+    from pentad.data import prepare
+
+    prepared = (prepare.prepare_gsm8k if dataset == "gsm8k" else prepare.prepare_deepscaler)(source, out, limit)
+    print(f"{prepared.train}: {prepared.train_rows} rows\n{prepared.test}: {prepared.test_rows} rows")
+    return 0
+
+
+def doctor() -> int:
+    """Print what is installed and whether it works; 1 if something that Pentad needs does not."""
+    from pentad.cli.doctor import examine
+
+    return examine()

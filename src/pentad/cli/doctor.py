@@ -1,0 +1,97 @@
+"""`pentad doctor`: what is installed, what the machine has, and whether it works. Nothing is downloaded."""
+
+import importlib
+import os
+import platform
+import shutil
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+# distribution -> module
+_NEEDED = {
+    "torch": "torch",
+    "megatron-core": "megatron.core",
+    "transformers": "transformers",
+    "safetensors": "safetensors",
+    "ray": "ray",
+    "datasets": "datasets",
+    "pyarrow": "pyarrow",
+    "math-verify": "math_verify",
+    "reasoning-gym": "reasoning_gym",
+    "tensorboard": "tensorboard",
+}
+_OPTIONAL = {"wandb": "wandb", "vllm": "vllm"}
+
+
+def examine() -> int:
+    """Print the findings; return 0, or 1 if a package that Pentad needs cannot be imported."""
+    console = Console(highlight=False)
+    table = Table("package", "version", "state", box=None, pad_edge=False)
+    failures = []
+    for name, module in _NEEDED.items():
+        found, state = _state(name, module)
+        table.add_row(name, found, state)
+        if state != "ok":
+            failures.append(name)
+    for name in _OPTIONAL:
+        found = _version(name)
+        table.add_row(name, found or "-", "installed" if found else "not installed (optional)")
+
+    console.print(f"pentad {version('pentad')}, Python {platform.python_version()}, {platform.platform()}")
+    console.print(table)
+    console.print(_machine())
+    console.print(_accelerators() if "torch" not in failures else "GPU: unknown, as torch cannot be imported")
+    if failures:
+        console.print(f"Not working: {', '.join(failures)}. Run `make bootstrap`, or reinstall them with uv sync.")
+        return 1
+    console.print("All that Pentad needs is there.")
+    return 0
+
+
+def _state(name: str, module: str) -> tuple[str, str]:
+    found = _version(name)
+    if found is None:
+        return "-", "not installed"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(module)
+    except Exception as error:
+        # Whatever goes wrong inside a foreign package is a finding here, not a fault of ours.
+        return found, f"cannot be imported: {type(error).__name__}: {error}"
+    return found, "ok"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _machine() -> str:
+    import psutil
+
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"CPU: {cores} cores; memory {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free; "
+        f"disk {disk.free / 2**30:.1f} GiB free here"
+    )
+
+
+def _accelerators() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "GPU: none; runs use CPU processes"
+    lines = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if properties.major >= 8 else "no bf16"
+        lines.append(f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}")
+    return "\n".join(lines)

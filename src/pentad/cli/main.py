@@ -1,0 +1,104 @@
+"""The command line. Thin: it parses arguments, calls one function, and turns exceptions into messages.
+
+Exit codes: 0 done; 1 a fault of ours (or of the machine), with a traceback file; 2 something the user can put right;
+130 interrupted.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pentad.cli import commands
+from pentad.cli.report import report_fault, report_user_error, user_error_in
+from pentad.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message[:1].lower() + message[1:], f"see `{self.prog} --help`")
+
+
+class _Version(argparse.Action):
+    """Prints the version; looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        print(f"pentad {version('pentad')}")
+        parser.exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. `arguments` default to those of the process."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; point stdout elsewhere so that Python's own flush at exit is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if (user_error := user_error_in(error)) is not None:
+            report_user_error(user_error)
+            return 2
+        report_fault(error)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser, names = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in names:
+        near = difflib.get_close_matches(arguments[0], names, n=1, cutoff=0.4)
+        fix = f"did you mean `pentad {near[0]}`?" if near else f"use one of {', '.join(names)}"
+        raise UserError(f"there is no command {arguments[0]!r}", fix)
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    return options.call(options)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    parser = _Parser(prog="pentad", description="Post-train language models on Megatron-Core.", allow_abbrev=False)
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the version")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    train = subparsers.add_parser("train", help="run a configuration", allow_abbrev=False)
+    _add_configuration(train, optional=False)
+    train.set_defaults(call=lambda options: commands.train(options.config, options.overrides))
+
+    config = subparsers.add_parser(
+        "config", help="check a configuration and print the effective settings", allow_abbrev=False
+    )
+    _add_configuration(config, optional=True)
+    config.add_argument("--keys", action="store_true", help="list every setting instead")
+    config.add_argument("--markdown", action="store_true", help="with --keys: as the reference page")
+    config.set_defaults(
+        call=lambda options: commands.config(options.config, options.overrides, options.keys, options.markdown)
+    )
+
+    data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
+    datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)
+    for name in commands.DATASETS:
+        dataset = datasets.add_parser(name, help=f"write {name} as Parquet files", allow_abbrev=False)
+        dataset.add_argument("--source", help="directory with the raw files; without it they come from the hub")
+        dataset.add_argument("--out", required=True, type=Path, help="directory to write to")
+        dataset.add_argument("--limit", type=int, help="keep only the first so many rows of each split")
+    data.set_defaults(call=lambda options: commands.data(options.dataset, options.source, options.out, options.limit))
+
+    doctor = subparsers.add_parser("doctor", help="say what is installed, and whether it works", allow_abbrev=False)
+    doctor.set_defaults(call=lambda options: commands.doctor())
+    return parser, list(subparsers.choices)
+
+
+def _add_configuration(parser: argparse.ArgumentParser, optional: bool) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?" if optional else None, help="a YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that go over the file")

@@ -1,0 +1,115 @@
+"""The Ray cluster of a run, and where its processes are placed.
+
+Invariant: leaving the context leaves no process of this run behind, whatever happened inside.
+"""
+
+import logging
+import os
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from pentad.config.cluster import RaySettings
+from pentad.errors import UserError
+from pentad.layout import Allocation, Component
+
+_PLACEMENT_S = 60.0
+
+
+class Cluster:
+    """A running cluster, or one started for this run.
+
+    Args:
+        settings: `ray.*`.
+        allocation: what is to be placed.
+
+    Raises:
+        UserError: the cluster cannot be reached, or has fewer GPUs than the allocation needs.
+    """
+
+    def __init__(self, settings: RaySettings, allocation: Allocation) -> None:
+        self.settings = settings
+        self.allocation = allocation
+        self.on_gpus = False
+        self._actors: list[ActorHandle] = []
+        self._group: PlacementGroup | None = None
+
+    def __enter__(self) -> Self:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Otherwise Ray hides GPUs from, or shows all of them to, actors that ask for none.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if self.settings.address is None:
+                ray.init(address="local", include_dashboard=False, **options)
+            else:
+                ray.init(address=self.settings.address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            where = self.settings.address or "on this machine"
+            raise UserError(f"ray.address: no Ray cluster {where}: {reason}", "start it, or unset ray.address") from None
+        try:
+            self._place()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill this run's actors; stop the cluster if it was started for the run. May be called again."""
+        if not ray.is_initialized():
+            return
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+        ray.shutdown()
+
+    def _place(self) -> None:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.on_gpus = gpus > 0
+        if not self.on_gpus:
+            return
+        world = self.allocation.world_size
+        if world > gpus:
+            raise UserError(
+                f"allocation {self.allocation} needs {world} GPUs; the cluster has {gpus}",
+                f"choose an allocation of at most {gpus}, or add nodes (ray.address)",
+            )
+        self._group = placement_group([{"GPU": 1.0}] * world, strategy="PACK")
+        if not self._group.wait(timeout_seconds=_PLACEMENT_S):
+            free = ray.available_resources().get("GPU", 0)
+            raise UserError(
+                f"{world} GPUs were not free within {_PLACEMENT_S:.0f} s ({free:g} of {gpus} are)",
+                "wait for the other job, or choose a smaller allocation",
+            )
+
+    def spawn(self, actor_class: Any, component: Component, *args: Any) -> list[ActorHandle]:
+        """One actor on each device of a component.
+
+        Args:
+            actor_class: a Ray actor class.
+            args: for every constructor, after the rank and the number of ranks.
+        """
+        devices = self.allocation.devices(component)
+        sharing = next(len(group) for group in self.allocation.groups if component in group)
+        actors = []
+        for rank, device in enumerate(devices):
+            options: dict[str, Any] = {"num_cpus": 0}
+            if self._group is not None:
+                options["num_gpus"] = 1.0 / sharing
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    placement_group=self._group, placement_group_bundle_index=device
+                )
+            actors.append(actor_class.options(**options).remote(rank, len(devices), *args))
+            self._actors.append(actors[-1])
+        return actors

@@ -1,0 +1,87 @@
+"""The process of one rollout engine.
+
+Invariant: the engine generates only from a whole set of weights whose checksums are the trainer's.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from pentad.config.rollout import RolloutSettings
+from pentad.data.batch import Completion
+from pentad.models.source import load_tokenizer
+from pentad.platform.device import enter_platform
+from pentad.rollout.embedded import EmbeddedEngine
+from pentad.rollout.protocol import GenerateRequest
+from pentad.sync.check import check_checksums
+
+
+@ray.remote(concurrency_groups={"control": 1})
+class EngineActor:
+    """One engine on one device."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self._done = 0
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> int:
+        """Completions finished in the current call."""
+        return self._done
+
+    def build(self, directory: Path, tokenizer: str, settings: RolloutSettings, seed: int, threads: int) -> torch.dtype:
+        """Make the engine, without weights; returns its dtype."""
+        platform = enter_platform()
+        if not platform.is_cuda:
+            torch.set_num_threads(threads)
+        dtype = platform.dtype(settings.dtype)
+        self.engine = EmbeddedEngine(
+            directory,
+            dtype=dtype,
+            device=platform.device,
+            batch_size=settings.batch_size,
+            seed=seed,
+            tokenizer=load_tokenizer(tokenizer),
+        )
+        return dtype
+
+    def load_weights(self, refs: Sequence[Any], version: int) -> None:
+        """Take all weights, one bucket at a time, and check that they are the trainer's.
+
+        Raises:
+            WeightMismatchError, SyncError: a tensor is missing, unexpected or changed.
+        """
+        sent: dict[str, int] = {}
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            for ref in refs:
+                bucket = ray.get(ref)
+                sent.update((entry.name, entry.checksum) for entry in bucket.entries)
+                yield from bucket.tensors()
+
+        self.engine.load_weights(tensors(), version)
+        check_checksums(sent, self.engine.checksums(), f"engine {self.rank}")
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+        """Complete every request."""
+        self._done = 0
+        return self.engine.generate(requests, self._advance)
+
+    def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
+        """Score given tokens: float32 `[L]` for each sequence."""
+        return self.engine.logprobs(sequences, temperature)
+
+    def sleep(self) -> None:
+        """Release the accelerator's memory."""
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        """Take it back."""
+        self.engine.wake()
+
+    def _advance(self, done: int, total: int) -> None:
+        self._done = done
