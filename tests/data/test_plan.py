@@ -98,7 +98,7 @@ def test_arguments_out_of_range() -> None:
 @given(num_samples=st.integers(1, 60), parts=st.integers(1, 8))
 def test_minibatches_differ_by_one_sample_at_most(num_samples: int, parts: int) -> None:
     if parts > num_samples:
-        with pytest.raises(UserError, match="algorithm.optimizer_steps"):
+        with pytest.raises(UserError, match=r"algorithm\.optimizer_steps"):
             split_minibatches(num_samples, parts)
         return
     minibatches = split_minibatches(num_samples, parts)

@@ -33,7 +33,9 @@ def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> I
             yield _section(name, fault["input"], place(path))
             continue
         given = fault["input"]
-        cause = f"{name} ({place(path)}): expected {key.expected}, got {_shown(given)}"
+        inside = key.free and len(path) > len(key.name.split("."))
+        expected = "text" if inside else key.expected
+        cause = f"{name} ({place(path)}): expected {expected}, got {_shown(given)}"
         yield UserError(cause, _fix(key, name, given))
 
 
@@ -54,11 +56,11 @@ def _fix(key: Key, name: str, given: Any) -> str:
         return f"write {_nearest_choice(key.choices, given)}"
     if isinstance(given, str):
         meant = read_word(given.strip())
-        if type(meant) in key.types or (float in key.types and type(meant) is int):
+        if (type(meant) in key.types and type(meant) is not str) or (float in key.types and type(meant) is int):
             return f"write {given.strip()} without quotes"
         if bool in key.types:
             return "write " + _TRUTH.get(given.lower(), "true or false")
-    if str in key.types and isinstance(given, bool | int | float):
+    if (str in key.types or key.free) and isinstance(given, bool | int | float):
         return f'write "{write_value(given)}" in quotes (on the command line: {name}=\'"{write_value(given)}"\')'
     if list in key.types and isinstance(given, str):
         return f"write [{given}]"

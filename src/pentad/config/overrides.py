@@ -18,14 +18,11 @@ def apply_overrides(values: dict[str, Any], origins: dict[KeyPath, str], overrid
     A mapping given for a section is merged into it; anything else replaces what was there.
     """
     problems: list[UserError] = []
-    seen: set[str] = set()
+    seen: set[KeyPath] = set()
     for override in overrides:
         try:
             name, value = _split(override)
-            if name in seen:
-                raise UserError(f"{name} is given twice on the command line", "keep one of the two")
-            seen.add(name)
-            _put(values, origins, tuple(name.split(".")), value)
+            _put(values, origins, seen, tuple(name.split(".")), value)
         except UserError as problem:
             problems.append(problem)
     return problems
@@ -51,11 +48,18 @@ def _split(override: str) -> tuple[str, Any]:
         ) from error
 
 
-def _put(values: dict[str, Any], origins: dict[KeyPath, str], path: KeyPath, value: Any) -> None:
+def _put(values: dict[str, Any], origins: dict[KeyPath, str], seen: set[KeyPath], path: KeyPath, value: Any) -> None:
     if isinstance(value, dict) and ".".join(path) in section_names():
         for key, inner in value.items():
-            _put(values, origins, (*path, key), inner)
+            _put(values, origins, seen, (*path, key), inner)
         return
+    for other in seen:
+        if other == path:
+            raise UserError(f"{'.'.join(path)} is given twice on the command line", "keep one of the two")
+        if other[: len(path)] == path or path[: len(other)] == other:
+            both = " and ".join(sorted((".".join(path), ".".join(other))))
+            raise UserError(f"{both} are both given on the command line", "give the whole, or its parts")
+    seen.add(path)
     target = values
     for depth, part in enumerate(path[:-1], start=1):
         inner = target.get(part)

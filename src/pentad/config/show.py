@@ -57,7 +57,7 @@ def reference_markdown() -> str:
         parts.append(f"## {section}\n\n| key | value | default | meaning |\n|---|---|---|---|\n")
         for key in keys:
             cells = (f"`{key.name}`", key.expected, _default(key, code="`"), key.description)
-            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+            parts.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "\\<") for cell in cells) + " |\n")
         parts.append("\n")
     return "".join(parts).rstrip("\n") + "\n"
 

@@ -23,10 +23,13 @@ _CORE_SCHEMA = (
     ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
     (
         "tag:yaml.org,2002:float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         list("-+.0123456789"),
     ),
 )
+
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class CoreLoader(yaml.SafeLoader):
@@ -160,6 +163,8 @@ def _value(
 ) -> Any:
     if node in above:
         raise MarkedYAMLError(None, None, "an alias refers to itself", node.start_mark)
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+        raise MarkedYAMLError(None, None, f"the tag {node.tag} is not known here", node.start_mark)
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, path, document, file, above)
     if isinstance(node, yaml.SequenceNode):

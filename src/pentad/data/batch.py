@@ -8,7 +8,7 @@ sequence (it has no log-prob), and every operation returns a new batch and leave
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ class _PicklesAsNumpy:
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: _to_numpy(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: _to_numpy(value) for name, value in vars(self).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():

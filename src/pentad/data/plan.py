@@ -129,9 +129,6 @@ def split_minibatches(num_samples: int, parts: int, group_ids: Sequence[int] | N
         while start < last_start and abs(len(minibatch) + len(waiting[start]) - target) <= abs(len(minibatch) - target):
             minibatch += waiting[start]
             start += 1
-        if part == parts - 1:
-            for group in waiting[start:]:
-                minibatch += group
         minibatches.append(minibatch)
         remaining -= len(minibatch)
     return minibatches

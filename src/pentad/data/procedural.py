@@ -122,7 +122,8 @@ def _create(task: str, options: Mapping[str, Any], setting: str, source: str) ->
     """The dataset of one task, its options checked."""
     from reasoning_gym.factory import DATASETS, create_dataset
 
-    known = {field.name for field in dataclasses.fields(DATASETS[task][1])}
+    config_class: Any = DATASETS[task][1]  # a dataclass, though its type does not say so
+    known = {field.name for field in dataclasses.fields(config_class)}
     for name in options:
         if name not in known:
             nearest = difflib.get_close_matches(name, sorted(known), 1)

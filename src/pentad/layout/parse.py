@@ -173,14 +173,10 @@ def _flat_layout(text: str, sizes: _Sizes) -> Layout:
     stage = world // sizes["p"]
     wanted = sizes["e"] * sizes["x"]
     if stage % wanted:
-        if stage % sizes["x"]:
-            letter, room = "x", stage
-        else:
-            letter, room = "e", stage // sizes["x"]
-        near = _near_divisors(sizes[letter], room)
+        letter, fix = _expert_fix(sizes, stage, "e", "x")
         product = f"e{sizes['e']}" + (f" * x{sizes['x']}" if sizes["x"] > 1 else "")
         cause = f"{product} does not divide the {stage} devices of a pipeline stage (d * t * c)"
-        fail(text, sizes.place(letter), cause, "write " + " or ".join(sizes.with_size(letter, size) for size in near))
+        fail(text, sizes.place(letter), cause, fix)
     return Layout(**{LETTERS[letter]: sizes[letter] for letter in LETTERS})
 
 
@@ -200,12 +196,10 @@ def _folded_layout(text: str, attn: _Sizes, ffn: _Sizes) -> Layout:
     stage = world // attn["p"]
     fixed = ffn["e"] * ffn["t"]
     if stage % fixed:
-        letter, room = ("t", stage) if stage % ffn["t"] else ("e", stage // ffn["t"])
-        near = _near_divisors(ffn[letter], room)
-        cause = (
-            f"ffn e{ffn['e']} * t{ffn['t']} does not divide the {stage} devices of a pipeline stage, so d has no value"
-        )
-        fail(text, ffn.place(letter), cause, "write " + " or ".join(ffn.with_size(letter, size) for size in near))
+        letter, fix = _expert_fix(ffn, stage, "e", "t")
+        product = f"e{ffn['e']} * t{ffn['t']}"
+        cause = f"ffn {product} does not divide the {stage} devices of a pipeline stage, so d has no value"
+        fail(text, ffn.place(letter), cause, fix)
     derived = stage // fixed
     if "d" in ffn and ffn["d"] != derived:
         covered = ffn["d"] * fixed * attn["p"]
@@ -276,11 +270,16 @@ def _fits(layout: Layout, data: int) -> bool:
     return True
 
 
-def _near_divisors(wanted: int, number: int) -> list[int]:
-    """The divisors of `number` next to `wanted`: the largest below it and the smallest above it."""
-    divisors = [size for size in range(1, number + 1) if number % size == 0]
-    below = [size for size in divisors if size < wanted][-1:]
-    return below + [size for size in divisors if size > wanted][:1]
+def _expert_fix(sizes: _Sizes, stage: int, *letters: str) -> tuple[str, str]:
+    """The letter to blame when expert sizes do not divide a stage, and the change of it alone that would do."""
+    faulty = sorted(letters, key=lambda letter: stage % sizes[letter] == 0)
+    for letter in faulty:
+        rest = prod(sizes[other] for other in letters if other != letter)
+        legal = [size for size in range(1, stage + 1) if stage % (size * rest) == 0]
+        near = [size for size in legal if size < sizes[letter]][-1:] + [s for s in legal if s > sizes[letter]][:1]
+        if near:
+            return letter, "write " + " or ".join(sizes.with_size(letter, size) for size in near)
+    return faulty[0], f"leave {' and '.join(letters)} out"
 
 
 def _devices(count: int) -> str:

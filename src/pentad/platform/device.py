@@ -40,20 +40,27 @@ class Platform:
             torch.cuda.synchronize(self.device)
 
 
-def enter_platform(device_index: int = 0) -> Platform:
-    """Choose the device of this process; where there is no CUDA, make Megatron run on the CPU.
+def find_platform(device_index: int = 0) -> Platform:
+    """The device of this process.
 
     Args:
         device_index: which of the visible GPUs this process uses.
     """
-    # Megatron warns on import about every optional package that Pentad does without on purpose.
-    warnings.filterwarnings("ignore", module=r"megatron\..*")
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
     if torch.cuda.is_available():
         device = torch.device("cuda", device_index)
         torch.cuda.set_device(device)
         return Platform(device, "nccl")
-    from pentad.platform import cpu
-
-    cpu.enter()
     return Platform(torch.device("cpu"), "gloo")
+
+
+def enter_platform(device_index: int = 0) -> Platform:
+    """The device of this process; where there is no CUDA, Megatron is made to run on the CPU in this thread."""
+    # Megatron warns on import about every optional package that Pentad does without on purpose.
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    platform = find_platform(device_index)
+    if not platform.is_cuda:
+        from pentad.platform import cpu
+
+        cpu.enter()
+    return platform

@@ -25,7 +25,7 @@ _NUMBER = re.compile(
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-def gsm8k(prompt: str, response: str, ground_truth: Any, **_: Any) -> float:
+def gsm8k(prompt: str, response: str, ground_truth: Any, **extra: Any) -> float:
     """1.0 if the number right after the last `####` of the response equals the ground truth.
 
     `$`, thousands separators and trailing zeros do not matter; text after the number does not either. The ground
@@ -38,12 +38,12 @@ def gsm8k(prompt: str, response: str, ground_truth: Any, **_: Any) -> float:
     return float(bool(mark) and _number(answer) == truth)
 
 
-def exact(prompt: str, response: str, ground_truth: Any, **_: Any) -> float:
+def exact(prompt: str, response: str, ground_truth: Any, **extra: Any) -> float:
     """1.0 if the response equals the ground truth, white space around either aside."""
     return float(response.strip() == str(ground_truth).strip())
 
 
-def math(prompt: str, response: str, ground_truth: Any, **_: Any) -> float:
+def math(prompt: str, response: str, ground_truth: Any, **extra: Any) -> float:
     r"""1.0 if math-verify finds the answer of the response (`\boxed{}` first) equal to the ground truth.
 
     Works in the main thread of a process only: math-verify limits its own time by SIGALRM.
@@ -58,7 +58,7 @@ def math(prompt: str, response: str, ground_truth: Any, **_: Any) -> float:
 
 
 def reasoning_gym(
-    prompt: str, response: str, ground_truth: Any, *, task: str, config: Mapping[str, Any], entry: dict, **_: Any
+    prompt: str, response: str, ground_truth: Any, *, task: str, config: Mapping[str, Any], entry: dict, **extra: Any
 ) -> float:
     """The score (0 to 1) that the reasoning_gym task itself gives to the answer of the response.
 

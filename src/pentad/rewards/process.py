@@ -51,14 +51,14 @@ class WorkerProcess:
         message = pickle.dumps(request)
         try:
             self.connection.send_bytes(message)
-        except (ConnectionError, OSError) as error:
+        except OSError as error:
             raise WorkerDied(self._how()) from error
 
     def receive(self) -> Any:
         """The answer to the oldest request. Raises `WorkerDied` if it died before it answered."""
         try:
             return self.connection.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:
             raise WorkerDied(self._how()) from error
 
     def _how(self) -> str:

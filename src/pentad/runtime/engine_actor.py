@@ -14,7 +14,7 @@ from torch import Tensor
 from pentad.config.rollout import RolloutSettings
 from pentad.data.batch import Completion
 from pentad.models.source import load_tokenizer
-from pentad.platform.device import enter_platform
+from pentad.platform.device import find_platform
 from pentad.rollout.embedded import EmbeddedEngine
 from pentad.rollout.protocol import GenerateRequest
 from pentad.sync.check import check_checksums
@@ -35,7 +35,10 @@ class EngineActor:
 
     def build(self, directory: Path, tokenizer: str, settings: RolloutSettings, seed: int, threads: int) -> torch.dtype:
         """Make the engine, without weights; returns its dtype."""
-        platform = enter_platform()
+        # Imported here, because the driver, which imports this file, has no use for it.
+        from pentad.rollout.embedded import EmbeddedEngine
+
+        platform = find_platform()
         if not platform.is_cuda:
             torch.set_num_threads(threads)
         dtype = platform.dtype(settings.dtype)

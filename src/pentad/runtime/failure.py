@@ -32,14 +32,15 @@ def first_cause(errors: Mapping[str, BaseException], phase: str) -> Exception:
         if isinstance(error, UserError):
             return error
     who, error = min(unwrapped.items(), key=lambda item: _suspicion(item[1]))
-    return RunFailedError(f"{who} failed during {phase}: {_describe(error)}")
+    failed = RunFailedError(f"{who} failed during {phase}: {_describe(error)}")
+    failed.__cause__ = errors[who]
+    return failed
 
 
 def _unwrap(error: BaseException) -> BaseException:
     if isinstance(error, RayTaskError):
         cause = error.cause
         if isinstance(cause, BaseException):
-            cause.remote_traceback = str(error)  # type: ignore[attr-defined]
             return cause
     return error
 

@@ -46,6 +46,12 @@ class Gang:
         """
         return self.scatter(method, [args] * len(self.actors), phase=phase, progress=progress)
 
+    def first(self, method: str, *args: Any) -> Any:
+        """Call a method of the first actor only."""
+        ref = getattr(self.actors[0], method).remote(*args)
+        self._wait({ref: f"{self.name} 0"}, method, None)
+        return ray.get(ref)
+
     def scatter(
         self,
         method: str,

@@ -5,7 +5,7 @@ Invariant: it does what it is told, in order, on one thread; what it reports of 
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -22,8 +22,9 @@ from pentad.models.checkpoint import CheckpointReader, write_checkpoint
 from pentad.models.source import companion_files
 from pentad.platform.device import Platform, enter_platform
 from pentad.sync.bucket import pack
-from pentad.trainer.parallel import join_ranks, make_groups
-from pentad.trainer.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pentad.trainer.trainer import Trainer
 
 _BUCKET_BYTES = 256 << 20
 
@@ -68,6 +69,10 @@ class TrainerActor:
         Returns:
             `dtype` and `device` of the policy.
         """
+        # Megatron takes seconds to import; the driver, which imports this file, has no use for it.
+        from pentad.trainer.parallel import join_ranks, make_groups
+        from pentad.trainer.trainer import Trainer
+
         self.platform = enter_platform()
         if not self.platform.is_cuda:
             torch.set_num_threads(threads)
@@ -115,8 +120,10 @@ class TrainerActor:
         policy = self._policy
         if policy.groups.dp_cp.rank() != 0:
             return []
-        gathers = policy.groups.tp.rank() == 0
-        return [ray.put(bucket) for bucket in pack(policy.weights(), dtype, _BUCKET_BYTES) if gathers]
+        if policy.groups.tp.rank() != 0:
+            _take_part(policy)
+            return []
+        return [ray.put(bucket) for bucket in pack(policy.weights(), dtype, _BUCKET_BYTES)]
 
     def export(self, target: Path) -> None:
         """Write the model as a Hugging Face directory."""
@@ -124,14 +131,13 @@ class TrainerActor:
         if policy.groups.dp_cp.rank() != 0:
             return
         if policy.groups.tp.rank() != 0:
-            for _ in policy.weights():
-                pass
+            _take_part(policy)
             return
         config_json = (self._directory / "config.json").read_text()
         write_checkpoint(policy.weights(), target, companion_files(self._directory), config_json)
 
     @property
-    def _policy(self) -> Trainer:
+    def _policy(self) -> "Trainer":
         if self.policy is None:
             raise RuntimeError("the trainer was not built")
         # A verb may run on another thread than the one before it.
@@ -139,7 +145,7 @@ class TrainerActor:
         return self.policy
 
     @property
-    def _reference(self) -> Trainer:
+    def _reference(self) -> "Trainer":
         if self.reference is None:
             raise RuntimeError("there is no reference model")
         enter_platform()
@@ -147,3 +153,9 @@ class TrainerActor:
 
     def _advance(self, done: int) -> None:
         self._done = done
+
+
+def _take_part(trainer: "Trainer") -> None:
+    """Give this rank's parts of all weights to the rank that gathers them."""
+    for _ in trainer.weights():
+        pass

@@ -47,7 +47,11 @@ def wrap_data_parallel(
 
 
 def make_optimizer(
-    model: DistributedDataParallel, settings: OptimizerSettings, dtype: torch.dtype, overrides: dict[str, Any]
+    model: DistributedDataParallel,
+    settings: OptimizerSettings,
+    schedule: ScheduleSettings,
+    dtype: torch.dtype,
+    overrides: dict[str, Any],
 ) -> MegatronOptimizer:
     """AdamW with float32 masters and moments.
 
@@ -59,6 +63,7 @@ def make_optimizer(
         **{
             "optimizer": "adam",
             "lr": settings.lr,
+            "min_lr": settings.lr * schedule.min_lr_ratio,
             "weight_decay": settings.weight_decay,
             "adam_beta1": settings.betas[0],
             "adam_beta2": settings.betas[1],

@@ -76,7 +76,9 @@ class Trainer:
         self.model: Any = self.module
         if optimizer_steps is not None:
             self.model = wrap_data_parallel(self.module, self.megatron, megatron.ddp, groups)
-            self.optimizer = make_optimizer(self.model, settings.optimizer, self.dtype, megatron.optimizer)
+            self.optimizer = make_optimizer(
+                self.model, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer
+            )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
             self.megatron.finalize_model_grads_func = finalize_model_grads
             self.megatron.grad_scale_func = self.optimizer.scale_loss

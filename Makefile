@@ -1,0 +1,37 @@
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap quickstart test lint format docs clean
+
+# Left there by scripts/bootstrap.sh.
+UV := .cache/bin/uv
+RUN := $(UV) run --no-sync
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 16
+
+bootstrap: ## make .venv as uv.lock describes it
+	scripts/bootstrap.sh
+
+quickstart: bootstrap ## prepare a small task, tune on it, then train with rewards; CPU will do
+	$(RUN) python examples/quickstart/prepare.py
+	$(RUN) pentad train examples/quickstart/sft.yaml
+	$(RUN) pentad train examples/quickstart.yaml
+
+test: bootstrap lint ## check style, types and floors, and run all tests
+	$(RUN) pytest
+
+lint: bootstrap
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) ty check src
+	$(RUN) lint-imports
+
+format: bootstrap ## put the style right where that can be done by machine
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+docs: bootstrap ## write docs/configuration.md from the schema
+	$(RUN) pentad config --keys --markdown > docs/configuration.md
+
+clean: ## remove caches; keeps .venv and runs
+	rm -rf .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,78 @@
+"""The rollout engines as the driver sees them: one object, however many engines.
+
+Invariant: completions come back in the order of the requests, whichever engine made them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pentad.data.batch import Completion
+from pentad.errors import UserError
+from pentad.rollout.protocol import GenerateRequest
+from pentad.runtime.cluster import Cluster
+from pentad.runtime.engine_actor import EngineActor
+from pentad.runtime.gang import Gang
+from pentad.runtime.prepare import Prepared
+
+Progress = Callable[[int], None]
+
+
+class Engines:
+    """All engines of a run.
+
+    Args:
+        prepared: the run.
+        cluster: where they are placed.
+        threads: CPU threads of each engine.
+    """
+
+    def __init__(self, prepared: Prepared, cluster: Cluster, threads: int) -> None:
+        settings, component = prepared.settings, prepared.allocation.rollout
+        if component is None:
+            raise UserError(f"allocation {prepared.allocation} has no rollout engines")
+        self._gang = Gang("rollout engine", cluster.spawn(EngineActor, component), settings.trainer.deadline_s)
+        self._sleeps = prepared.allocation.colocated and cluster.on_gpus
+        self._arguments = (
+            prepared.directory,
+            prepared.tokenizer_path,
+            settings.rollout,
+            settings.experiment.seed,
+            threads,
+        )
+        self.dtype = torch.float32
+
+    def build(self) -> None:
+        """Make the engines, without weights."""
+        self.dtype = self._gang.call("build", *self._arguments, phase="starting")[0]
+
+    def load_weights(self, refs: Sequence[Any], version: int) -> None:
+        """Give every engine all weights, checked."""
+        self._gang.call("load_weights", refs, version, phase="weight synchronisation")
+
+    def generate(self, requests: Sequence[GenerateRequest], progress: Progress) -> list[list[Completion]]:
+        """Complete all requests."""
+        engines = len(self._gang)
+        # Dealt out in turn, so that groups of long prompts do not meet on one engine.
+        shares = [(list(requests[rank::engines]),) for rank in range(engines)]
+        answers = self._gang.scatter("generate", shares, phase="rollout", progress=progress)
+        results: list[list[Completion]] = [[] for _ in requests]
+        for rank, answer in enumerate(answers):
+            results[rank::engines] = answer
+        return results
+
+    def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
+        """What each engine thinks of given tokens: float32 `[L]` for each sequence."""
+        return self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
+
+    def rest(self) -> None:
+        """Give the devices to the trainer, where they are shared."""
+        if self._sleeps:
+            self._gang.call("sleep")
+
+    def resume(self) -> None:
+        """Take the devices back."""
+        if self._sleeps:
+            self._gang.call("wake")

@@ -1,0 +1,92 @@
+"""The trainer as the driver sees it: one object, however many ranks.
+
+Invariant: every sample of a minibatch is trained on by exactly one data-parallel rank; that is counted.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from pentad.algorithms.protocol import Loss
+from pentad.data.batch import Batch
+from pentad.data.plan import plan_microbatches
+from pentad.runtime.cluster import Cluster
+from pentad.runtime.gang import Gang
+from pentad.runtime.prepare import Prepared
+from pentad.runtime.trainer_actor import TrainerActor
+
+Progress = Callable[[int], None]
+
+
+class Trainers:
+    """All ranks of the trainer.
+
+    Args:
+        prepared: the run.
+        cluster: where they are placed.
+        optimizer_steps: of the whole run.
+        threads: CPU threads of each rank.
+    """
+
+    def __init__(self, prepared: Prepared, cluster: Cluster, optimizer_steps: int, threads: int) -> None:
+        settings = prepared.settings
+        self._layout = prepared.allocation.trainer.layout
+        self._max_tokens = settings.trainer.tokens_per_microbatch
+        actors = cluster.spawn(TrainerActor, prepared.allocation.trainer)
+        self._gang = Gang("trainer rank", actors, settings.trainer.deadline_s)
+        self._arguments = (
+            prepared.directory,
+            self._layout,
+            settings.trainer,
+            settings.megatron,
+            optimizer_steps,
+            settings.algorithm.name == "grpo" and settings.algorithm.kl_coef > 0,
+            settings.experiment.seed,
+            threads,
+        )
+        self.dtype = torch.float32
+
+    def build(self) -> None:
+        """Load the model on every rank."""
+        meeting = self._gang.first("address")
+        built = self._gang.call("build", meeting, *self._arguments, phase="loading the model")
+        self.dtype = built[0]["dtype"]
+
+    def logprobs(self, batch: Batch, temperature: float, *, of_reference: bool = False, progress: Progress) -> Tensor:
+        """Log-probs of the tokens in the loss mask, float32 `[T]`."""
+        phase = "reference log-probs" if of_reference else "log-probs"
+        plan = plan_microbatches(batch.lengths, self._layout.data, self._max_tokens)
+        results = self._gang.call(
+            "logprobs", ray.put(batch), plan, temperature, of_reference, phase=phase, progress=progress
+        )
+        return results[0][0]
+
+    def train(
+        self, minibatch: Batch, loss: Loss, temperature: float, progress: Progress
+    ) -> tuple[dict[str, float], int]:
+        """One optimizer step; returns its metrics and the number of samples that were trained on.
+
+        Raises:
+            AssertionError: a sample was trained on twice or not at all.
+        """
+        plan = plan_microbatches(minibatch.lengths, self._layout.data, self._max_tokens)
+        results = self._gang.call(
+            "train", ray.put(minibatch), plan, loss, temperature, phase="training", progress=progress
+        )
+        consumed = Counter(sample for _, samples in results for sample in samples)
+        if consumed != Counter(minibatch.sample_ids.tolist()):
+            raise AssertionError("a sample was trained on twice or not at all")
+        return results[0][0], consumed.total()
+
+    def publish(self, dtype: torch.dtype) -> list[Any]:
+        """References to buckets that hold all weights, cast to `dtype`."""
+        return [ref for refs in self._gang.call("publish", dtype, phase="gathering weights") for ref in refs]
+
+    def export(self, target: Path) -> None:
+        """Write the model as a Hugging Face directory."""
+        self._gang.call("export", target, phase="writing the model")

@@ -1,0 +1,259 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pentad.config.data import DataSettings
+from pentad.data.dataset import load_eval_rows, load_rows, load_train_rows
+from pentad.errors import UserError
+
+VERL_ROW = {
+    "data_source": "openai/gsm8k",
+    "prompt": [{"role": "user", "content": "1 + 1?"}],
+    "ability": "math",
+    "reward_model": {"style": "rule", "ground_truth": "2"},
+    "extra_info": {"split": "train", "index": 0, "answer": "#### 2", "question": "1 + 1?"},
+}
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings_for(source: object, **more: Any) -> DataSettings:
+    return DataSettings(train=str(source), **more)
+
+
+def refuse(source: object, *fragments: str, **more: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        load_train_rows(settings_for(source, **more))
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_verl_schema(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "jsonl":
+        write_jsonl(path, [VERL_ROW, VERL_ROW])
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([VERL_ROW, VERL_ROW]), path)
+    rows = load_train_rows(settings_for(path))
+    assert len(rows) == 2
+    assert rows[1].id == ("rows.jsonl:2" if suffix == "jsonl" else "rows.parquet[1]")
+    assert rows[1].prompt == ({"role": "user", "content": "1 + 1?"},)
+    assert rows[1].data_source == "openai/gsm8k"
+    assert rows[1].ground_truth == "2"
+    assert rows[1].extra == VERL_ROW["extra_info"]
+    assert rows[1].response is None
+
+
+def test_flat_rows_pass_their_other_columns_on(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "hi", "answer": "yo", "level": 3, "extra_info": {"k": 1}}])
+    row = load_train_rows(settings_for(path, prompt_column="text"))[0]
+    assert (row.prompt, row.ground_truth, row.data_source) == ("hi", "yo", "")
+    assert row.extra == {"level": 3, "k": 1}
+
+
+def test_ground_truth_goes_before_answer_and_may_be_absent(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "answer": "long", "ground_truth": "5"}, {"prompt": "y"}])
+    first, second = load_train_rows(settings_for(path))
+    assert (first.ground_truth, first.extra) == ("5", {"answer": "long"})
+    assert second.ground_truth is None
+
+
+def test_a_directory_of_shards_is_read_in_order(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "b.jsonl", [{"prompt": "2"}])
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "0"}, {"prompt": "1"}])
+    (tmp_path / "notes.txt").write_text("not data")
+    assert [row.prompt for row in load_train_rows(settings_for(tmp_path))] == ["0", "1", "2"]
+
+
+def test_a_directory_of_splits_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", [{"prompt": "0"}])
+    refuse(tmp_path, "several splits: test.jsonl, train.jsonl", f"data.train={tmp_path}/t")
+
+
+def test_with_response(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "response": "y"}])
+    row = load_rows(str(path), settings_for(path), with_response=True)[0]
+    assert (row.response, row.extra) == ("y", {})
+
+
+def test_eval_limit_does_not_touch_training(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": str(i)} for i in range(5)])
+    settings = settings_for(path, eval={"mine": str(path)}, eval_limit=2)
+    assert len(load_train_rows(settings)) == 5
+    assert [row.prompt for row in load_eval_rows(settings)["mine"]] == ["0", "1"]
+
+
+def test_missing_file_names_those_nearby(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [])
+    refuse(tmp_path / "trian.jsonl", "data.train=", "does not exist", "train.jsonl")
+    refuse(tmp_path / "no" / "such" / "train.jsonl", f"nearest directory that exists is {tmp_path}")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n{"prompt": \n')
+    refuse(tmp_path / "a.jsonl", "a.jsonl:2: not JSON")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "x"}\n["x"]\n')
+    refuse(tmp_path / "b.jsonl", "b.jsonl:2", "not list")
+    (tmp_path / "c.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    refuse(tmp_path / "c.jsonl", "not UTF-8")
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 nonsense")
+    refuse(tmp_path / "d.parquet", "not a readable Parquet file")
+    (tmp_path / "e.json").write_text("[]")
+    refuse(tmp_path / "e.json", "neither .jsonl nor .parquet", "name it .jsonl")
+    (tmp_path / "f.jsonl").write_text("\n")
+    refuse(tmp_path / "f.jsonl", "has no rows")
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", "without .jsonl or .parquet files")
+
+
+@pytest.mark.parametrize(
+    ("row", "fragments"),
+    [
+        ({"promt": "x", "level": 1}, ["no column 'prompt'", "promt, level", "data.prompt_column=promt"]),
+        ({"question": "x", "answer": "#### 1"}, ["question, answer", "pentad data gsm8k"]),
+        ({"problem": "x", "answer": "1", "solution": ""}, ["pentad data deepscaler"]),
+        ({"prompt": 5}, ["of type int", "not a string or a list"]),
+        ({"prompt": None}, ["is null"]),
+        ({"prompt": "  "}, ["is empty"]),
+        ({"prompt": []}, ["no messages"]),
+        ({"prompt": [{"role": "human", "content": "x"}]}, ["message 0", "'human'", "system, user, assistant, tool"]),
+        ({"prompt": [{"from": "user", "value": "x"}]}, ["'role' and 'content'", "'from', 'value'"]),
+        ({"prompt": [{"role": "user", "content": [1]}]}, ["of type list"]),
+        ({"prompt": [{"role": "user", "content": ""}]}, ["message 0", "empty"]),
+        ({"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, ["ends with"]),
+        ({"prompt": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}, ["system message"]),
+        ({"prompt": "x", "reward_model": {"style": "rule"}}, ["'reward_model' has no 'ground_truth'"]),
+        ({"prompt": "x", "extra_info": 3}, ["'extra_info' is of type int"]),
+        ({"prompt": "x", "data_source": 3}, ["'data_source' is of type int"]),
+    ],
+)
+def test_wrong_rows_are_refused_with_their_place(tmp_path: Path, row: dict, fragments: list[str]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "fine"}, row])
+    refuse(path, "a.jsonl:2: ", *fragments)
+
+
+@pytest.mark.parametrize(
+    ("row", "fragment"),
+    [({"prompt": "x"}, "no column 'response'"), ({"prompt": "x", "response": ""}, "is empty")],
+)
+def test_missing_responses_are_refused(tmp_path: Path, row: dict, fragment: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [row])
+    with pytest.raises(UserError, match=fragment):
+        load_rows(str(path), settings_for(path), with_response=True)
+
+
+# Hub datasets, by way of a local directory laid out like one.
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    directory = tmp_path / "hub"
+    directory.mkdir()
+    write_jsonl(directory / "train.jsonl", [{"prompt": "train 0"}, {"prompt": "train 1"}])
+    write_jsonl(directory / "validation.jsonl", [{"prompt": "validation 0"}])
+    return directory
+
+
+def test_hub_splits(hub: Path) -> None:
+    source = f"hf:{hub}"
+    settings = settings_for(source, eval={"default": source, "named": f"{source}:train"})
+    rows = load_train_rows(settings)
+    assert [row.prompt for row in rows] == ["train 0", "train 1"]
+    assert rows[1].id == f"{hub}:train[1]"
+    evals = load_eval_rows(settings)
+    assert [row.prompt for row in evals["default"]] == ["validation 0"]
+    assert [row.prompt for row in evals["named"]] == ["train 0", "train 1"]
+
+
+def test_hub_errors(hub: Path) -> None:
+    refuse(f"hf:{hub}:nosuch", "no split nosuch", ":train, :validation")
+    refuse(f"hf:{hub}:conf:train", "no configuration 'conf'", "default")
+    refuse("hf:", "not hf:NAME")
+    refuse(f"hf:{hub}/missing", "cannot be loaded", "name a .parquet or .jsonl file")
+
+
+def test_hub_with_several_configurations(hub: Path) -> None:
+    (hub / "README.md").write_text(
+        "---\nconfigs:\n- config_name: a\n  data_files: train.jsonl\n"
+        "- config_name: b\n  data_files: validation.jsonl\n---\n"
+    )
+    refuse(f"hf:{hub}", "2 configurations: a, b", f"hf:{hub}:a")
+    assert [row.prompt for row in load_train_rows(settings_for(f"hf:{hub}:b"))] == ["validation 0"]
+    assert len(load_train_rows(settings_for(f"hf:{hub}:a:train"))) == 2
+
+
+# reasoning_gym
+
+SUMS = "reasoning_gym:chain_sum"
+
+
+def test_procedural_rows_are_reproducible_and_take_options() -> None:
+    settings = settings_for(SUMS, options={"size": 4, "min_terms": 2, "max_terms": 2, "seed": 5})
+    rows = load_train_rows(settings)
+    assert len(rows) == 4
+    assert rows.rows == load_train_rows(settings).rows
+    assert rows[0].data_source == "reasoning_gym/chain_sum"
+    assert rows[0].extra["task"] == "chain_sum"
+    assert rows[0].extra["config"] == {"min_terms": 2, "max_terms": 2, "seed": 5}
+    assert rows[0].extra["entry"]["answer"] == rows[0].ground_truth
+    assert all(row.extra["entry"]["metadata"]["num_terms"] == 2 for row in rows)
+
+
+def test_options_in_the_source_go_first() -> None:
+    rows = load_train_rows(settings_for(f"{SUMS}?size=2&max_terms=3", options={"size": 9, "min_terms": 3}))
+    assert len(rows) == 2
+    assert all(row.extra["entry"]["metadata"]["num_terms"] == 3 for row in rows)
+
+
+def test_tasks_take_turns() -> None:
+    rows = load_train_rows(settings_for(f"{SUMS}+gcd?size=2"))
+    assert [row.id for row in rows] == ["chain_sum[0]", "gcd[0]", "chain_sum[1]", "gcd[1]"]
+
+
+def test_eval_problems_are_fresh() -> None:
+    settings = settings_for(f"{SUMS}?size=50", eval={"held_out": f"{SUMS}?size=50"}, options={"seed": 3})
+    trained = {row.prompt for row in load_train_rows(settings)}
+    evaluated = {row.prompt for row in load_eval_rows(settings)["held_out"]}
+    assert not trained & evaluated
+
+
+def test_overlapping_eval_seeds_are_refused() -> None:
+    settings = settings_for(f"{SUMS}?size=50", eval={"bad": f"{SUMS}?size=5&seed=49", "good": f"{SUMS}?size=5&seed=50"})
+    with pytest.raises(UserError, match=r"data\.eval\.bad.*overlap the training seeds 0 to 49") as caught:
+        load_eval_rows(settings)
+    assert "50 or more" in caught.value.fix
+
+
+def test_eval_limit_of_procedural_rows() -> None:
+    settings = settings_for(f"{SUMS}?size=5", eval={"few": f"{SUMS}+gcd?size=500"}, eval_limit=3)
+    assert [row.id for row in load_eval_rows(settings)["few"]] == ["chain_sum[0]", "gcd[0]", "chain_sum[1]"]
+
+
+def test_procedural_errors() -> None:
+    refuse("reasoning_gym:chain_sums", "no task 'chain_sums'", "chain_sum")
+    refuse(SUMS, "no option 'min_term'", "'min_terms'", options={"min_term": 2})
+    refuse(f"{SUMS}?size", "is not OPTION=VALUE")
+    refuse(f"{SUMS}?size=0", "size=0")
+    refuse(f"{SUMS}?seed=a", "seed='a'")
+    refuse(f"{SUMS}?min_terms=9&max_terms=2", "refuses its options")
+    refuse(f"{SUMS}+chain_sum", "twice")
+    with pytest.raises(UserError, match="no wanted responses"):
+        load_train_rows(settings_for(SUMS), with_response=True)
+
+
+def test_options_that_nobody_reads_are_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x"}])
+    refuse(path, "data.options is set", options={"size": 3})

@@ -1,0 +1,268 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pentad.config.reward import RewardSettings
+from pentad.errors import UserError
+from pentad.rewards.pool import RewardPool
+from pentad.rewards.types import RewardItem
+
+MODULE = """
+import os, subprocess, sys, time
+
+def reward(prompt, response, ground_truth, bonus=0.0, **extra):
+    match response:
+        case "hang":
+            while True: pass
+        case "sleep": time.sleep(60)
+        case "child":
+            child = subprocess.Popen(["sleep", "60"])
+            if ground_truth: open(ground_truth, "w").write(str(child.pid))
+            time.sleep(60)
+        case "lock the interpreter":
+            import ctypes; ctypes.PyDLL(None).sleep(60)
+        case "_exit": os._exit(3)
+        case "segfault":
+            import ctypes; ctypes.string_at(0)
+        case "sys.exit": sys.exit(1)
+        case "raise": raise KeyError("oops")
+        case "nan": return float("nan")
+        case "inf": return {"score": float("inf")}
+        case "none": return None
+        case "string": return "1.0"
+        case "no score": return {"points": 1}
+        case "dict": return {"score": 0.5, "length": 3, "note": "fine", "bad": float("nan")}
+        case "bool": return True
+        case "numpy":
+            import numpy; return numpy.float32(0.25)
+        case "pid": return os.getpid()
+        case "modules": return float("torch" in sys.modules or "transformers" in sys.modules)
+    return len(response) + bonus
+
+def needs_level(prompt, response, ground_truth, level): return level
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def pool_for(
+    directory: Path, name: str = "mine:reward", workers: int = 2, timeout_s: float = 1.0, **more
+) -> RewardPool:
+    return RewardPool(RewardSettings(name=name, workers=workers, timeout_s=timeout_s, **more), directory)
+
+
+def items(*responses: str) -> list[RewardItem]:
+    return [RewardItem("prompt", response) for response in responses]
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE}
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_results_come_in_the_order_of_the_items(directory: Path) -> None:
+    with pool_for(directory, options={"bonus": 0.5}) as pool:
+        responses = ["x" * n for n in range(50)]
+        assert [r.score for r in pool.score(items(*responses))] == [n + 0.5 for n in range(50)]
+        assert pool.score([]) == []
+        assert pool.failures == {"timeouts": 0, "crashes": 0, "exceptions": 0, "bad_values": 0}
+        assert pool.first_messages == {}
+
+
+def test_kinds_of_values(directory: Path) -> None:
+    with pool_for(directory) as pool:
+        plain, boolean, numpy = pool.score(items("dict", "bool", "numpy"))
+        assert (plain.score, dict(plain.metrics)) == (0.5, {"length": 3.0})
+        assert (boolean.score, numpy.score) == (1.0, 0.25)
+
+
+def test_each_failure_costs_its_own_sample_only(directory: Path) -> None:
+    bad = {
+        "hang": "timeout",
+        "_exit": "crash",
+        "segfault": "crash",
+        "sys.exit": "exception",
+        "raise": "exception",
+        "nan": "bad_value",
+        "inf": "bad_value",
+        "none": "bad_value",
+        "string": "bad_value",
+        "no score": "bad_value",
+    }
+    responses = [response for name in bad for response in ("fine", name, "fine")]
+    with pool_for(directory) as pool:
+        before = children()
+        results = pool.score(items(*responses))
+        assert len(children()) == len(before)
+        assert pool.failures == {"timeouts": 1, "crashes": 2, "exceptions": 2, "bad_values": 5}
+        assert "reward.timeout_s=1" in pool.first_messages["timeouts"]
+        assert "exit code 3" in pool.first_messages["crashes"] or "SIGSEGV" in pool.first_messages["crashes"]
+        assert "mine.py:" in pool.first_messages["exceptions"]
+        assert pool.first_messages["bad_values"].startswith("returned nan")
+    for response, result in zip(responses, results, strict=True):
+        if response == "fine":
+            assert (result.score, result.failure) == (4.0, None)
+        else:
+            assert (result.score, result.failure) == (0.0, bad[response]), response
+
+
+def test_a_hang_is_ended_in_time_even_if_it_locks_the_interpreter(directory: Path) -> None:
+    with pool_for(directory, timeout_s=0.3) as pool:
+        started = time.monotonic()
+        results = pool.score(items("lock the interpreter", "hang", "fine"))
+        assert time.monotonic() - started < 3.0
+        assert [r.failure for r in results] == ["timeout", "timeout", None]
+
+
+def test_loading_does_not_count_as_the_time_of_a_call(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time; time.sleep(1)\ndef f(prompt, response, ground_truth): return 1\n")
+    with pool_for(tmp_path, "slow:f", timeout_s=0.2) as pool:
+        assert [r.score for r in pool.score(items("a", "b", "c"))] == [1, 1, 1]
+
+
+def test_what_a_hanging_call_started_is_ended_too(directory: Path) -> None:
+    pid_file = directory / "pid"
+    with pool_for(directory, workers=1, timeout_s=0.5) as pool:
+        assert pool.score([RewardItem("", "child", str(pid_file))])[0].failure == "timeout"
+        pid = int(pid_file.read_text())
+        assert wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_worker_killed_between_calls_is_replaced(directory: Path) -> None:
+    with pool_for(directory, workers=1) as pool:
+        pid = int(pool.score(items("pid"))[0].score)
+        os.kill(pid, signal.SIGKILL)
+        assert wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        assert pool.score(items("fine"))[0].score == 4.0
+
+
+def test_workers_do_not_import_torch(directory: Path) -> None:
+    import torch  # noqa: F401  (here it is imported, there it must not be)
+
+    with pool_for(directory) as pool:
+        assert pool.score(items("modules"))[0].score == 0.0
+
+
+def test_close_leaves_no_process_and_no_file_descriptor(directory: Path) -> None:
+    before, descriptors = children(), psutil.Process().num_fds()
+    pool = pool_for(directory, workers=3)
+    pool.score(items("a", "_exit", "b"))
+    assert len(children() - before) == 3
+    pool.close()
+    pool.close()
+    assert children() == before
+    assert psutil.Process().num_fds() == descriptors
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.score(items("a"))
+
+
+def test_a_pool_outlives_the_thread_that_made_it(directory: Path) -> None:
+    pools: list[RewardPool] = []
+    thread = threading.Thread(target=lambda: pools.append(pool_for(directory)))
+    thread.start()
+    thread.join()
+    with pools[0] as pool:
+        time.sleep(0.2)
+        pid = pool.score(items("pid"))[0].score
+        assert pool.score(items("pid"))[0].score == pid
+        assert pool.failures["crashes"] == 0
+
+
+@pytest.mark.parametrize("response", ["sleep", "hang", "lock the interpreter", "child"])
+def test_no_orphan_when_the_parent_is_killed(directory: Path, response: str) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from pentad.config.reward import RewardSettings
+from pentad.rewards.pool import RewardPool
+from pentad.rewards.types import RewardItem
+pool = RewardPool(RewardSettings(name="mine:reward", workers=2, timeout_s=60), Path({str(directory)!r}))
+print("ready", flush=True)
+pool.score([RewardItem("", {response!r})])
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # let the call begin
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    assert len(workers) == (3 if response == "child" else 2)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    _, alive = psutil.wait_procs(workers, timeout=3)
+    left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    for process in left:
+        process.kill()
+    assert left == []
+
+
+def test_loading_errors_are_said_before_anything_is_scored(directory: Path) -> None:
+    before = children()
+    with pytest.raises(UserError, match="has no 'rewrad'"):
+        pool_for(directory, "mine:rewrad")
+    with pytest.raises(UserError, match="neither built in"):
+        pool_for(directory, "gms8k")
+    (directory / "dies.py").write_text("import os; os._exit(7)")
+    with pytest.raises(UserError, match="importing it ended the process \\(exit code 7\\)"):
+        pool_for(directory, "dies:f")
+    assert children() == before
+
+
+def test_check_refuses_rows_that_could_not_be_scored(directory: Path) -> None:
+    with pool_for(directory, "mine:needs_level") as pool:
+        pool.check([RewardItem("", "", extra={"level": 1})])
+        with pytest.raises(UserError, match="'level', which row 1") as caught:
+            pool.check([RewardItem("", "", extra={"level": 1}), RewardItem("", "", extra={"lvl": 1})])
+        assert "reward.options.level" in caught.value.fix
+    with pool_for(directory, "auto", workers=1) as pool:
+        pool.check([RewardItem("", "", "5", "openai/gsm8k")])
+        with pytest.raises(UserError, match="no ground truth"):
+            pool.check([RewardItem("", "", None, "openai/gsm8k")])
+        with pytest.raises(UserError, match="knows no reward"):
+            pool.check([RewardItem("", "", "5", "mine")])
+        with pytest.raises(UserError, match="not generated by reasoning_gym"):
+            pool.check([RewardItem("", "", "5", "reasoning_gym/gcd")])
+
+
+def test_auto_scores_a_mixture(directory: Path) -> None:
+    entry = {"question": "gcd of 4 and 6", "answer": "2", "metadata": {}}
+    mixture = [
+        RewardItem("", "#### 1,000", "1000", "openai/gsm8k"),
+        RewardItem("", r"\boxed{\frac{2}{4}}", "0.5", "agentica-org/DeepScaleR-Preview-Dataset"),
+        RewardItem("", "<answer>2</answer>", "2", "reasoning_gym/gcd", {"task": "gcd", "config": {}, "entry": entry}),
+        RewardItem("", "#### 1", "1000", "openai/gsm8k"),
+    ]
+    with pool_for(directory, "auto", workers=1, timeout_s=2.0) as pool:
+        assert [r.score for r in pool.score(mixture)] == [1.0, 1.0, 1.0, 0.0]
+        assert pool.first_messages == {}
+
+
+def test_an_interrupted_call_leaves_no_answers_for_the_next(directory: Path) -> None:
+    with pool_for(directory, "auto", workers=1) as pool:
+        good = RewardItem("", "#### 1", "1", "openai/gsm8k")
+        timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+        slow = RewardItem("", "x", "1", "reasoning_gym/gcd", {"task": "gcd", "config": {}, "entry": {"answer": "1"}})
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            pool.score([slow, *[good] * 10])
+        assert [r.score for r in pool.score([good, good])] == [1.0, 1.0]
