@@ -9,6 +9,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from pentad.data.batch import Completion
 from pentad.errors import UserError
+from pentad.rollout.decoder import DecoderLimits
 from pentad.rollout.embedded import EmbeddedEngine
 from pentad.rollout.protocol import GenerateRequest, RolloutEngine, SamplingParams, WeightMismatchError
 
@@ -94,6 +95,10 @@ def test_completions_do_not_depend_on_the_batch():
     together = engine_for(model, batch_size=6).generate(asked)
     assert same(together, engine_for(model, batch_size=64).generate(asked))
     assert same(together, engine_for(model, batch_size=4).generate(asked[::-1])[::-1])
+    as_on_gpu = engine_for(model, batch_size=32, limits=DecoderLimits.of(torch.device("cuda")))
+    assert same(together, as_on_gpu.generate(asked))
+    small_passes = DecoderLimits(steps_per_look=5, length_step=8, prefill_tokens=30, shaped_rows=True)
+    assert same(together, engine_for(model, batch_size=16, limits=small_passes).generate(asked))
     alone = engine_for(model, batch_size=1)
     assert same(together, [alone.generate([request])[0] for request in asked])
 

@@ -66,6 +66,7 @@ class Decoder:
         max_tokens: longest response.
         stop_ids: most stop tokens of a request.
         seed: goes into every random number.
+        limits: trade-offs; by default those of the model's device.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class Decoder:
         max_tokens: int,
         stop_ids: int,
         seed: int,
+        limits: DecoderLimits | None = None,
     ) -> None:
         self._model, self._tokenizer, self._seed = model, tokenizer, seed
         self._device = model.device
-        self._limits = DecoderLimits.of(self._device)
+        self._limits = limits or DecoderLimits.of(self._device)
         self._rows = rows
         self._cache = SlotCache(model.config, rows, capacity, model.dtype, self._device)
         self._slots = Slots(rows, max_tokens, stop_ids, self._device)

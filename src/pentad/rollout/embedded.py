@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 from pentad.data.batch import Completion
 from pentad.errors import UserError
 from pentad.rollout.cache import cache_shape
-from pentad.rollout.decoder import Decoder
+from pentad.rollout.decoder import Decoder, DecoderLimits
 from pentad.rollout.protocol import GenerateRequest, Progress
 from pentad.rollout.weights import WeightTable
 
@@ -40,6 +40,7 @@ class EmbeddedEngine:
         seed: goes into every random number; the same seed and requests give the same completions.
         tokenizer: needed for requests with stop strings; its end-of-sequence token ends responses.
         eos_token_ids: end responses besides the tokenizer's and those of the model's (generation) configuration.
+        limits: trade-offs of the decoder; by default those of the device.
 
     Raises:
         UserError: the model needs something that this engine cannot do.
@@ -55,11 +56,12 @@ class EmbeddedEngine:
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
         eos_token_ids: Iterable[int] = (),
+        limits: DecoderLimits | None = None,
     ) -> None:
         config, generation_eos = _read_config(model)
         _refuse_unsupported(config)
         self._device = torch.device(device)
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._limits = batch_size, seed, limits
         self._tokenizer = tokenizer
         sources = (config.eos_token_id, generation_eos, getattr(tokenizer, "eos_token_id", None), list(eos_token_ids))
         self._eos = sorted({token for source in sources for token in _as_list(source)})
@@ -213,6 +215,7 @@ class EmbeddedEngine:
             max_tokens=max_tokens,
             stop_ids=stop_ids,
             seed=self._seed,
+            limits=self._limits,
         )
         return self._decoder
 

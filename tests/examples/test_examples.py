@@ -1,0 +1,46 @@
+"""The examples say what they mean: their settings load, and the quickstart's files fit together."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from pentad.config.run import RunSettings
+from pentad.rollout.embedded import EmbeddedEngine
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_settings_load_and_fit_on_one_screen(path):
+    text = path.read_text()
+    RunSettings(**yaml.safe_load(text))
+    assert len(text.splitlines()) < 40
+
+
+def test_quickstart_files(tmp_path):
+    command = [sys.executable, EXAMPLES / "quickstart" / "prepare.py", "--out", tmp_path]
+    subprocess.run(command, check=True, timeout=120)
+    files = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("sft", "train", "eval")
+    }
+    prompts = {name: {row["prompt"] for row in rows} for name, rows in files.items()}
+    assert not prompts["eval"] & (prompts["train"] | prompts["sft"])
+    truth = {row["prompt"]: row["ground_truth"] for row in files["train"]}
+    assert truth["sort 9871="] == "1789" if "sort 9871=" in truth else "sort 9871=" in prompts["eval"]
+    right = sum(row["response"] == truth[row["prompt"]] for row in files["sft"]) / len(files["sft"])
+    assert 0.2 < right < 0.3
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    for row in (*files["sft"], *files["train"]):
+        for text in row.values():
+            tokens = tokenizer(text)["input_ids"]
+            assert tokenizer.unk_token_id not in tokens
+            assert tokenizer.decode([*tokens, tokenizer.eos_token_id], skip_special_tokens=True) == text
+    engine = EmbeddedEngine(tmp_path / "model")
+    assert engine.expected_weights()["model.embed_tokens.weight"] == (16, 64)
