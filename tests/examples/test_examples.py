@@ -32,7 +32,7 @@ def test_quickstart_files(tmp_path):
     prompts = {name: {row["prompt"] for row in rows} for name, rows in files.items()}
     assert not prompts["eval"] & (prompts["train"] | prompts["sft"])
     truth = {row["prompt"]: row["ground_truth"] for row in files["train"]}
-    assert truth["sort 9871="] == "1789" if "sort 9871=" in truth else "sort 9871=" in prompts["eval"]
+    assert all(answer == "".join(sorted(prompt[5:9])) for prompt, answer in truth.items())
     right = sum(row["response"] == truth[row["prompt"]] for row in files["sft"]) / len(files["sft"])
     assert 0.2 < right < 0.3
 

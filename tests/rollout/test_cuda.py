@@ -1,6 +1,7 @@
 """On a GPU steps are replayed as CUDA graphs; the oracle is the same engine on the CPU."""
 
 import logging
+from itertools import chain
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_graphs_sample_what_the_cpu_samples(family, caplog):
                 engine.load_weights(((name, parameter.data) for name, parameter in weights), version)
             assert engines[0].checksums() == engines[1].checksums()
             on_cpu, on_gpu = (engine.generate(asked) for engine in engines)
-            for a, b in zip(sum(on_cpu, []), sum(on_gpu, []), strict=True):
+            for a, b in zip(chain(*on_cpu), chain(*on_gpu), strict=True):
                 assert torch.equal(a.response_tokens, b.response_tokens)
                 torch.testing.assert_close(a.response_logprobs, b.response_logprobs, atol=5e-4, rtol=0)
     assert not [record for record in caplog.records if "CUDA graphs" in record.message]

@@ -27,6 +27,11 @@ class ModelFacts:
         num_experts: experts of a layer; None for a dense model.
         moe_ffn_hidden_size: inner width of one expert; None for a dense model.
         experts_per_token: experts that a token is sent to; 0 for a dense model.
+        shared_ffn_hidden_size: inner width of the expert that every token passes, with its gate; 0 if there is none.
+        dense_layers: numbers of the layers that have no experts, in a model with experts.
+        qkv_bias: whether the query, key and value projections have biases.
+        qk_norm: whether queries and keys are normalised, head by head.
+        max_positions: longest sequence that the model was made for; None if unknown.
     """
 
     family: str
@@ -41,6 +46,15 @@ class ModelFacts:
     num_experts: int | None = None
     moe_ffn_hidden_size: int | None = None
     experts_per_token: int = 0
+    shared_ffn_hidden_size: int = 0
+    dense_layers: tuple[int, ...] = ()
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    max_positions: int | None = None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether that layer, counted from 0, has experts."""
+        return self.num_experts is not None and layer not in self.dense_layers
 
 
 @dataclass(frozen=True)

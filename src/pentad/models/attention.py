@@ -1,11 +1,16 @@
 """Causal self-attention over packed sequences with PyTorch's own kernels.
 
 Invariant: a token attends to itself and to earlier tokens of its own sequence, and to nothing else, whatever else
-is in the pack. Grouped key/value heads are never repeated in memory.
+is in the pack, and however the pack is split over context-parallel ranks. Grouped key/value heads are repeated only
+where there are fewer of them than context-parallel ranks.
+
+Context parallelism is by exchange of heads (https://arxiv.org/abs/2309.14509): each rank holds a run of the pack's
+tokens and gives it for all tokens of some of the heads.
 """
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import all_to_all
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -45,7 +50,10 @@ class PackedAttention(MegatronModule):
         super().__init__(config=config)
         if attention_dropout or config.attention_dropout:
             raise ValueError("attention dropout is not supported")
+        if pg_collection is None:
+            raise ValueError("attention needs its process groups")
         self.layer_number = layer_number
+        self.context = pg_collection.cp
         self.softmax_scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
 
     def forward(
@@ -61,19 +69,21 @@ class PackedAttention(MegatronModule):
         """Attend.
 
         Args:
-            query: `[T, 1, heads, head_dim]`, not yet rotated.
-            key, value: `[T, 1, key/value heads, head_dim]`.
-            packed_seq_params: the pack.
+            query: `[T / context, 1, heads, head_dim]`, not yet rotated.
+            key, value: `[T / context, 1, key/value heads, head_dim]`.
+            packed_seq_params: the whole pack.
 
         Returns:
-            `[T, 1, heads * head_dim]`.
+            `[T / context, 1, heads * head_dim]`.
         """
         packed = packed_seq_params
         if not isinstance(packed, PackedInputs) or packed.cos is None or packed.sin is None:
             raise TypeError("attention needs the PackedInputs of its microbatch")
-        query = rotate(query.squeeze(1), packed.cos, packed.sin)
-        key = rotate(key.squeeze(1), packed.cos, packed.sin)
-        value = value.squeeze(1)
+        query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        if self.context.size() > 1:
+            query = self._tokens_for_heads(query)
+            key, value = self._tokens_for_heads(self._replicate(key)), self._tokens_for_heads(self._replicate(value))
+        query, key = rotate(query, packed.cos, packed.sin), rotate(key, packed.cos, packed.sin)
         if needs_padding(query.device, query.dtype):
             output = self._padded(query, key, value, packed)
         else:
@@ -88,7 +98,27 @@ class PackedAttention(MegatronModule):
                 scale=self.softmax_scale,
                 window_size=(-1, 0),
             )
+        if self.context.size() > 1:
+            output = self._heads_for_tokens(output)
         return output.reshape(output.shape[0], 1, -1)
+
+    def _replicate(self, x: Tensor) -> Tensor:
+        """Key/value heads, repeated so that every context-parallel rank gets the one that its queries use."""
+        heads, ranks = x.shape[1], self.context.size()
+        return x.repeat_interleave(ranks // heads, dim=1) if heads < ranks else x
+
+    def _tokens_for_heads(self, x: Tensor) -> Tensor:
+        """`[T / context, heads, head_dim]` to `[T, heads / context, head_dim]`."""
+        ranks = self.context.size()
+        tokens, heads, head_dim = x.shape
+        send = x.view(tokens, ranks, heads // ranks, head_dim).transpose(0, 1).contiguous()
+        return all_to_all(self.context, send.flatten(0, 1))
+
+    def _heads_for_tokens(self, x: Tensor) -> Tensor:
+        """`[T, heads / context, head_dim]` to `[T / context, heads, head_dim]`."""
+        ranks = self.context.size()
+        received = all_to_all(self.context, x.contiguous())
+        return received.view(ranks, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
 
     def _padded(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedInputs) -> Tensor:
         """Attention on `[S, longest]`; causality alone keeps real tokens from seeing the padding behind them."""

@@ -4,7 +4,7 @@ Invariant: the model computes what transformers computes from the same configura
 user that Megatron does not have, or that would contradict the layout, is refused.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch.nn import functional
 from transformers import PreTrainedConfig
 
@@ -21,6 +22,7 @@ from pentad.layout import Layout
 from pentad.models.families import family_of
 from pentad.models.geometry import Geometry
 from pentad.models.provider import block_spec
+from pentad.models.stages import stage_layers
 
 # What the layout, the model or the precision settles; a user who sets it in a dictionary would contradict them.
 _SETTLED = {
@@ -34,6 +36,11 @@ _SETTLED = {
     "pipeline_model_parallel_size": "allocation",
     "context_parallel_size": "allocation",
     "expert_model_parallel_size": "allocation",
+    "expert_tensor_parallel_size": "allocation",
+    "pipeline_model_parallel_layout": "allocation",
+    "num_moe_experts": "model.path",
+    "moe_router_topk": "model.path",
+    "moe_ffn_hidden_size": "model.path",
     "sequence_parallel": "allocation",
     "params_dtype": "trainer.dtype",
     "bf16": "trainer.dtype",
@@ -116,10 +123,15 @@ def transformer_config(
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,
         "context_parallel_size": layout.context,
-        "sequence_parallel": layout.tensor > 1,
-        "moe_token_dispatcher_type": "alltoall",
+        "expert_model_parallel_size": layout.expert,
+        "expert_tensor_parallel_size": layout.expert_tensor,
+        "sequence_parallel": layout.sequence_parallel,
+        # Packs differ in length.
         "variable_seq_lengths": True,
-        **family_of(config).transformer,
+        "moe_token_dispatcher_type": "alltoall",
+        **_pipeline(geometry, layout),
+        **_mixture(geometry),
+        **family_of(config).transformer(config),
         **overrides,
     }
     try:
@@ -128,22 +140,63 @@ def transformer_config(
         raise UserError(f"Megatron refuses this model and layout: {error}", "change megatron.transformer") from error
 
 
-def build_model(
+def _pipeline(geometry: Geometry, layout: Layout) -> dict[str, Any]:
+    """Which layers each stage holds: embedding and output layer are weighed against decoder layers."""
+    if layout.pipeline == 1:
+        return {}
+    stages: list[list[str]] = [["decoder"] * count for count in stage_layers(geometry, layout)]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return {"pipeline_model_parallel_layout": stages}
+
+
+def _mixture(geometry: Geometry) -> dict[str, Any]:
+    """The experts of a mixture model; no auxiliary loss, no dropped tokens."""
+    if not geometry.experts:
+        return {}
+    return {
+        "num_moe_experts": geometry.experts,
+        "moe_router_topk": geometry.experts_per_token,
+        "moe_ffn_hidden_size": geometry.expert_ffn,
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_router_dtype": "fp32",
+    }
+
+
+@dataclass
+class Chunk:
+    """A run of consecutive decoder layers of one rank, with the embedding or the output layer where it has them.
+
+    Attributes:
+        layer_offset: decoder layers before its first.
+    """
+
+    module: GPTModel
+    layer_offset: int
+
+
+def build_chunks(
     config: PreTrainedConfig, megatron: TransformerConfig, layout: Layout, groups: ProcessGroupCollection
-) -> GPTModel:
-    """The layers of this rank, with uninitialised weights, on the current device."""
+) -> list[Chunk]:
+    """The layers of this rank, with uninitialised weights, on the current device: one chunk a virtual stage."""
     geometry = Geometry.of(config)
-    first, last = groups.pp.rank() == 0, groups.pp.rank() == groups.pp.size() - 1
-    layers = get_num_layers_to_build(megatron, pp_rank=groups.pp.rank())
-    return GPTModel(
-        config=megatron,
-        transformer_layer_spec=block_spec(megatron, layers),
-        vocab_size=geometry.padded_vocab(layout.tensor),
-        max_sequence_length=config.max_position_embeddings,
-        pre_process=first,
-        post_process=last,
-        share_embeddings_and_output_weights=geometry.tied,
-        # PackedAttention rotates; see its docstring.
-        position_embedding_type="none",
-        pg_collection=groups,
-    )
+    rank, stages = groups.pp.rank(), groups.pp.size()
+    chunks = []
+    for virtual in range(layout.virtual):
+        stage = virtual if layout.virtual > 1 else None
+        module = GPTModel(
+            config=megatron,
+            transformer_layer_spec=block_spec(megatron, get_num_layers_to_build(megatron, stage, rank)),
+            vocab_size=geometry.padded_vocab(layout.tensor),
+            max_sequence_length=config.max_position_embeddings,
+            pre_process=rank == 0 and virtual == 0,
+            post_process=rank == stages - 1 and virtual == layout.virtual - 1,
+            share_embeddings_and_output_weights=geometry.tied,
+            # PackedAttention rotates; see its docstring.
+            position_embedding_type="none",
+            pg_collection=groups,
+            vp_stage=stage,
+        )
+        chunks.append(Chunk(module, get_transformer_layer_offset(megatron, stage, rank)))
+    return chunks

@@ -11,13 +11,14 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from pentad.errors import UserError
-from pentad.models.rules import QKV, Gated, Replicated, Row, Rule, Vocab
+from pentad.models.rules import QKV, Experts, Gated, Replicated, Row, Rule, Vocab
 
 _LAYER = "model.layers.{layer}."
 _DECODER = "decoder.layers.{layer}."
 
 _EMBEDDING = Vocab("embedding.word_embeddings.weight", ("model.embed_tokens.weight",))
 _HEAD = Vocab("output_layer.weight", ("lm_head.weight",))
+_TIED_HEAD = Vocab("output_layer.weight", ("model.embed_tokens.weight",))
 _FINAL_NORM = Replicated("decoder.final_layernorm.weight", ("model.norm.weight",))
 
 
@@ -42,6 +43,31 @@ _DENSE_MLP = (
     Row(f"{_DECODER}mlp.linear_fc2.weight", (f"{_LAYER}mlp.down_proj.weight",)),
 )
 
+_ROUTER = f"{_DECODER}mlp.router.weight"
+
+
+def _experts(prefix: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+    """Routed experts whose tensors are called `<prefix>.experts.<number>.<gate>.weight` and so on."""
+    name = f"{_LAYER}{prefix}.experts.{{expert}}."
+    fc1, fc2 = f"{_DECODER}mlp.experts.weight1", f"{_DECODER}mlp.experts.weight2"
+    gated, row = (f"{name}{gate}.weight", f"{name}{up}.weight"), (f"{name}{down}.weight",)
+    return (
+        Replicated(_ROUTER, (f"{_LAYER}{prefix}.gate.weight",)),
+        Experts(fc1, gated, Gated(fc1, gated)),
+        Experts(fc2, row, Row(fc2, row)),
+    )
+
+
+_QWEN_EXPERTS = _experts("mlp", "gate_proj", "up_proj", "down_proj")
+_SHARED_EXPERT = (
+    Gated(
+        f"{_DECODER}mlp.shared_experts.linear_fc1.weight",
+        tuple(f"{_LAYER}mlp.shared_expert.{x}_proj.weight" for x in ("gate", "up")),
+    ),
+    Row(f"{_DECODER}mlp.shared_experts.linear_fc2.weight", (f"{_LAYER}mlp.shared_expert.down_proj.weight",)),
+    Replicated(f"{_DECODER}mlp.shared_experts.gate_weight", (f"{_LAYER}mlp.shared_expert_gate.weight",)),
+)
+
 Predicate = Callable[[PreTrainedConfig], bool]
 
 
@@ -52,18 +78,18 @@ class Family:
     Attributes:
         model_type: as in config.json.
         layer_rules: weights of one decoder layer.
-        transformer: fields of Megatron's TransformerConfig besides the sizes.
+        transformer: fields of Megatron's TransformerConfig besides the sizes, from the configuration.
         refused: what a configuration may ask for that this family's implementation does not do: name and test.
     """
 
     model_type: str
     layer_rules: tuple[Rule, ...]
-    transformer: dict[str, Any] = field(default_factory=dict)
+    transformer: Callable[[PreTrainedConfig], dict[str, Any]] = lambda config: {}
     refused: dict[str, Predicate] = field(default_factory=dict)
 
     def rules(self, tied: bool) -> tuple[Rule, ...]:
-        """All rules of a model; a tied one has no output layer of its own."""
-        return (_EMBEDDING, *self.layer_rules, _FINAL_NORM, *(() if tied else (_HEAD,)))
+        """All rules of a model. The last of several pipeline stages holds a tied embedding's copy as output layer."""
+        return (_EMBEDDING, *self.layer_rules, _FINAL_NORM, _TIED_HEAD if tied else _HEAD)
 
 
 def _asks(name: str) -> Predicate:
@@ -72,6 +98,24 @@ def _asks(name: str) -> Predicate:
 
 _ACTIVATION: dict[str, Predicate] = {"hidden_act other than silu": lambda config: config.hidden_act != "silu"}
 _SLIDING = {"use_sliding_window": _asks("use_sliding_window")}
+
+# Layers without experts among those with experts.
+_SPARSE: dict[str, Predicate] = {
+    "decoder_sparse_step other than 1": lambda config: config.decoder_sparse_step != 1,
+    "mlp_only_layers": _asks("mlp_only_layers"),
+}
+
+
+def _routing(normalized: bool) -> dict[str, Any]:
+    """How tokens choose experts.
+
+    A softmax over all experts, the largest k, normalised to sum to 1, is the softmax over the largest k logits.
+
+    Args:
+        normalized: the chosen experts' weights sum to 1.
+    """
+    return {"moe_router_pre_softmax": not normalized, "moe_router_score_function": "softmax"}
+
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -84,14 +128,37 @@ FAMILIES: dict[str, Family] = {
         Family(
             "qwen2",
             (*_NORMS, *_ATTENTION, _qkv("bias"), *_DENSE_MLP),
-            transformer={"add_qkv_bias": True},
+            transformer=lambda config: {"add_qkv_bias": True},
             refused={**_ACTIVATION, **_SLIDING},
         ),
         Family(
             "qwen3",
             (*_NORMS, *_ATTENTION, *_QK_NORM, *_DENSE_MLP),
-            transformer={"qk_layernorm": True},
+            transformer=lambda config: {"qk_layernorm": True},
             refused={**_ACTIVATION, **_SLIDING, "attention_bias": _asks("attention_bias")},
+        ),
+        Family(
+            "qwen3_moe",
+            (*_NORMS, *_ATTENTION, *_QK_NORM, *_QWEN_EXPERTS),
+            transformer=lambda config: {"qk_layernorm": True, **_routing(config.norm_topk_prob)},
+            refused={**_ACTIVATION, **_SLIDING, **_SPARSE, "attention_bias": _asks("attention_bias")},
+        ),
+        Family(
+            "qwen2_moe",
+            (*_NORMS, *_ATTENTION, _qkv("bias"), *_QWEN_EXPERTS, *_SHARED_EXPERT),
+            transformer=lambda config: {
+                "add_qkv_bias": True,
+                "moe_shared_expert_intermediate_size": config.shared_expert_intermediate_size,
+                "moe_shared_expert_gate": True,
+                **_routing(config.norm_topk_prob),
+            },
+            refused={**_ACTIVATION, **_SLIDING, **_SPARSE, "qkv_bias=false": lambda config: not config.qkv_bias},
+        ),
+        Family(
+            "mixtral",
+            (*_NORMS, *_ATTENTION, *_experts("block_sparse_moe", "w1", "w3", "w2")),
+            transformer=lambda config: _routing(True),
+            refused={**_ACTIVATION, "sliding_window": _asks("sliding_window")},
         ),
     )
 }

@@ -5,10 +5,10 @@ is an error, not a warning. Loading, export and weight synchronisation all go th
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedConfig
@@ -16,44 +16,29 @@ from transformers import PreTrainedConfig
 from pentad.models.checkpoint import CheckpointReader
 from pentad.models.families import Family, family_of
 from pentad.models.geometry import Geometry
-from pentad.models.rules import Rule
+from pentad.models.rules import Experts, Rule
 
 _LAYER_NUMBER = re.compile(r"(?<=decoder\.layers\.)\d+(?=\.)")
 
 
 class WeightMapping:
-    """The mapping of one model on one tensor-parallel group.
+    """The mapping of one model under one layout.
 
     Args:
         config: the Hugging Face configuration.
-        group: the tensor-parallel group; None for a single process without torch.distributed.
+        groups: Megatron's process groups; None for a single process without torch.distributed.
     """
 
-    def __init__(self, config: PreTrainedConfig, group: ProcessGroup | None) -> None:
+    def __init__(self, config: PreTrainedConfig, groups: ProcessGroupCollection | None) -> None:
         self.geometry = Geometry.of(config)
         self.family: Family = family_of(config)
-        self.group = group
+        self._tp: ProcessGroup | None = groups.tp if groups is not None else None
+        self._ep: ProcessGroup | None = groups.ep if groups is not None and self.geometry.experts else None
+        self._expert_tp: ProcessGroup | None = groups.expt_tp if groups is not None and self.geometry.experts else None
         self._rules: dict[str, Rule] = {rule.megatron: rule for rule in self.family.rules(self.geometry.tied)}
 
-    @property
-    def rank(self) -> int:
-        return self.group.rank() if self.group is not None else 0
-
-    @property
-    def size(self) -> int:
-        return self.group.size() if self.group is not None else 1
-
-    @cached_property
-    def hugging_face_names(self) -> tuple[str, ...]:
-        """Every tensor of the checkpoint, in a fixed order."""
-        names: list[str] = []
-        for rule in self._rules.values():
-            layers = range(self.geometry.layers) if "{layer}" in rule.megatron else (0,)
-            names += [name.replace("{layer}", str(layer)) for layer in layers for name in rule.hugging_face]
-        return tuple(names)
-
     def rule_of(self, megatron_name: str) -> tuple[Rule, tuple[str, ...]]:
-        """The rule of a parameter and its Hugging Face names.
+        """The rule of a parameter and its Hugging Face names, in which `{expert}` may still stand.
 
         Args:
             megatron_name: name with the layer's number in the whole model.
@@ -62,69 +47,110 @@ class WeightMapping:
             KeyError: no rule knows the name.
         """
         match = _LAYER_NUMBER.search(megatron_name)
-        pattern = _LAYER_NUMBER.sub("{layer}", megatron_name)
-        rule = self._rules.get(pattern)
+        rule = self._rules.get(_LAYER_NUMBER.sub("{layer}", megatron_name))
         if rule is None:
             raise KeyError(f"parameter {megatron_name} has no rule in family {self.family.model_type}")
         layer = match.group() if match else ""
         return rule, tuple(name.replace("{layer}", layer) for name in rule.hugging_face)
 
     def parameters(self, model: torch.nn.Module, layer_offset: int = 0) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Parameters of this rank under their names in the whole model.
+        """Parameters of one model chunk under their names in the whole model.
 
         Args:
-            layer_offset: layers before this stage's first.
+            layer_offset: decoder layers before the chunk's first.
         """
         for name, parameter in model.named_parameters():
             yield _LAYER_NUMBER.sub(lambda match: str(int(match.group()) + layer_offset), name), parameter
 
     @torch.no_grad()
-    def load(self, model: torch.nn.Module, reader: CheckpointReader, layer_offset: int = 0) -> None:
-        """Fill this rank's parameters from a checkpoint, one tensor at a time.
+    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: CheckpointReader) -> None:
+        """Fill this rank's parameters from a checkpoint, a few tensors at a time.
 
-        Raises:
-            UserError: the checkpoint does not hold what the model needs.
+        Args:
+            parameters: names in the whole model, and where to write.
         """
-        for name, parameter in self.parameters(model, layer_offset):
+        for name, parameter in parameters:
             rule, sources = self.rule_of(name)
-            shard = rule.shard([reader.get(source) for source in sources], self.geometry, self.rank, self.size)
-            if shard.shape != parameter.shape:
-                raise ValueError(f"{name}: rule gives {list(shard.shape)}, parameter is {list(parameter.shape)}")
-            parameter.copy_(shard)
+            if isinstance(rule, Experts):
+                for place, expert in enumerate(self._local_experts()):
+                    self._load_one(rule, [_numbered(source, expert) for source in sources], parameter[place], reader)
+            else:
+                self._load_one(rule, list(sources), parameter, reader)
 
-    def export(
-        self,
-        tensors: Iterator[tuple[str, Tensor]],
-        convert: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: CheckpointReader) -> None:
+        group = self._expert_tp if isinstance(rule, Experts) else self._tp
+        shard = rule.shard([reader.get(source) for source in sources], self.geometry, _rank(group), _size(group))
+        if shard.shape != target.shape:
+            raise ValueError(f"{sources[0]}: rule gives {list(shard.shape)}, parameter is {list(target.shape)}")
+        target.copy_(shard)
+
+    def export(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Whole Hugging Face tensors from this rank's Megatron tensors: parameters, or anything of their shapes.
 
-        A collective of the tensor-parallel group: all its ranks must consume all of it. All of them get the tensors.
+        A collective of the ranks of a pipeline stage that share the model: all must consume all of it, and all of
+        them get the tensors.
 
         Args:
             tensors: Megatron names (in the whole model) and this rank's parts.
-            convert: applied to each part before it travels.
         """
         for name, tensor in tensors:
             rule, targets = self.rule_of(name)
-            shards = self._gather(convert(tensor.detach()))
-            yield from zip(targets, rule.join(shards, self.geometry), strict=True)
+            if self._is_copy(name):
+                continue
+            if isinstance(rule, Experts):
+                yield from self._export_experts(rule, targets, tensor.detach())
+            else:
+                yield from zip(targets, rule.join(_gather(tensor.detach(), self._tp), self.geometry), strict=True)
 
-    def _gather(self, tensor: Tensor) -> list[Tensor]:
-        if self.group is None or self.size == 1:
-            return [tensor]
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        torch.distributed.all_gather(parts, tensor.contiguous(), group=self.group)
-        return parts
+    def _export_experts(self, rule: Experts, targets: tuple[str, ...], tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        # [expert-parallel rank][expert-tensor rank] -> [local experts, ...]
+        parts = [part.unbind() for part in _gather(torch.stack(_gather(tensor, self._expert_tp)), self._ep)]
+        per_rank = tensor.shape[0]
+        for expert in range(self.geometry.experts):
+            rank, place = divmod(expert, per_rank)
+            whole = rule.join([shard[place] for shard in parts[rank]], self.geometry)
+            yield from zip((_numbered(target, expert) for target in targets), whole, strict=True)
+
+    def _local_experts(self) -> range:
+        per_rank = self.geometry.experts // _size(self._ep)
+        first = _rank(self._ep) * per_rank
+        return range(first, first + per_rank)
+
+    def _is_copy(self, name: str) -> bool:
+        """Whether a parameter is the last stage's copy of a tied embedding."""
+        return self.geometry.tied and name == "output_layer.weight"
+
+
+def _numbered(name: str, expert: int) -> str:
+    return name.replace("{expert}", str(expert))
+
+
+def _rank(group: ProcessGroup | None) -> int:
+    return group.rank() if group is not None else 0
+
+
+def _size(group: ProcessGroup | None) -> int:
+    return group.size() if group is not None else 1
+
+
+def _gather(tensor: Tensor, group: ProcessGroup | None) -> list[Tensor]:
+    if group is None or group.size() == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, tensor.contiguous(), group=group)
+    return parts
 
 
 def expected_shapes(config: PreTrainedConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of every tensor of a checkpoint, by transformers' own account of the architecture."""
     from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # transformers may hold several tensors of a checkpoint as one parameter (stacked experts).
+    parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, parameters).items()}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
     return shapes

@@ -16,17 +16,21 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from pentad.models.attention import PackedAttention
+from pentad.models.experts import GroupedExperts
 from pentad.models.norm import RMSNorm
 
 
 class TorchSpecProvider(LocalSpecProvider):
-    """Megatron's local linear layers with Pentad's norm and attention."""
+    """Megatron's local linear layers with Pentad's norm, attention and experts."""
 
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False) -> type[RMSNorm]:
         return RMSNorm
 
     def core_attention(self) -> type[PackedAttention]:
         return PackedAttention
+
+    def grouped_mlp_modules(self, moe_use_grouped_gemm: bool) -> type[GroupedExperts]:
+        return GroupedExperts
 
 
 def layer_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:

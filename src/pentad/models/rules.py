@@ -78,6 +78,33 @@ class Gated(Rule):
         return [torch.cat([half[i] for half in halves]) for i in range(2)]
 
 
+class Column(Rule):
+    """Split along the output dimension."""
+
+    def shard(self, tensors: list[Tensor], geometry: Geometry, rank: int, size: int) -> Tensor:
+        return tensors[0].chunk(size)[rank]
+
+    def join(self, shards: list[Tensor], geometry: Geometry) -> list[Tensor]:
+        return [torch.cat(shards)]
+
+
+@dataclass(frozen=True)
+class Experts(Rule):
+    """The same matrices of all experts, stacked in one parameter; `{expert}` stands for the expert's number.
+
+    Experts are spread over the expert-parallel ranks in order, and each is split over the expert-tensor-parallel
+    ranks by the rule `each`, which `shard` and `join` speak of: they handle one expert.
+    """
+
+    each: Rule
+
+    def shard(self, tensors: list[Tensor], geometry: Geometry, rank: int, size: int) -> Tensor:
+        return self.each.shard(tensors, geometry, rank, size)
+
+    def join(self, shards: list[Tensor], geometry: Geometry) -> list[Tensor]:
+        return self.each.join(shards, geometry)
+
+
 class QKV(Rule):
     """Query, key and value projections (weights or biases), interleaved by key/value head.
 

@@ -82,6 +82,8 @@ def _from_gguf(file: Path, target: Path) -> Path:
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"model.path: transformers cannot read {file}: {error}", "use another file") from error
+    # Dequantised now, it is a plain model; transformers would refuse to save it as what the file was.
+    model.hf_quantizer = None
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(target)

@@ -20,31 +20,44 @@ class Microbatch:
 
     Attributes:
         batch: the sequences, on the device, without padding.
-        tokens: int64 `[1, t]`, padded to a multiple of the ranks that split it.
-        packed: bounds and rotary tables, of length t.
+        tokens: int64 `[1, t / context]`, this context-parallel rank's run of the pack, which is padded to a multiple
+            of the ranks that split it.
+        start: the place of the run's first token in the pack.
+        packed: bounds and rotary tables of the whole pack, of length t.
         targets: int64 `[n]`, token indices in `batch` whose log-probs are wanted; each is predicted from the token
             before it.
     """
 
     batch: Batch
     tokens: Tensor
+    start: int
     packed: PackedInputs
     targets: Tensor
 
 
 def make_microbatch(
-    batch: Batch, indices: tuple[int, ...], *, multiple: int, rotary: RotaryTable, device: torch.device, dtype: torch.dtype
+    batch: Batch,
+    indices: tuple[int, ...],
+    *,
+    tensor_ranks: int,
+    context: tuple[int, int],
+    rotary: RotaryTable,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Microbatch:
     """Pack some sequences of a batch.
 
     Args:
         indices: which sequences, in order.
-        multiple: the pack's length is padded to a multiple of this, by a sequence of its own.
+        tensor_ranks: tensor-parallel ranks, which split the tokens between layers.
+        context: this rank's place in its context-parallel group, and the group's size.
         dtype: of the activations.
     """
     part = batch.select(indices)
     lengths = part.lengths
-    padding = -part.num_tokens % multiple
+    rank, ranks = context
+    # What makes the pack divisible is a sequence of its own.
+    padding = -part.num_tokens % (tensor_ranks * ranks)
     tokens = torch.cat([part.tokens, part.tokens.new_zeros(padding)]) if padding else part.tokens
     packed = PackedInputs.build(
         [*lengths, padding] if padding else lengths,
@@ -52,9 +65,11 @@ def make_microbatch(
         device,
         padded=needs_padding(device, dtype),
     )
+    run = len(tokens) // ranks
     return Microbatch(
         batch=part.to(device),
-        tokens=tokens[None].to(device, non_blocking=True),
+        tokens=tokens[None, rank * run : (rank + 1) * run].to(device, non_blocking=True),
+        start=rank * run,
         packed=packed,
         targets=part.loss_mask.nonzero().squeeze(-1).to(device, non_blocking=True),
     )

@@ -32,22 +32,25 @@ _SETTLED_BY_TRAINER = {
 
 
 def wrap_data_parallel(
-    model: GPTModel, config: TransformerConfig, overrides: dict[str, Any], groups: ProcessGroupCollection
-) -> DistributedDataParallel:
-    """Put a model's gradients into float32 buffers that data-parallel ranks reduce.
+    chunks: list[GPTModel], config: TransformerConfig, overrides: dict[str, Any], groups: ProcessGroupCollection
+) -> list[DistributedDataParallel]:
+    """Put the model chunks' gradients into float32 buffers that data-parallel ranks reduce.
 
     Args:
         overrides: fields that the user sets (`megatron.ddp`).
     """
     check_overrides(overrides, DistributedDataParallelConfig, "megatron.ddp", {})
     settings: dict[str, Any] = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True, **overrides}
-    return DistributedDataParallel(
-        config=config, ddp_config=DistributedDataParallelConfig(**settings), module=model, pg_collection=groups
-    )
+    return [
+        DistributedDataParallel(
+            config=config, ddp_config=DistributedDataParallelConfig(**settings), module=chunk, pg_collection=groups
+        )
+        for chunk in chunks
+    ]
 
 
 def make_optimizer(
-    model: DistributedDataParallel,
+    chunks: list[DistributedDataParallel],
     settings: OptimizerSettings,
     schedule: ScheduleSettings,
     dtype: torch.dtype,
@@ -71,11 +74,11 @@ def make_optimizer(
             "clip_grad": settings.grad_clip,
             "bf16": dtype == torch.bfloat16,
             "params_dtype": dtype,
-            "use_distributed_optimizer": model.ddp_config.use_distributed_optimizer,
+            "use_distributed_optimizer": chunks[0].ddp_config.use_distributed_optimizer,
             **overrides,
         }
     )
-    return get_megatron_optimizer(config, [model])
+    return get_megatron_optimizer(config, chunks)
 
 
 def make_schedule(

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import finalize_model_grads
-from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -24,7 +26,7 @@ from pentad.config.trainer import TrainerSettings
 from pentad.data.batch import Batch
 from pentad.data.plan import Plan
 from pentad.layout import Layout
-from pentad.models.build import build_model, transformer_config
+from pentad.models.build import build_chunks, transformer_config
 from pentad.models.checkpoint import CheckpointReader
 from pentad.models.logprob import vocab_parallel_logprobs
 from pentad.models.mapping import WeightMapping
@@ -66,34 +68,41 @@ class Trainer:
         self.platform = platform
         self.settings = settings
         self.dtype = platform.dtype(settings.dtype)
-        self.mapping = WeightMapping(config, groups.tp)
+        self.mapping = WeightMapping(config, groups)
         self.megatron = transformer_config(config, layout, self.dtype, megatron.transformer)
-        self.module: GPTModel = build_model(config, self.megatron, layout, groups).to(platform.device)
+        self.chunks = build_chunks(config, self.megatron, layout, groups)
+        for chunk in self.chunks:
+            chunk.module.to(platform.device)
         self._rotary = RotaryTable(config, platform.device)
-        self._multiple = layout.tensor * layout.context
         self._schedule_function = get_forward_backward_func()
         self.optimizer = self.schedule = None
-        self.model: Any = self.module
+        self.models: list[Any] = [chunk.module for chunk in self.chunks]
         if optimizer_steps is not None:
-            self.model = wrap_data_parallel(self.module, self.megatron, megatron.ddp, groups)
+            self.models = wrap_data_parallel(self.models, self.megatron, megatron.ddp, groups)
             self.optimizer = make_optimizer(
-                self.model, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer
+                self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer
             )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
             self.megatron.finalize_model_grads_func = finalize_model_grads
             self.megatron.grad_scale_func = self.optimizer.scale_loss
         else:
-            self.module.requires_grad_(False)
+            for chunk in self.chunks:
+                chunk.module.requires_grad_(False)
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """This rank's parameters under their Megatron names in the whole model."""
+        for chunk in self.chunks:
+            yield from self.mapping.parameters(chunk.module, chunk.layer_offset)
 
     def load(self, reader: CheckpointReader) -> None:
         """Take the weights of a checkpoint; masters and moments start anew from them."""
-        self.mapping.load(self.module, reader)
+        self.mapping.load(self.parameters(), reader)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole Hugging Face tensors, one at a time. A collective of the tensor-parallel group."""
-        return self.mapping.export((name, parameter.data) for name, parameter in self.mapping.parameters(self.module))
+        """Whole Hugging Face tensors of this pipeline stage, one at a time; see `WeightMapping.export`."""
+        return self.mapping.export((name, parameter.data) for name, parameter in self.parameters())
 
     @torch.no_grad()
     def logprobs(
@@ -109,7 +118,8 @@ class Trainer:
         Returns:
             float32 `[T]` each, on the CPU, the same on every rank; 0 outside the loss mask.
         """
-        self.module.eval()
+        for chunk in self.chunks:
+            chunk.module.eval()
         both = torch.zeros(2, batch.num_tokens, device=self.platform.device)
         mine = self._my_microbatches(plan)
 
@@ -119,13 +129,14 @@ class Trainer:
 
         results = self._run(batch, mine, temperature, collect, progress, forward_only=True)
         starts, lengths = batch.cu_seqlens.tolist(), batch.lengths
-        for indices, result in zip(mine, results, strict=True):
+        for indices, result in zip(mine, results, strict=self._is_last_stage):
             offset = 0
             for index in indices:
                 end = offset + lengths[index]
                 both[:, starts[index] : starts[index + 1]] = result["both"][:, offset:end]
                 offset = end
         torch.distributed.all_reduce(both, group=self.groups.dp)
+        self._from_last_stage(both)
         both = both.cpu()
         return both[0], both[1]
 
@@ -141,8 +152,9 @@ class Trainer:
         Returns:
             `train/loss` and the loss's metrics, over the whole minibatch, the same on every rank.
         """
-        self.module.train()
-        self.model.zero_grad_buffer()
+        for chunk, model in zip(self.chunks, self.models, strict=True):
+            chunk.module.train()
+            model.zero_grad_buffer()
         self.optimizer.zero_grad()
         tokens, denominator = count(batch, "tokens"), count(batch, loss.normalizer)
 
@@ -156,10 +168,8 @@ class Trainer:
 
         mine = self._my_microbatches(plan)
         results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
-        names = sorted(results[0])
-        sums = torch.stack([sum(result[name] for result in results) for name in names]).float()
-        torch.distributed.all_reduce(sums, group=self.groups.dp)
-        return {name: value / tokens for name, value in zip(names, sums.tolist(), strict=True)}
+        sums = self._sum_over_microbatches(results)
+        return {name: value / tokens for name, value in sums.items()}
 
     def step(self) -> dict[str, float]:
         """Clip, update, move the schedule.
@@ -173,6 +183,26 @@ class Trainer:
         if not updated or norm != norm or norm == float("inf"):
             raise FloatingPointError(f"the gradient norm is {norm}")
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Sums over all microbatches of all data-parallel ranks, on every rank; only the last stage has results."""
+        names: list[Any] = [sorted(results[0]) if self._is_last_stage else None]
+        if self.groups.pp.size() > 1:
+            torch.distributed.broadcast_object_list(names, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
+        sums = torch.zeros(len(names[0]), device=self.platform.device)
+        for result in results:
+            sums += torch.stack([result[name].float() for name in names[0]])
+        torch.distributed.all_reduce(sums, group=self.groups.dp)
+        self._from_last_stage(sums)
+        return dict(zip(names[0], sums.tolist(), strict=True))
+
+    @property
+    def _is_last_stage(self) -> bool:
+        return self.groups.pp.rank() == self.groups.pp.size() - 1
+
+    def _from_last_stage(self, tensor: Tensor) -> None:
+        if self.groups.pp.size() > 1:
+            torch.distributed.broadcast(tensor, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
 
     def _my_microbatches(self, plan: Plan) -> tuple[tuple[int, ...], ...]:
         if len(plan.microbatches) != self.groups.dp.size():
@@ -190,7 +220,23 @@ class Trainer:
         forward_only: bool,
     ) -> list[dict[str, Tensor]]:
         """Megatron's schedule over this rank's microbatches; `finish` turns log-probs into a loss."""
+        made: dict[int, Microbatch] = {}
         done = 0
+
+        def microbatches() -> Iterator[Microbatch]:
+            # Every virtual stage has an iterator of its own over the same microbatches.
+            for number, chosen in enumerate(indices):
+                if number not in made:
+                    made[number] = make_microbatch(
+                        batch,
+                        chosen,
+                        tensor_ranks=self.groups.tp.size(),
+                        context=(self.groups.cp.rank(), self.groups.cp.size()),
+                        rotary=self._rotary,
+                        device=self.platform.device,
+                        dtype=self.dtype,
+                    )
+                yield made[number]
 
         def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
             nonlocal done
@@ -204,29 +250,24 @@ class Trainer:
                 output_processor_context=(microbatch, temperature),
             )
             done += 1
-            progress(done)
+            progress(done // len(self.models))
             return output, lambda outputs: finish(outputs, microbatch)
 
-        def microbatches() -> Iterator[Microbatch]:
-            for chosen in indices:
-                yield make_microbatch(
-                    batch,
-                    chosen,
-                    multiple=self._multiple,
-                    rotary=self._rotary,
-                    device=self.platform.device,
-                    dtype=self.dtype,
-                )
-
+        several = len(self.models) > 1
         return self._schedule_function(
             forward_step_func=forward_step,
-            data_iterator=microbatches(),
-            model=[self.model],
+            data_iterator=[microbatches() for _ in self.models] if several else microbatches(),
+            model=self.models,
             num_microbatches=len(indices),
-            seq_length=1,
+            # The real lengths travel with the activations (variable_seq_lengths).
+            seq_length=self._multiple,
             micro_batch_size=1,
             forward_only=forward_only,
         )
+
+    @property
+    def _multiple(self) -> int:
+        return self.groups.tp.size() * self.groups.cp.size()
 
     def _logprobs_of_hidden(self, *, hidden_states: Tensor, output_weight: Tensor | None, **rest: Any) -> Tensor:
         """Megatron's output hook: `[2, t]`, log-probs (differentiable) and entropies, 0 where none is wanted."""
@@ -234,9 +275,13 @@ class Trainer:
         if self.megatron.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.groups.tp)
         weight = output_weight if output_weight is not None else rest["output_layer"].weight
+        first = microbatch.start
+        last = first + hidden_states.shape[0]
         targets = microbatch.targets
+        if self.groups.cp.size() > 1:  # each is predicted by the rank that has the token before it
+            targets = targets[(targets > first) & (targets <= last)]
         logprobs, entropies = vocab_parallel_logprobs(
-            hidden_states[:, 0][targets - 1],
+            hidden_states[:, 0][targets - 1 - first],
             weight,
             microbatch.batch.tokens[targets],
             temperature=temperature,
@@ -244,4 +289,6 @@ class Trainer:
             group=self.groups.tp,
         )
         places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
-        return places.index_copy(1, targets, torch.stack([logprobs, entropies]))
+        places = places.index_copy(1, targets, torch.stack([logprobs, entropies]))
+        # Every context-parallel rank computes the loss of the whole microbatch; its gradient goes to its own tokens.
+        return reduce_from_tensor_model_parallel_region(places, group=self.groups.cp)

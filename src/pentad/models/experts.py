@@ -1,0 +1,75 @@
+"""All experts of a rank as two stacked matrices, by PyTorch's grouped matrix product.
+
+Invariant: a token's output depends on its own expert only, whatever other tokens are there; an expert without tokens
+gets a zero gradient, not none.
+"""
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import grouped_mm, silu
+
+
+class GroupedExperts(MegatronModule):
+    """Gated experts: `w2 (silu(w1_gate x) * w1_up x)`, times the router's weight for the token.
+
+    Args:
+        num_local_experts: experts of this expert-parallel rank.
+        pg_collection: `expt_tp` splits the experts' inner width.
+    """
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        *,
+        pg_collection: ProcessGroupCollection,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        ranks = pg_collection.expt_tp.size()
+        width = config.moe_ffn_hidden_size // ranks
+        # weight1: [experts, gate then up, hidden]; weight2: [experts, hidden, inner].
+        self.weight1 = self._parameter(num_local_experts, 2 * width, config.hidden_size)
+        self.weight2 = self._parameter(num_local_experts, config.hidden_size, width)
+        for weight, dim in ((self.weight1, 1), (self.weight2, 2)):
+            # Reduced over the replicas of the experts, which are other ranks than those of dense weights.
+            weight.allreduce = False
+            # No two ranks hold the same part, so the gradient norm counts each.
+            weight.tensor_model_parallel = True
+            weight.partition_dim = dim
+            weight.partition_stride = 1
+
+    def _parameter(self, *shape: int) -> torch.nn.Parameter:
+        device = torch.cuda.current_device()
+        return torch.nn.Parameter(torch.empty(shape, dtype=self.config.params_dtype, device=device))
+
+    def forward(self, hidden: Tensor, tokens_per_expert: Tensor, weights: Tensor) -> tuple[Tensor, None]:
+        """Apply each expert to its tokens.
+
+        Args:
+            hidden: `[n, hidden_size]`, sorted by expert.
+            tokens_per_expert: int64 `[num_local_experts]`.
+            weights: `[n]`, the router's weight of each token's expert.
+
+        Returns:
+            `[n, hidden_size]` (this rank's part of a sum over `expt_tp`), and no bias.
+        """
+        gate, up = _grouped(hidden, self.weight1, tokens_per_expert).chunk(2, dim=-1)
+        inner = (silu(gate) * up * weights[:, None]).to(hidden.dtype)
+        return _grouped(inner, self.weight2, tokens_per_expert), None
+
+    def backward_dw(self) -> None:
+        """Weight gradients are computed with the rest of the backward pass."""
+
+
+def _grouped(x: Tensor, weight: Tensor, tokens_per_expert: Tensor) -> Tensor:
+    """`x[i] @ weight[expert of i].T`."""
+    if x.shape[0] and all(size * x.element_size() % 16 == 0 for size in weight.shape[1:]):
+        ends = tokens_per_expert.to(x.device).cumsum(0).to(torch.int32)
+        return grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    # The grouped product needs rows of a multiple of 16 bytes, and tokens.
+    parts = x.split(tokens_per_expert.tolist())
+    return torch.cat([part @ matrix.t() for part, matrix in zip(parts, weight.unbind(), strict=True)])
