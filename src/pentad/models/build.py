@@ -147,7 +147,11 @@ def _pipeline(geometry: Geometry, layout: Layout) -> dict[str, Any]:
     stages: list[list[str]] = [["decoder"] * count for count in stage_layers(geometry, layout)]
     stages[0].insert(0, "embedding")
     stages[-1].append("loss")
-    return {"pipeline_model_parallel_layout": stages}
+    settings: dict[str, Any] = {"pipeline_model_parallel_layout": stages}
+    if layout.virtual > 1:
+        # Exchanged in one batch, forward and backward messages of two stages could not be told apart.
+        settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+    return settings
 
 
 def _mixture(geometry: Geometry) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
@@ -63,6 +64,9 @@ class _Stream:
             raise AttributeError(name)
         return lambda *args, **kwargs: None
 
+    def record_event(self, event: "_Stream | None" = None) -> "_Stream":
+        return event or _Stream()
+
     def query(self) -> bool:
         return True
 
@@ -89,6 +93,7 @@ def enter() -> None:
             if torch.cuda.is_available():
                 raise RuntimeError("the CPU platform must not be entered on a machine with CUDA")
             _replace_torch_cuda()
+            _replace_uneven_collectives()
             _replace_megatron_rng()
             _process_entered = True
     # A function mode belongs to a thread.
@@ -125,6 +130,41 @@ def _replace_torch_cuda() -> None:
     # Constructors of the legacy typed tensors, which Megatron uses for a few flags.
     for name in ("FloatTensor", "IntTensor", "LongTensor"):
         setattr(torch.cuda, name, getattr(torch, name))
+
+
+def _replace_uneven_collectives() -> None:
+    """Gather and reduce-scatter with parts of different sizes, which NCCL has and gloo has not."""
+    all_gather, reduce_scatter = distributed.all_gather, distributed.reduce_scatter
+
+    def uneven(parts: list[torch.Tensor]) -> bool:
+        return any(part.shape != parts[0].shape for part in parts)
+
+    def gather(parts: list[torch.Tensor], mine: torch.Tensor, group: Any = None, async_op: bool = False) -> Any:
+        if not uneven(parts):
+            return all_gather(parts, mine, group=group, async_op=async_op)
+        for rank, part in enumerate(parts):
+            if rank == distributed.get_rank(group):
+                part.copy_(mine)
+            distributed.broadcast(part, group=group, group_src=rank)
+        return None
+
+    def scatter(
+        mine: torch.Tensor,
+        parts: list[torch.Tensor],
+        op: Any = distributed.ReduceOp.SUM,
+        group: Any = None,
+        async_op: bool = False,
+    ) -> Any:
+        if not uneven(parts):
+            return reduce_scatter(mine, parts, op=op, group=group, async_op=async_op)
+        for rank, part in enumerate(parts):
+            whole = part.clone()
+            distributed.all_reduce(whole, op=op, group=group)
+            if rank == distributed.get_rank(group):
+                mine.copy_(whole)
+        return None
+
+    distributed.all_gather, distributed.reduce_scatter = gather, scatter
 
 
 def _replace_megatron_rng() -> None:

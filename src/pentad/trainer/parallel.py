@@ -45,6 +45,7 @@ def make_groups(layout: Layout, seed: int, deadline_s: float = 1800.0) -> Proces
         context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
+        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
         distributed_timeout_minutes=max(1, round(deadline_s / 60)),
     )
     model_parallel_cuda_manual_seed(seed)

@@ -5,6 +5,7 @@ process groups. Denominators are counted over the whole minibatch before the fir
 nor the packing can change a gradient. The verbs know nothing of any algorithm.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from pentad.models.logprob import vocab_parallel_logprobs
 from pentad.models.mapping import WeightMapping
 from pentad.models.rotary import RotaryTable
 from pentad.platform.device import Platform
+from pentad.trainer.gradients import reduced_gradients
 from pentad.trainer.microbatch import Microbatch, make_microbatch
 from pentad.trainer.optimizer import make_optimizer, make_schedule, wrap_data_parallel
 
@@ -103,6 +105,14 @@ class Trainer:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole Hugging Face tensors of this pipeline stage, one at a time; see `WeightMapping.export`."""
         return self.mapping.export((name, parameter.data) for name, parameter in self.parameters())
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole float32 gradients under Hugging Face names, of this pipeline stage; after `forward_backward`.
+
+        A collective as `weights` is, and of the data-parallel ranks, too. Nothing changes; see `reduced_gradients`.
+        """
+        names = {parameter: name for name, parameter in self.parameters()}
+        return self.mapping.export((names[parameter], value) for parameter, value in reduced_gradients(self.models))
 
     @torch.no_grad()
     def logprobs(
@@ -177,11 +187,13 @@ class Trainer:
         Raises:
             FloatingPointError: the gradient is not finite; nothing was updated.
         """
-        self.schedule.step(increment=1)
-        updated, grad_norm, _ = self.optimizer.step()
-        norm = float(grad_norm)
-        if not updated or norm != norm or norm == float("inf"):
+        # Megatron looks at the norm only to clip by it, and would write what is not finite into the weights.
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}")
+        self.schedule.step(increment=1)
+        self.optimizer.step()
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"]}
 
     def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -1,0 +1,38 @@
+"""The gradients of a minibatch as one process would have them.
+
+Invariant: what is yielded is the gradient of the loss over the whole minibatch, whatever the layout; nothing in
+Megatron's buffers changes, so `step` after it does what it would have done before it.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor
+
+
+def reduced_gradients(models: Iterable[DistributedDataParallel]) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+    """The gradient of every parameter of this rank, summed over all ranks that saw other tokens.
+
+    To be called between `finalize_model_grads` and the optimizer step. A collective of the data-parallel ranks, which
+    must consume all of it. With the distributed optimizer each of them has reduced only its own equal part of every
+    bucket; here the parts are put together again, one bucket in memory at a time.
+
+    Args:
+        models: the model chunks of this rank.
+
+    Yields:
+        parameter, and float32 of its shape; valid until the next one is asked for.
+    """
+    for model in models:
+        for buffer in [*model.buffers, *model.expert_parallel_buffers]:
+            group = buffer.data_parallel_group
+            for bucket in buffer.buckets:
+                whole = bucket.grad_data
+                if model.ddp_config.use_distributed_optimizer and group.size() > 1:
+                    whole = torch.empty_like(bucket.grad_data)
+                    part = bucket.grad_data.chunk(group.size())[group.rank()]
+                    torch.distributed.all_gather_into_tensor(whole, part, group=group)
+                for parameter in bucket.params_list:
+                    start, end = bucket.param_to_index[parameter]
+                    yield parameter, whole[start:end].view(parameter.shape).float()
