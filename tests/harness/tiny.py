@@ -25,7 +25,7 @@ _ROPE_SCALING: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 32,
         **_THETA,
     },
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, **_THETA},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, **_THETA},
 }
 DENSE: dict[str, PreTrainedConfig] = {
     "llama": CONFIGS["llama"],

@@ -108,11 +108,6 @@ def test_supported(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "causes", "fix"),
     [
-        ("megatron:d2p2", ["p2 is not supported yet"], "as in megatron:d2"),
-        ("megatron:c2t2", ["c2 is not supported yet"], "as in megatron:t2"),
-        ("megatron:d2e2", ["e2 is not supported yet"], "as in megatron:d2"),
-        ("megatron:p2v2", ["p2 is not supported yet", "v2 is not supported yet"], "megatron:d1"),
-        ("megatron:d2x2", ["x2 is not supported yet"], "as in megatron:d2"),
         ("hf:t2|megatron:d2", ["t2 is not possible; an hf engine is one device"], "write hf:d2"),
         ("hf:p2|megatron:d2", ["p2 is not possible"], "write hf:d2"),
         ("vllm:t2|megatron:d2", ["backend vllm is not available yet"], "write hf:d2"),

@@ -41,7 +41,12 @@ class Plan:
 
 
 def plan_microbatches(
-    lengths: Sequence[int], ranks: int, max_tokens: int, *, quadratic: float = DEFAULT_QUADRATIC
+    lengths: Sequence[int],
+    ranks: int,
+    max_tokens: int,
+    *,
+    multiple: int = 1,
+    quadratic: float = DEFAULT_QUADRATIC,
 ) -> Plan:
     """Pack sequences into as few microbatches as fit, balanced in cost over microbatches and ranks.
 
@@ -53,6 +58,7 @@ def plan_microbatches(
         lengths: tokens of each sequence, each at least 1.
         ranks: data-parallel ranks.
         max_tokens: largest number of tokens in one microbatch.
+        multiple: the microbatches of a rank are a multiple of this (interleaved pipelines need one of their stages).
         quadratic: weight of the attention term, per token; `1 / (12 * hidden_size)` is a good one.
 
     Raises:
@@ -67,9 +73,10 @@ def plan_microbatches(
     tokens = np.asarray(lengths, dtype=np.int64)
     if len(tokens) > 0 and tokens.min() < 1:
         raise ValueError(f"sequence {int(tokens.argmin())} has {int(tokens.min())} tokens; every one needs at least 1")
-    if len(tokens) < ranks:
+    if len(tokens) < ranks * multiple:
+        each = "one" if multiple == 1 else f"{multiple} (one for each pipeline stage, as virtual stages are used)"
         raise UserError(
-            f"{len(tokens)} sequences cannot occupy {ranks} data-parallel ranks: each needs at least one",
+            f"{len(tokens)} sequences cannot occupy {ranks} data-parallel ranks: each needs at least {each}",
             "raise trainer.prompts_per_step (or rollout.n), lower algorithm.optimizer_steps, "
             "or take fewer data-parallel ranks in allocation",
         )
@@ -80,15 +87,16 @@ def plan_microbatches(
             f"set trainer.tokens_per_microbatch to at least {int(tokens.max())}",
         )
     costs = tokens + quadratic * tokens.astype(np.float64) ** 2
-    bins = _pack(tokens, costs, ranks, max_tokens)
+    step = ranks * multiple
+    bins = _pack(tokens, costs, step, max_tokens)
     if bins is None:
-        most = len(tokens) // ranks * ranks
+        most = len(tokens) // step * step
         loads = [int(tokens[b].sum()) for b in _spread(tokens, tokens, most, None) or []]
         raise UserError(
             f"{len(tokens)} sequences do not fit into an equal number of microbatches on each of {ranks} "
             f"data-parallel ranks under trainer.tokens_per_microbatch={max_tokens} without leaving one empty",
             f"set trainer.tokens_per_microbatch to at least {max(loads)}, or make the number of sequences in an "
-            f"optimizer step (prompts_per_step x rollout.n / optimizer_steps) a multiple of {ranks}",
+            f"optimizer step (prompts_per_step x rollout.n / optimizer_steps) a multiple of {step}",
         )
     return _deal(bins, tokens, costs, ranks)
 
@@ -134,12 +142,12 @@ def split_minibatches(num_samples: int, parts: int, group_ids: Sequence[int] | N
     return minibatches
 
 
-def _pack(tokens: np.ndarray, costs: np.ndarray, ranks: int, max_tokens: int) -> list[list[int]] | None:
-    """Bins of samples, their number the smallest multiple of `ranks` that a packing was found for, or None."""
+def _pack(tokens: np.ndarray, costs: np.ndarray, step: int, max_tokens: int) -> list[list[int]] | None:
+    """Bins of samples, their number the smallest multiple of `step` that a packing was found for, or None."""
     # Neither the tokens in all nor the sequences longer than half a bin fit into fewer.
     least = max(-(-int(tokens.sum()) // max_tokens), int((2 * tokens > max_tokens).sum()), 1)
     tight: list[list[int]] | None = None
-    for count in range(-(-least // ranks) * ranks, len(tokens) + 1, ranks):
+    for count in range(-(-least // step) * step, len(tokens) + 1, step):
         bins = _spread(tokens, costs, count, max_tokens)
         if bins is not None:
             return bins

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from pentad.layout.layout import Layout
 from pentad.layout.parameters import RankParameters, chunk_parameters, model_parameters, padded_vocab
-from pentad.layout.pipeline import Chunk, chunks_in_flight, pipeline_chunks
+from pentad.layout.pipeline import Chunk, chunks_in_flight, distinct_stages, layer_kinds, pipeline_chunks
 from pentad.layout.validate import ModelFacts
 
 Recompute = Literal["none", "selective", "full"]
@@ -160,9 +160,16 @@ def predict_memory(
     )
 
 
-def peak_memory(memory: tuple[RankMemory, ...]) -> RankMemory:
-    """The rank that needs most."""
-    return max(memory, key=lambda rank: rank.total)
+def predict_peak(
+    facts: ModelFacts, layout: Layout, work: Workload, coefficients: Coefficients = DEFAULT
+) -> RankMemory:
+    """The rank that needs most; faster than looking at all of them."""
+    chunks = pipeline_chunks(facts, layout)
+    ranks = (
+        _stage_memory(facts, layout, work, stage, chunks[stage], coefficients)
+        for stage in distinct_stages(facts, layout)
+    )
+    return max(ranks, key=lambda rank: rank.total)
 
 
 def engine_weights(facts: ModelFacts, tensor: int, pipeline: int, dtype: str) -> int:
@@ -306,18 +313,18 @@ def _stage_memory(
     state = table.moments + (table.master if work.dtype != "fp32" else 0)
     shard = parameters.dense / (layout.data * layout.context) + parameters.expert / layout.expert_data
 
+    kinds = layer_kinds(facts, chunks)
+    a_layer = {facts.has_experts(layer): layer_activations(facts, layout, work, layer, table) for layer in kinds}
+
     def kept(chunk: Chunk) -> float:
-        layers = sum(layer_activations(facts, layout, work, layer, table) for layer in chunk.layers)
+        layers = sum(count * a_layer[facts.has_experts(layer)] for layer, count in layer_kinds(facts, (chunk,)).items())
         # The final norm keeps what goes in; what comes out is counted with the output layer.
         final = work.tokens / layout.context / layout.tensor * facts.hidden_size * width if chunk.head else 0.0
         return layers + final
 
     activations = chunks_in_flight(layout, stage, work.microbatches, tuple(kept(chunk) for chunk in chunks))
     exchanges = _exchanges(facts, layout, work, table)
-    layers = {facts.has_experts(layer): layer for chunk in chunks for layer in chunk.layers}
-    workspace = max(
-        _backward_workspace(facts, layout, work, layer, parameters, table) for layer in layers.values()
-    )
+    workspace = max(_backward_workspace(facts, layout, work, layer, parameters, table) for layer in kinds)
     logits = _logits(facts, layout, work, table) if chunks[-1].head else 0.0
     # The output layer and a decoder layer are not differentiated at the same time.
     if logits > workspace:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pentad.layout.layout import Layout
-from pentad.layout.pipeline import Chunk, pipeline_chunks
+from pentad.layout.pipeline import Chunk, layer_kinds, pipeline_chunks
 from pentad.layout.validate import ModelFacts
 
 PARTS = ("embedding", "attention", "norms", "mlp", "router", "experts", "shared expert", "head")
@@ -77,13 +77,13 @@ def chunk_parameters(facts: ModelFacts, layout: Layout, chunks: tuple[Chunk, ...
     parts: Counter[str] = Counter()
     table = padded_vocab(facts, layout.tensor) // layout.tensor * facts.hidden_size
     largest = 0
+    for layer, count in layer_kinds(facts, chunks).items():
+        layer_parts = layer_parameters(facts, layer, layout)
+        parts.update({part: count * number for part, number in layer_parts.items()})
+        # Gate and up projection are one matrix, two thirds of the block.
+        feed_forward = max(layer_parts.get("mlp", 0), layer_parts.get("experts", 0))
+        largest = max(largest, 2 * feed_forward // 3)
     for chunk in chunks:
-        for layer in chunk.layers:
-            layer_parts = layer_parameters(facts, layer, layout)
-            parts.update(layer_parts)
-            # Gate and up projection are one matrix, two thirds of the block.
-            feed_forward = max(layer_parts.get("mlp", 0), layer_parts.get("experts", 0))
-            largest = max(largest, 2 * feed_forward // 3)
         if chunk.embedding:
             parts["embedding"] += table
         if chunk.head:

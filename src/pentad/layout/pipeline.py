@@ -5,7 +5,9 @@ makes the slowest chunk faster. Pure, so that every rank and every plan comes to
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pentad.layout.layout import Layout
 from pentad.layout.validate import ModelFacts
@@ -100,18 +102,48 @@ def stage_layers(facts: ModelFacts, layout: Layout) -> tuple[int, ...]:
 
 def pipeline_chunks(facts: ModelFacts, layout: Layout) -> tuple[tuple[Chunk, ...], ...]:
     """The chunks of each pipeline stage. As in Megatron, chunk v of stage s is virtual stage `v * pipeline + s`."""
-    counts = stage_layers(facts, layout)
+    return _pipeline_chunks(facts, layout.pipeline, layout.virtual)
+
+
+@lru_cache(maxsize=256)
+def _pipeline_chunks(facts: ModelFacts, pipeline: int, virtual_stages: int) -> tuple[tuple[Chunk, ...], ...]:
+    counts = split_layers(facts.num_layers, pipeline * virtual_stages, *edge_costs(facts))
     starts = [sum(counts[:stage]) for stage in range(len(counts))]
     last = len(counts) - 1
 
     def chunk(stage: int, virtual: int) -> Chunk:
-        number = virtual * layout.pipeline + stage
+        number = virtual * pipeline + stage
         layers = range(starts[number], starts[number] + counts[number])
         return Chunk(stage, virtual, layers, embedding=number == 0, head=number == last)
 
-    return tuple(
-        tuple(chunk(stage, virtual) for virtual in range(layout.virtual)) for stage in range(layout.pipeline)
-    )
+    return tuple(tuple(chunk(stage, virtual) for virtual in range(virtual_stages)) for stage in range(pipeline))
+
+
+def layer_kinds(facts: ModelFacts, chunks: Sequence[Chunk]) -> dict[int, int]:
+    """Kinds of layers in some chunks: number of a layer of that kind -> how many there are. Equal layers cost equally."""
+    if not facts.dense_layers:
+        return {chunks[0].layers[0]: sum(len(chunk.layers) for chunk in chunks)}
+    layers = [layer for chunk in chunks for layer in chunk.layers]
+    kinds = [[layer for layer in layers if facts.has_experts(layer) is wanted] for wanted in (False, True)]
+    return {kind[0]: len(kind) for kind in kinds if kind}
+
+
+def distinct_stages(facts: ModelFacts, layout: Layout) -> tuple[int, ...]:
+    """The first stage of each make-up: a later one of the same takes as long, and no more memory."""
+    return _distinct_stages(facts, layout.pipeline, layout.virtual)
+
+
+@lru_cache(maxsize=256)
+def _distinct_stages(facts: ModelFacts, pipeline: int, virtual_stages: int) -> tuple[int, ...]:
+    first: dict[tuple[object, ...], int] = {}
+    for stage, chunks in enumerate(_pipeline_chunks(facts, pipeline, virtual_stages)):
+        make_up = [
+            (facts.has_experts(layer), count, chunk.embedding, chunk.head)
+            for chunk in chunks
+            for layer, count in layer_kinds(facts, (chunk,)).items()
+        ]
+        first.setdefault(tuple(make_up), stage)
+    return tuple(first.values())
 
 
 def chunks_in_flight(layout: Layout, stage: int, microbatches: int, weights: tuple[float, ...]) -> float:

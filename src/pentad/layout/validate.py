@@ -82,24 +82,13 @@ def check_layout(facts: ModelFacts, layout: Layout) -> list[Problem]:
 
 def check_supported(allocation: Allocation) -> list[Problem]:
     """What this version cannot run yet, though the string is right; empty when all is well."""
-    problems = []
-    layout = allocation.trainer.layout
-    words = {"pipeline": "p", "virtual": "v", "context": "c", "expert": "e", "expert_tensor": "x"}
-    for name, letter in words.items():
-        if (size := getattr(layout, name)) > 1:
-            problems.append(
-                Problem(
-                    f"{allocation.trainer}: {letter}{size} is not supported yet; this version trains with d and t only",
-                    f"leave {letter} out, as in megatron:{Layout(data=layout.data, tensor=layout.tensor)}",
-                )
-            )
     if (rollout := allocation.rollout) is None:
-        return problems
+        return []
     if rollout.backend != "hf":
         cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with hf"
-        problems.append(Problem(cause, f"write hf:d{rollout.layout.world}"))
-        return problems
-    for name, letter in {"tensor": "t", **words}.items():
+        return [Problem(cause, f"write hf:d{rollout.layout.world}")]
+    problems = []
+    for name, letter in {"tensor": "t", "pipeline": "p", "context": "c"}.items():
         if (size := getattr(rollout.layout, name)) > 1:
             cause = f"{rollout}: {letter}{size} is not possible; an hf engine is one device, and has only d"
             problems.append(Problem(cause, f"write hf:d{rollout.layout.world}"))

@@ -94,7 +94,7 @@ def _train(prepared: Prepared, run_dir: RunDir, rewards: RewardPool | None, load
         session = Session(prepared, run_dir, terminal, sinks, samples, trainers, engines, rewards)
         _LOOPS[settings.algorithm.name](session)
         if settings.trainer.export:
-            trainers.export(run_dir.model)
+            trainers.export(prepared.directory, run_dir.model)
         terminal.summary(_summary(run_dir, settings.trainer.export, rewards, time.monotonic() - start))
 
 

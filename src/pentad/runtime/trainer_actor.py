@@ -18,8 +18,7 @@ from pentad.config.trainer import TrainerSettings
 from pentad.data.batch import Batch
 from pentad.data.plan import Plan
 from pentad.layout import Layout
-from pentad.models.checkpoint import CheckpointReader, write_checkpoint
-from pentad.models.source import companion_files
+from pentad.models.checkpoint import CheckpointReader
 from pentad.platform.device import Platform, enter_platform
 from pentad.sync.bucket import pack
 
@@ -80,7 +79,6 @@ class TrainerActor:
         groups = make_groups(layout, seed, trainer.deadline_s)
         config = AutoConfig.from_pretrained(directory)
         reader = CheckpointReader(directory)
-        self._directory = directory
         self.policy = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps)
         self.policy.load(reader)
         if with_reference:
@@ -105,36 +103,20 @@ class TrainerActor:
         self._done = 0
         metrics = policy.forward_backward(batch, plan, loss, temperature, self._advance)
         metrics |= policy.step()
-        return metrics, self._consumed(batch, plan)
+        return metrics, policy.trained_samples
 
-    def _consumed(self, batch: Batch, plan: Plan) -> list[int]:
-        """Ids of this data-parallel rank's samples, told by the first of the ranks that share them."""
-        groups = self._policy.groups
-        if groups.mp.rank() != 0 or groups.cp.rank() != 0:
-            return []
-        mine = plan.microbatches[groups.dp.rank()]
-        return [int(batch.sample_ids[index]) for chosen in mine for index in chosen]
+    def publish(self, dtype: torch.dtype | None) -> list[Any]:
+        """References to buckets with the weights of this pipeline stage, from its first rank; all its ranks take part.
 
-    def publish(self, dtype: torch.dtype) -> list[Any]:
-        """References to buckets with all weights; the first data-parallel replica gathers, its first rank answers."""
+        Args:
+            dtype: what to cast to; None keeps the policy's own.
+        """
         policy = self._policy
-        if policy.groups.dp_cp.rank() != 0:
+        if policy.groups.tp.rank() != 0 or policy.groups.dp_cp.rank() != 0:
+            for _ in policy.weights():
+                pass
             return []
-        if policy.groups.tp.rank() != 0:
-            _take_part(policy)
-            return []
-        return [ray.put(bucket) for bucket in pack(policy.weights(), dtype, _BUCKET_BYTES)]
-
-    def export(self, target: Path) -> None:
-        """Write the model as a Hugging Face directory."""
-        policy = self._policy
-        if policy.groups.dp_cp.rank() != 0:
-            return
-        if policy.groups.tp.rank() != 0:
-            _take_part(policy)
-            return
-        config_json = (self._directory / "config.json").read_text()
-        write_checkpoint(policy.weights(), target, companion_files(self._directory), config_json)
+        return [ray.put(bucket) for bucket in pack(policy.weights(), dtype or policy.dtype, _BUCKET_BYTES)]
 
     @property
     def _policy(self) -> "Trainer":
@@ -153,9 +135,3 @@ class TrainerActor:
 
     def _advance(self, done: int) -> None:
         self._done = done
-
-
-def _take_part(trainer: "Trainer") -> None:
-    """Give this rank's parts of all weights to the rank that gathers them."""
-    for _ in trainer.weights():
-        pass

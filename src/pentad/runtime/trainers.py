@@ -4,7 +4,7 @@ Invariant: every sample of a minibatch is trained on by exactly one data-paralle
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pentad.algorithms.protocol import Loss
 from pentad.data.batch import Batch
-from pentad.data.plan import plan_microbatches
+from pentad.data.plan import Plan, plan_microbatches
+from pentad.models.checkpoint import write_checkpoint
+from pentad.models.source import companion_files
 from pentad.runtime.cluster import Cluster
 from pentad.runtime.gang import Gang
 from pentad.runtime.prepare import Prepared
@@ -60,7 +62,7 @@ class Trainers:
     def logprobs(self, batch: Batch, temperature: float, *, of_reference: bool = False, progress: Progress) -> Tensor:
         """Log-probs of the tokens in the loss mask, float32 `[T]`."""
         phase = "reference log-probs" if of_reference else "log-probs"
-        plan = plan_microbatches(batch.lengths, self._layout.data, self._max_tokens)
+        plan = self._plan(batch)
         results = self._gang.call(
             "logprobs", ray.put(batch), plan, temperature, of_reference, phase=phase, progress=progress
         )
@@ -74,7 +76,7 @@ class Trainers:
         Raises:
             AssertionError: a sample was trained on twice or not at all.
         """
-        plan = plan_microbatches(minibatch.lengths, self._layout.data, self._max_tokens)
+        plan = self._plan(minibatch)
         results = self._gang.call(
             "train", ray.put(minibatch), plan, loss, temperature, phase="training", progress=progress
         )
@@ -83,10 +85,27 @@ class Trainers:
             raise AssertionError("a sample was trained on twice or not at all")
         return results[0][0], consumed.total()
 
-    def publish(self, dtype: torch.dtype) -> list[Any]:
-        """References to buckets that hold all weights, cast to `dtype`."""
+    def publish(self, dtype: torch.dtype | None = None) -> list[Any]:
+        """References to buckets that hold all weights, cast to `dtype` (None keeps the trainer's)."""
         return [ref for refs in self._gang.call("publish", dtype, phase="gathering weights") for ref in refs]
 
-    def export(self, target: Path) -> None:
-        """Write the model as a Hugging Face directory."""
-        self._gang.call("export", target, phase="writing the model")
+    def export(self, source: Path, target: Path) -> None:
+        """Write the model as a Hugging Face directory, on the driver's machine.
+
+        Args:
+            source: the directory that training started from, for everything beside the weights.
+        """
+        refs = self.publish()
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            while refs:
+                # Taken out of the list, a bucket's memory is free again once it is written.
+                yield from ray.get(refs.pop(0)).tensors()
+
+        write_checkpoint(tensors(), target, companion_files(source), (source / "config.json").read_text())
+
+    def _plan(self, batch: Batch) -> Plan:
+        layout = self._layout
+        # Interleaved schedules deal microbatches to the stages in turn.
+        multiple = layout.pipeline if layout.virtual > 1 else 1
+        return plan_microbatches(batch.lengths, layout.data, self._max_tokens, multiple=multiple)

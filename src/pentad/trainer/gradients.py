@@ -22,7 +22,7 @@ def reduced_gradients(models: Iterable[DistributedDataParallel]) -> Iterator[tup
         models: the model chunks of this rank.
 
     Yields:
-        parameter, and float32 of its shape; valid until the next one is asked for.
+        parameter, and a float32 copy of its shape.
     """
     for model in models:
         for buffer in [*model.buffers, *model.expert_parallel_buffers]:
@@ -35,4 +35,4 @@ def reduced_gradients(models: Iterable[DistributedDataParallel]) -> Iterator[tup
                     torch.distributed.all_gather_into_tensor(whole, part, group=group)
                 for parameter in bucket.params_list:
                     start, end = bucket.param_to_index[parameter]
-                    yield parameter, whole[start:end].view(parameter.shape).float()
+                    yield parameter, whole[start:end].view(parameter.shape).to(torch.float32, copy=True)

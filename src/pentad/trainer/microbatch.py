@@ -26,6 +26,7 @@ class Microbatch:
         packed: bounds and rotary tables of the whole pack, of length t.
         targets: int64 `[n]`, token indices in `batch` whose log-probs are wanted; each is predicted from the token
             before it.
+        sample_ids: host copy of the sequences' ids.
     """
 
     batch: Batch
@@ -33,6 +34,7 @@ class Microbatch:
     start: int
     packed: PackedInputs
     targets: Tensor
+    sample_ids: list[int]
 
 
 def make_microbatch(
@@ -72,4 +74,5 @@ def make_microbatch(
         start=rank * run,
         packed=packed,
         targets=part.loss_mask.nonzero().squeeze(-1).to(device, non_blocking=True),
+        sample_ids=part.sample_ids.tolist(),
     )

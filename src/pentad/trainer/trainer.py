@@ -78,6 +78,7 @@ class Trainer:
         self._rotary = RotaryTable(config, platform.device)
         self._schedule_function = get_forward_backward_func()
         self.optimizer = self.schedule = None
+        self.trained_samples: list[int] = []
         self.models: list[Any] = [chunk.module for chunk in self.chunks]
         if optimizer_steps is not None:
             self.models = wrap_data_parallel(self.models, self.megatron, megatron.ddp, groups)
@@ -161,6 +162,8 @@ class Trainer:
 
         Returns:
             `train/loss` and the loss's metrics, over the whole minibatch, the same on every rank.
+
+        `trained_samples` then says which samples this rank answers for.
         """
         for chunk, model in zip(self.chunks, self.models, strict=True):
             chunk.module.train()
@@ -168,7 +171,13 @@ class Trainer:
         self.optimizer.zero_grad()
         tokens, denominator = count(batch, "tokens"), count(batch, loss.normalizer)
 
+        self.trained_samples = []
+        # Of the ranks that compute the same loss, the first tells.
+        tells = self.groups.tp.rank() == 0 and self.groups.cp.rank() == 0
+
         def reduce(outputs: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            if tells:
+                self.trained_samples += microbatch.sample_ids
             loss_sum, sums = loss(outputs[0], microbatch.batch)
             sums = {"train/loss": loss_sum.detach() * (tokens / denominator), **sums}
             entropy = outputs[1].sum().detach()

@@ -1,0 +1,147 @@
+"""GRPO against a direct implementation on padded tensors; advantages against numpy; KL against its formulas."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pentad.algorithms.grpo import GRPOLoss, group_advantages, kl_estimate, spread_over_tokens
+from pentad.config.algorithm import AlgorithmSettings
+from pentad.data.batch import Batch
+
+LENGTHS = [(2, 5), (1, 1), (3, 8), (4, 2), (2, 0), (1, 6)]
+
+
+def make_batch() -> tuple[Tensor, Batch]:
+    """The policy's log-probs, and a batch on which some ratios are clipped on either side."""
+    random = torch.Generator().manual_seed(0)
+    batch = Batch.from_sequences(
+        [(torch.zeros(p, dtype=torch.int64), torch.zeros(r, dtype=torch.int64)) for p, r in LENGTHS]
+    )
+    old = -torch.rand(batch.num_tokens, generator=random) * batch.loss_mask
+    logprobs = (old + torch.randn(batch.num_tokens, generator=random) * 0.4) * batch.loss_mask
+    reference = (old + torch.randn(batch.num_tokens, generator=random) * 0.4) * batch.loss_mask
+    advantages = torch.randn(batch.num_sequences, generator=random)
+    batch = batch.with_per_token("old_logprobs", old).with_per_token("ref_logprobs", reference)
+    return logprobs, batch.with_per_token("advantages", spread_over_tokens(advantages, batch))
+
+
+def direct(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> Tensor:
+    """The loss sum, written down from the papers on a padded rectangle, token by token."""
+    total = torch.zeros((), dtype=torch.float64)
+    for sequence, (first, last) in enumerate(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)):
+        terms = []
+        for i in range(int(first), int(last)):
+            if not batch.loss_mask[i]:
+                continue
+            ratio = (logprobs[i].double() - batch.per_token["old_logprobs"][i].double()).exp()
+            advantage = batch.per_token["advantages"][i].double()
+            bounded = min(max(ratio, 1 - settings.clip_low), 1 + settings.clip_high, key=lambda x: float(x))
+            term = -min(ratio * advantage, bounded * advantage, key=lambda x: float(x))
+            if settings.kl_coef:
+                log_r = batch.per_token["ref_logprobs"][i].double() - logprobs[i].double()
+                kl = {"k1": -log_r, "k2": log_r**2 / 2, "k3": log_r.exp() - 1 - log_r}[settings.kl_estimator]
+                term = term + settings.kl_coef * kl
+            terms.append(term)
+        assert len(terms) == LENGTHS[sequence][1]
+        if terms:
+            total = total + sum(terms) / (len(terms) if settings.loss_mean == "sequence" else 1)
+    return total
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+@pytest.mark.parametrize("kl_coef, estimator", [(0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")])
+def test_loss_and_gradient_equal_a_direct_implementation(mean, kl_coef, estimator):
+    settings = AlgorithmSettings(
+        clip_low=0.1, clip_high=0.25, kl_coef=kl_coef, kl_estimator=estimator, loss_mean=mean
+    )
+    logprobs, batch = make_batch()
+    logprobs.requires_grad_()
+    ours, _ = GRPOLoss(settings)(logprobs, batch)
+    (gradient,) = torch.autograd.grad(ours, logprobs)
+    theirs = direct(logprobs, batch, settings)
+    (expected,) = torch.autograd.grad(theirs, logprobs)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+    assert gradient[batch.loss_mask].count_nonzero() < batch.loss_mask.sum() or kl_coef, "no token was clipped"
+
+
+def test_metrics_are_sums_over_trained_tokens():
+    logprobs, batch = make_batch()
+    settings = AlgorithmSettings(clip_low=0.1, clip_high=0.25, kl_coef=0.3, kl_estimator="k2")
+    _, sums = GRPOLoss(settings)(logprobs, batch)
+    mask = batch.loss_mask.numpy()
+    log_ratio = (logprobs - batch.per_token["old_logprobs"]).numpy()[mask]
+    ratio = np.exp(log_ratio)
+    assert sums["train/clip_fraction"] == ((ratio < 0.9) | (ratio > 1.25)).sum()
+    assert 0 < sums["train/clip_fraction"] < mask.sum()
+    np.testing.assert_allclose(sums["train/policy_kl"], (1 / ratio - 1 + log_ratio).sum(), rtol=1e-5)
+    reference = (batch.per_token["ref_logprobs"] - logprobs).numpy()[mask]
+    np.testing.assert_allclose(sums["train/kl"], (reference**2 / 2).sum(), rtol=1e-5)
+
+
+def test_sums_of_parts_are_the_sum_of_the_whole():
+    logprobs, batch = make_batch()
+    loss = GRPOLoss(AlgorithmSettings(kl_coef=0.1, loss_mean="sequence"))
+    whole, sums = loss(logprobs, batch)
+    bounds = batch.cu_seqlens.tolist()
+    parts = [loss(logprobs[bounds[i] : bounds[i + 1]], batch.select([i])) for i in range(batch.num_sequences)]
+    torch.testing.assert_close(sum(part[0] for part in parts), whole)
+    for name, value in sums.items():
+        torch.testing.assert_close(sum(part[1][name] for part in parts), value)
+
+
+def test_on_policy_gradient_is_the_policy_gradient():
+    logprobs, batch = make_batch()
+    batch = batch.with_per_token("old_logprobs", logprobs.clone())
+    logprobs.requires_grad_()
+    GRPOLoss(AlgorithmSettings())(logprobs, batch)[0].backward()
+    torch.testing.assert_close(logprobs.grad, -batch.per_token["advantages"])
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_advantages_equal_numpy(divide):
+    random = np.random.default_rng(0)
+    # Ids are neither sorted nor consecutive; one group has one sample, one has equal rewards.
+    groups = np.array([7, 3, 7, 100, 3, 7, 7, 3, 50, 50])
+    rewards = random.normal(size=len(groups)).astype(np.float32)
+    rewards[groups == 50] = 0.25
+    got = group_advantages(torch.from_numpy(rewards), torch.from_numpy(groups), divide_by_std=divide).numpy()
+    for group in np.unique(groups):
+        mine = rewards[groups == group].astype(np.float64)
+        expected = mine - mine.mean()
+        if divide:
+            expected = expected / (mine.std(ddof=1) + 1e-6) if len(mine) > 1 and np.ptp(mine) else expected * 0
+        np.testing.assert_allclose(got[groups == group], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_rewards_give_no_advantage_in_spite_of_rounding():
+    rewards = torch.full((6,), 0.1)
+    advantages = group_advantages(rewards, torch.zeros(6, dtype=torch.int64), divide_by_std=True)
+    assert advantages.abs().max() == 0
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_estimators_equal_their_formulas(estimator):
+    policy, reference = torch.randn(50), torch.randn(50)
+    r = np.exp((reference - policy).double().numpy())
+    expected = {"k1": -np.log(r), "k2": np.log(r) ** 2 / 2, "k3": r - 1 - np.log(r)}[estimator]
+    np.testing.assert_allclose(kl_estimate(policy, reference, estimator), expected, rtol=1e-4, atol=1e-6)
+    if estimator != "k1":
+        assert (kl_estimate(policy, reference, estimator) >= 0).all()
+
+
+def test_unbiased_estimators_average_to_the_divergence():
+    random = torch.Generator().manual_seed(0)
+    p, q = torch.randn(2, 20, generator=random).log_softmax(-1)
+    exact = float((p.exp() * (p - q)).sum())
+    for estimator in ("k1", "k3"):
+        assert float((p.exp() * kl_estimate(p, q, estimator)).sum()) == pytest.approx(exact, rel=1e-4)
+
+
+def test_spread_leaves_prompts_alone():
+    _, batch = make_batch()
+    spread = spread_over_tokens(torch.arange(1.0, 7.0), batch)
+    for sequence, part in enumerate(spread.split(batch.lengths)):
+        prompt, response = LENGTHS[sequence]
+        assert part.tolist() == [0.0] * prompt + [sequence + 1.0] * response
