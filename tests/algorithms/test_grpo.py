@@ -26,6 +26,10 @@ def make_batch() -> tuple[Tensor, Batch]:
     return logprobs, batch.with_per_token("advantages", spread_over_tokens(advantages, batch))
 
 
+def _value(x: Tensor | float) -> float:
+    return x.item() if isinstance(x, Tensor) else x
+
+
 def direct(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> Tensor:
     """The loss sum, written down from the papers on a padded rectangle, token by token."""
     total = torch.zeros((), dtype=torch.float64)
@@ -36,8 +40,8 @@ def direct(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> Tenso
                 continue
             ratio = (logprobs[i].double() - batch.per_token["old_logprobs"][i].double()).exp()
             advantage = batch.per_token["advantages"][i].double()
-            bounded = min(max(ratio, 1 - settings.clip_low), 1 + settings.clip_high, key=lambda x: float(x))
-            term = -min(ratio * advantage, bounded * advantage, key=lambda x: float(x))
+            bounded = min(max(ratio, 1 - settings.clip_low), 1 + settings.clip_high, key=_value)
+            term = -min(ratio * advantage, bounded * advantage, key=_value)
             if settings.kl_coef:
                 log_r = batch.per_token["ref_logprobs"][i].double() - logprobs[i].double()
                 kl = {"k1": -log_r, "k2": log_r**2 / 2, "k3": log_r.exp() - 1 - log_r}[settings.kl_estimator]
@@ -115,10 +119,11 @@ def test_advantages_equal_numpy(divide):
         np.testing.assert_allclose(got[groups == group], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_equal_rewards_give_no_advantage_in_spite_of_rounding():
-    rewards = torch.full((6,), 0.1)
-    advantages = group_advantages(rewards, torch.zeros(6, dtype=torch.int64), divide_by_std=True)
-    assert advantages.abs().max() == 0
+@pytest.mark.parametrize("reward", [0.1, 1 / 3, 0.7, 1e4 / 3])
+def test_equal_rewards_give_no_advantage_in_spite_of_rounding(reward):
+    for size in range(2, 20):
+        rewards, groups = torch.full((size,), reward), torch.zeros(size, dtype=torch.int64)
+        assert not group_advantages(rewards, groups, divide_by_std=True).any(), f"{size} samples"
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])

@@ -28,14 +28,16 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, *, divide_by_std: bool)
         float32 `[S]`.
     """
     _, group = torch.unique(group_ids, return_inverse=True)
-    groups = int(group.max()) + 1
-    count = torch.zeros(groups).index_add_(0, group, torch.ones_like(rewards))
-    mean = torch.zeros(groups).index_add_(0, group, rewards) / count
-    centred = rewards - mean[group]
+    # In float64 the mean of equal float32 rewards is exactly that reward; a rounded one would be blown up below.
+    exact = rewards.double()
+    nothing = exact.new_zeros(int(group.max()) + 1)
+    count = nothing.index_add(0, group, torch.ones_like(exact))
+    mean = nothing.index_add(0, group, exact) / count
+    centred = exact - mean[group]
     if not divide_by_std:
-        return centred
-    variance = torch.zeros(groups).index_add_(0, group, centred**2) / (count - 1).clamp(min=1)
-    return centred / (variance.sqrt()[group] + _EPSILON)
+        return centred.float()
+    variance = nothing.index_add(0, group, centred**2) / (count - 1).clamp(min=1)
+    return (centred / (variance.sqrt()[group] + _EPSILON)).float()
 
 
 def spread_over_tokens(values: Tensor, batch: Batch) -> Tensor:

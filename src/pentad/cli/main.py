@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import commands
+from pentad.cli import commands, plan
 from pentad.cli.report import report_fault, report_user_error, user_error_in
 from pentad.errors import UserError
 
@@ -84,6 +84,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     config.set_defaults(
         call=lambda options: commands.config(options.config, options.overrides, options.keys, options.markdown)
     )
+
+    planned = subparsers.add_parser(
+        "plan", help="predict GPUs, memory and time of a layout, or rank layouts", allow_abbrev=False
+    )
+    plan.add_arguments(planned)
+    planned.set_defaults(call=plan.plan)
 
     data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
     datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)

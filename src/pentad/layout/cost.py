@@ -24,9 +24,11 @@ class Rates:
     # routed experts with the moving of their tokens, the attention kernel, and anything in fp32.
     dense: float = 0.50
     head: float = 0.55
-    experts: float = 0.17
+    experts: float = 0.21
     attention: float = 0.35
     fp32: float = 0.70
+    # Tokens of an expert in one microbatch at which its products reach half of that.
+    expert_half_rows: float = 256
     # Matrix products, forward and backward together, for each weight; the output layer computes its logits again.
     products: float = 3
     head_products: float = 4
@@ -126,7 +128,9 @@ def _layer(
     seconds = 2 * rates.products * split * dense / _speed(gpu, work, rates.dense, rates)
     if has_experts:
         routed = 3 * hidden * (facts.moe_ffn_hidden_size or 0) * facts.experts_per_token
-        seconds += 2 * rates.products * split * routed / _speed(gpu, work, rates.experts, rates)
+        rows = split * facts.experts_per_token * layout.expert * layout.expert_tensor / (facts.num_experts or 1)
+        reached = rates.experts * rows / (rows + rates.expert_half_rows)
+        seconds += 2 * rates.products * split * routed / _speed(gpu, work, reached, rates)
     # Scores and values, half of them masked, forward; the backward pass has five products for two.
     scores = 2 * split * query * work.sequence
     attention = scores / _speed(gpu, work, rates.attention, rates)

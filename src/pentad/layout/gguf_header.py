@@ -40,9 +40,8 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
 
 
 def _config(file: BinaryIO, path: Path) -> dict[str, Any]:
-    if file.read(4) != b"GGUF" or (version := _unpack(file, "I")) not in (2, 3):
+    if file.read(4) != b"GGUF" or _unpack(file, "I") not in (2, 3):
         raise UserError(f"model: {path} is not a GGUF file of version 2 or 3", "give another file")
-    del version
     tensors, entries = _unpack(file, "Q"), _unpack(file, "Q")
     values = {}
     for _ in range(entries):

@@ -74,7 +74,7 @@ class Candidate:
         layout = self.layout
         if layout.pipeline > 1:
             return f"p{layout.pipeline} divides the layers and the output layer less evenly"
-        return f"{self.microbatches} microbatches hold more tokens than the step has"
+        return "microbatches do not come out even, or kernels are too small for the GPU"
 
 
 def rank_layouts(facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int) -> list[Candidate]:

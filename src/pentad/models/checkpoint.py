@@ -17,7 +17,6 @@ from torch import Tensor
 from pentad.errors import UserError
 
 _INDEX = "model.safetensors.index.json"
-_SHARD_BYTES = 4 << 30
 
 
 class CheckpointReader:
@@ -44,7 +43,7 @@ class CheckpointReader:
     def _files(self) -> list[Path]:
         index = self.directory / _INDEX
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = _shards_of(index)
             missing = [name for name in names if not (self.directory / name).is_file()]
             if missing:
                 raise UserError(
@@ -104,8 +103,20 @@ class CheckpointReader:
             )
 
 
+def _shards_of(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {index}: {error!r}", "download or copy the file again") from None
+
+
 def write_checkpoint(
-    tensors: Iterable[tuple[str, Tensor]], target: Path, companions: Iterable[Path], config_json: str
+    tensors: Iterable[tuple[str, Tensor]],
+    target: Path,
+    companions: Iterable[Path],
+    config_json: str,
+    *,
+    shard_bytes: int = 4 << 30,
 ) -> None:
     """Write a Hugging Face model directory, complete or not at all.
 
@@ -114,9 +125,10 @@ def write_checkpoint(
         target: the directory; must not exist yet.
         companions: files to copy beside the weights (tokenizer, generation settings).
         config_json: text of config.json.
+        shard_bytes: a file of weights is closed before it would pass this.
 
     Raises:
-        UserError: the target exists, or the disk is full.
+        UserError: the target exists, or cannot be written.
     """
     if target.exists():
         raise UserError(f"{target} exists already", "choose another directory, or move it away")
@@ -124,19 +136,25 @@ def write_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        weight_map = _write_shards(tensors, partial)
+        weight_map = _write_shards(tensors, partial, shard_bytes)
         if len(set(weight_map.values())) > 1:
             (partial / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1))
         (partial / "config.json").write_text(config_json)
         for path in companions:
             shutil.copy(path, partial / path.name)
         partial.rename(target)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write the model to {target}: {error.strerror}", "free space there") from None
+        # Lost connections are the source's, whose tensors may come from other ranks.
+        if isinstance(error, OSError | SafetensorError) and not isinstance(error, ConnectionError | TimeoutError):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"cannot write the model to {target}: {reason}", "free space there, or check its permissions"
+            ) from None
+        raise
 
 
-def _write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> dict[str, str]:
+def _write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int) -> dict[str, str]:
     """Write shards under provisional names, then rename them `model-0000i-of-0000n`."""
     shards: list[list[str]] = []
     held: dict[str, Tensor] = {}
@@ -149,7 +167,7 @@ def _write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> dic
 
     size = 0
     for name, tensor in tensors:
-        if size and size + tensor.nbytes > _SHARD_BYTES:
+        if size and size + tensor.nbytes > shard_bytes:
             flush()
             size = 0
         held[name] = tensor.detach().cpu().contiguous()

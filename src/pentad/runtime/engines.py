@@ -34,7 +34,7 @@ class Engines:
         if component is None:
             raise UserError(f"allocation {prepared.allocation} has no rollout engines")
         self._gang = Gang("rollout engine", cluster.spawn(EngineActor, component), settings.trainer.deadline_s)
-        self._sleeps = prepared.allocation.colocated and cluster.on_gpus
+        self._sleeps = settings.rollout.sleep
         self._arguments = (
             prepared.directory,
             prepared.tokenizer_path,
@@ -68,11 +68,11 @@ class Engines:
         return self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
 
     def rest(self) -> None:
-        """Give the devices to the trainer, where they are shared."""
+        """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""
         if self._sleeps:
             self._gang.call("sleep")
 
     def resume(self) -> None:
-        """Take the devices back."""
+        """Take the memory back."""
         if self._sleeps:
             self._gang.call("wake")

@@ -1,0 +1,76 @@
+"""Megatron's pass-through dictionaries are checked against its dataclasses before anything is built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import RankError, Rank, run_on
+
+from pentad.config.megatron import MegatronSettings
+from pentad.errors import UserError
+from pentad.layout import Layout
+
+
+def try_all(rank: Rank, directory: Path, attempts: list[tuple[str, dict[str, Any]]]) -> list[UserError | None]:
+    """The refusal of each attempt, None where it is accepted."""
+    answers = []
+    for section, settings in attempts:
+        try:
+            rank.trainer(directory, megatron=MegatronSettings(**{section: settings}))
+        except UserError as error:
+            answers.append(error)
+        else:
+            answers.append(None)
+    return answers
+
+
+REFUSED = [
+    ("transformer", {"recompute_granularty": "full"}, "not a field", "did you mean megatron.transformer.recompute_granularity"),
+    ("transformer", {"zzzzz": 1}, "not a field", "remove megatron.transformer.zzzzz"),
+    ("ddp", {"overlap_grad_reduction": True}, "not a field", "did you mean megatron.ddp.overlap_grad_reduce?"),
+    ("optimizer", {"use_precision_aware_optimiser": True}, "not a field", "megatron.optimizer.use_precision_aware_optimizer?"),
+    ("transformer", {"num_layers": 3}, "settled by model.path", "remove"),
+    ("transformer", {"tensor_model_parallel_size": 2}, "settled by allocation", "remove"),
+    ("transformer", {"sequence_parallel": False}, "settled by allocation", "remove"),
+    ("transformer", {"bf16": True}, "settled by trainer.dtype", "remove"),
+    ("transformer", {"calculate_per_token_loss": False}, "settled by", "remove"),
+    ("optimizer", {"lr": 1.0}, "settled by trainer.optimizer.lr", "remove"),
+    ("optimizer", {"clip_grad": 1.0}, "settled by trainer.optimizer.grad_clip", "remove"),
+    ("transformer", {"fp8": "hybrid"}, "needs Transformer Engine", "remove"),
+    ("transformer", {"apply_rope_fusion": True}, "needs Transformer Engine", "remove"),
+    ("transformer", {"gradient_accumulation_fusion": True}, "needs Transformer Engine", "remove"),
+    ("transformer", {"moe_permute_fusion": True}, "needs Transformer Engine", "remove"),
+    ("optimizer", {"use_precision_aware_optimizer": True}, "needs Transformer Engine", "remove"),
+    ("transformer", {"recompute_granularity": "sometimes"}, "recompute_granularity", "megatron.transformer"),
+    ("transformer", {"recompute_granularity": "full"}, "recompute", "megatron.transformer"),
+    ("transformer", {"attention_dropout": 0.1}, "dropout", "megatron.transformer"),
+    # Megatron forgets it unless gradients are reduced while they are computed.
+    ("ddp", {"bucket_size": 1000}, "megatron.ddp.bucket_size", "megatron.ddp"),
+    ("ddp", {"use_distributed_optimizer": False, "overlap_param_gather": True}, "overlap_param_gather", "megatron.ddp"),
+    # It would contradict megatron.ddp.
+    ("optimizer", {"use_distributed_optimizer": False}, "settled by megatron.ddp.use_distributed_optimizer", "remove"),
+]
+ACCEPTED = [
+    ("transformer", {}),
+    ("transformer", {"apply_rope_fusion": False, "fp8": None}),
+    ("transformer", {"recompute_granularity": "selective"}),
+    ("ddp", {"overlap_grad_reduce": True, "bucket_size": 1000}),
+    ("optimizer", {"log_num_zeros_in_grad": True}),
+]
+
+
+def test_refusals_name_the_key_and_the_fix(tiny_models):
+    attempts = [(section, settings) for section, settings, _, _ in REFUSED]
+    (answers,) = run_on(Layout(), try_all, tiny_models("llama").directory, attempts)
+    problems = []
+    for (section, settings, cause, fix), answer in zip(REFUSED, answers, strict=True):
+        if answer is None:
+            problems.append(f"accepted: {section} {settings}")
+        elif cause not in answer.cause or fix not in answer.fix:
+            problems.append(f"{section} {settings}: {answer}")
+    assert not problems, "\n".join(problems)
+
+
+def test_what_is_sound_is_accepted(tiny_models):
+    (answers,) = run_on(Layout(), try_all, tiny_models("llama").directory, ACCEPTED)
+    assert answers == [None] * len(ACCEPTED)
