@@ -41,12 +41,15 @@ REFUSED = [
     ("transformer", {"gradient_accumulation_fusion": True}, "needs Transformer Engine", "remove"),
     ("transformer", {"moe_permute_fusion": True}, "needs Transformer Engine", "remove"),
     ("optimizer", {"use_precision_aware_optimizer": True}, "needs Transformer Engine", "remove"),
-    ("transformer", {"recompute_granularity": "sometimes"}, "recompute_granularity", "megatron.transformer"),
+    ("transformer", {"recompute_granularity": "sometimes"}, "sometimes", "megatron.transformer"),
     ("transformer", {"recompute_granularity": "full"}, "recompute", "megatron.transformer"),
-    ("transformer", {"attention_dropout": 0.1}, "dropout", "megatron.transformer"),
+    ("transformer", {"attention_dropout": 0.1}, "settled by Pentad", "remove"),
+    ("transformer", {"normalization": "LayerNorm"}, "settled by model.path", "remove"),
+    ("transformer", {"window_size": [16, 0]}, "settled by model.path", "remove"),
     # Megatron forgets it unless gradients are reduced while they are computed.
     ("ddp", {"bucket_size": 1000}, "megatron.ddp.bucket_size", "megatron.ddp"),
-    ("ddp", {"use_distributed_optimizer": False, "overlap_param_gather": True}, "overlap_param_gather", "megatron.ddp"),
+    ("ddp", {"overlap_grad_reduce": True, "overlap_param_gather": True}, "settled by Pentad", "remove"),
+    ("ddp", {"average_in_collective": True}, "Megatron refuses", "megatron.ddp"),
     # It would contradict megatron.ddp.
     ("optimizer", {"use_distributed_optimizer": False}, "settled by megatron.ddp.use_distributed_optimizer", "remove"),
 ]

@@ -118,8 +118,8 @@ def compute_with(rank: Rank, directory: Path, batch: Batch, settings: list[Megat
     answers = []
     for megatron in settings:
         trainer = rank.trainer(directory, megatron=megatron)
-        for _ in range(2):  # overlapped reduction differs between the first pass and the others
-            plan = plan_microbatches(batch.lengths, rank.layout.data, 48)
+        # Overlapped reduction differs between the first pass and the others, and counts microbatches.
+        for plan in plans(batch, rank.layout.data):
             trainer.forward_backward(batch, plan, make_loss(LOSSES["sft-token"]), temperature=0.8)
         answers.append(dict(trainer.gradients()))
         applied = {**vars(trainer.megatron), **vars(trainer.models[0].ddp_config)}

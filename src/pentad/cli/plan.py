@@ -1,4 +1,4 @@
-"""`pentad plan`: what a model needs on a layout, or which layouts suit a number of GPUs. No GPU, no weights, no download.
+"""`pentad plan`: what a model needs on a layout, or which layouts suit a number of GPUs. No GPU, no download.
 
 Invariant: an option that would not be read is refused. Imports wait until a form of the command needs them.
 """

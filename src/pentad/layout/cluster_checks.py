@@ -89,7 +89,9 @@ def check_microbatches(layout: Layout, microbatches: int) -> list[Problem]:
     """Whether interleaved stages can work on that many microbatches: Megatron takes them in groups of `pipeline`."""
     if layout.virtual == 1 or microbatches % layout.pipeline == 0:
         return []
-    cause = f"v{layout.virtual} works on microbatches in groups of p{layout.pipeline}, and {microbatches} are no multiple"
+    cause = (
+        f"v{layout.virtual} works on microbatches in groups of p{layout.pipeline}, and {microbatches} are no multiple"
+    )
     above = -(-microbatches // layout.pipeline) * layout.pipeline
     below = above - layout.pipeline
     return [Problem(cause, f"use {f'{below} or ' if below else ''}{above} microbatches, or leave v out")]

@@ -75,7 +75,8 @@ def predict_time(facts: ModelFacts, layout: Layout, work: Workload, gpu: Gpu, ra
     """Predicted time of one optimizer step. The layout must be legal for the model."""
     stages = [pipeline_chunks(facts, layout)[stage] for stage in distinct_stages(facts, layout)]
     per_microbatch = max(
-        (_microbatch(facts, layout, work, gpu, chunks, rates) for chunks in stages), key=lambda parts: sum(parts.values())
+        (_microbatch(facts, layout, work, gpu, chunks, rates) for chunks in stages),
+        key=lambda parts: sum(parts.values()),
     )
     microbatch = sum(per_microbatch.values())
     bubble = (layout.pipeline - 1) / (layout.virtual * work.microbatches)
@@ -161,9 +162,7 @@ def _layer(
     return parts
 
 
-def _update(
-    layout: Layout, work: Workload, gpu: Gpu, parameters: RankParameters, rates: Rates
-) -> tuple[float, float]:
+def _update(layout: Layout, work: Workload, gpu: Gpu, parameters: RankParameters, rates: Rates) -> tuple[float, float]:
     """Seconds of reducing gradients and gathering weights, and of the optimizer's step."""
     model_ranks, replicas = layout.tensor, layout.data * layout.context
     gradient_and_weight = 4 + BYTES[work.dtype]

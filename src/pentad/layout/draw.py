@@ -56,7 +56,9 @@ def draw_ranking(
     if others:
         some = others[: max(3, top // 3)]
         rows = [[f"megatron:{item.layout}", f"{item.peak.total / GIB:.1f}", item.reason()] for item in some]
-        lines.append(f"These {len(others)} do not fit; the nearest:" if len(others) > len(some) else "These do not fit:")
+        lines.append(
+            f"These {len(others)} do not fit; the nearest:" if len(others) > len(some) else "These do not fit:"
+        )
         lines.append(_table(["layout", "GiB", "why"], rows, right=(1,)))
     return "\n\n".join(lines) + "\n"
 
@@ -119,7 +121,9 @@ def _stages(plan: Plan) -> list[list[str]]:
 
 
 def _holds(chunk: Chunk) -> str:
-    layers = f"layers {_numbers(chunk.layers[0], chunk.layers[-1])}" if len(chunk.layers) > 1 else f"layer {chunk.layers[0]}"
+    layers = (
+        f"layers {_numbers(chunk.layers[0], chunk.layers[-1])}" if len(chunk.layers) > 1 else f"layer {chunk.layers[0]}"
+    )
     return " + ".join(["embedding"] * chunk.embedding + [layers] + ["norm, output layer"] * chunk.head)
 
 
@@ -186,14 +190,16 @@ def _span(first: int, last: int) -> str:
 
 
 def _billions(number: int) -> str:
-    return f"{number / 1e9:.2f} B" if number >= 1e8 else f"{number / 1e6:.2f} M"
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
 def _table(head: list[str], rows: list[list[str]], right: Sequence[int] = ()) -> str:
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
 
     def line(row: list[str]) -> str:
-        cells = (cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         return "  ".join(cells).rstrip()
 
     return "\n".join(line(row) for row in [head, *rows])

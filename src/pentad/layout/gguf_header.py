@@ -50,7 +50,9 @@ def _config(file: BinaryIO, path: Path) -> dict[str, Any]:
     names = {_tensor_name(file) for _ in range(tensors)}
 
     architecture = values["general.architecture"]
-    config = {name: values[f"{architecture}.{key}"] for key, name in _NAMES.items() if f"{architecture}.{key}" in values}
+    config = {
+        name: values[f"{architecture}.{key}"] for key, name in _NAMES.items() if f"{architecture}.{key}" in values
+    }
     config.setdefault("vocab_size", values.get("tokenizer.ggml.tokens"))
     config["model_type"] = architecture
     config["tie_word_embeddings"] = "output.weight" not in names

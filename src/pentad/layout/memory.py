@@ -19,7 +19,17 @@ RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 BYTES = {"bf16": 2, "fp32": 4}
 GIB = 2**30
 
-COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "reference", "engine", "overhead")
+COMPONENTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "buffers",
+    "reference",
+    "engine",
+    "overhead",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Coefficients:
     # Bytes of a parameter of the optimizer's shard, only while it steps: one unfused AdamW intermediate.
     step: float = 4
 
-    # Copies of the residual stream's width that a layer keeps, split by t: what goes into its two norms and out of them.
+    # Copies of the residual stream's width that a layer keeps, split by t: what goes into its two norms and comes out.
     norm_inputs: float = 2
     norm_outputs: float = 2
     # Copies of the projections' widths: rotated queries, rotated keys and values, the attention's output.
@@ -160,9 +170,7 @@ def predict_memory(
     )
 
 
-def predict_peak(
-    facts: ModelFacts, layout: Layout, work: Workload, coefficients: Coefficients = DEFAULT
-) -> RankMemory:
+def predict_peak(facts: ModelFacts, layout: Layout, work: Workload, coefficients: Coefficients = DEFAULT) -> RankMemory:
     """The rank that needs most; faster than looking at all of them."""
     chunks = pipeline_chunks(facts, layout)
     ranks = (

@@ -42,9 +42,7 @@ class Chunk:
     head: bool
 
 
-def split_layers(
-    num_layers: int, stages: int, embedding_cost: float = 0.0, head_cost: float = 0.0
-) -> tuple[int, ...]:
+def split_layers(num_layers: int, stages: int, embedding_cost: float = 0.0, head_cost: float = 0.0) -> tuple[int, ...]:
     """Layers of each stage, such that the slowest stage is as fast as can be.
 
     Each layer goes where it makes the least load, which is optimal as layers are equal. Of equally good stages the
@@ -79,7 +77,8 @@ def split_layers(
 def edge_costs(facts: ModelFacts) -> tuple[float, float]:
     """Time of the embedding and of the output layer, each over that of a decoder layer.
 
-    By floating-point operations at a nominal context, with routed experts weighed by what they take in practice. The embedding is a table look-up and costs next to nothing.
+    By floating-point operations at a nominal context, with routed experts weighed by what they take in practice. The
+    embedding is a table look-up and costs next to nothing.
     """
     layer = facts.num_layers - 1
     matrices = facts.head_dim * (2 * facts.num_heads + 2 * facts.num_kv_heads) * facts.hidden_size
@@ -120,7 +119,7 @@ def _pipeline_chunks(facts: ModelFacts, pipeline: int, virtual_stages: int) -> t
 
 
 def layer_kinds(facts: ModelFacts, chunks: Sequence[Chunk]) -> dict[int, int]:
-    """Kinds of layers in some chunks: number of a layer of that kind -> how many there are. Equal layers cost equally."""
+    """Kinds of layers in some chunks: number of a layer of that kind -> how many there are."""
     if not facts.dense_layers:
         return {chunks[0].layers[0]: sum(len(chunk.layers) for chunk in chunks)}
     layers = [layer for chunk in chunks for layer in chunk.layers]

@@ -77,20 +77,19 @@ def make_plan(
     return Plan(model, facts, allocation, gpu, work, pipeline_chunks(facts, layout), memory, time, notes)
 
 
-def make_ranking(model: str, facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int) -> list[Candidate]:
+def make_ranking(
+    model: str, facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int
+) -> list[Candidate]:
     """All legal layouts on that many GPUs, best first.
 
     Raises:
-        UserError: there is none, or the workload cannot be.
+        UserError: the workload cannot be.
     """
     check_work(work)
     if gpus < 1 or step_tokens < 1:
         what = f"--gpus {gpus}" if gpus < 1 else f"--step-tokens {step_tokens}"
         raise UserError(f"{what} is not a whole number above 0", "give 1 or more")
-    candidates = rank_layouts(facts, gpus, gpu, work, step_tokens)
-    if not candidates:
-        raise UserError(f"{model} has no legal layout on {gpus} GPUs", "give another number of GPUs")
-    return candidates
+    return rank_layouts(facts, gpus, gpu, work, step_tokens)
 
 
 def check_work(work: Workload) -> None:

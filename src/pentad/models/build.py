@@ -4,8 +4,7 @@ Invariant: the model computes what transformers computes from the same configura
 user that Megatron does not have, or that would contradict the layout, is refused.
 """
 
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch.nn import functional
 from transformers import PreTrainedConfig
 
-from pentad.errors import UserError
 from pentad.layout import Layout
 from pentad.models.families import family_of
 from pentad.models.geometry import Geometry
+from pentad.models.passthrough import make_config
 from pentad.models.provider import block_spec
 from pentad.models.stages import stage_layers
 
@@ -46,38 +45,32 @@ _SETTLED = {
     "bf16": "trainer.dtype",
     "fp16": "trainer.dtype",
     "calculate_per_token_loss": "algorithm.loss_mean",
+    **dict.fromkeys(
+        (
+            "normalization",
+            "layernorm_epsilon",
+            "layernorm_zero_centered_gamma",
+            "gated_linear_unit",
+            "activation_func",
+            "add_bias_linear",
+            "add_qkv_bias",
+            "qk_layernorm",
+            "window_size",
+            "softmax_scale",
+            "softmax_type",
+            "multi_latent_attention",
+            "mtp_num_layers",
+            "moe_shared_expert_intermediate_size",
+            "moe_shared_expert_gate",
+            "moe_router_pre_softmax",
+            "moe_router_score_function",
+        ),
+        "model.path",
+    ),
+    "pipeline_dtype": "trainer.dtype",
+    "variable_seq_lengths": "Pentad, whose packs differ in length",
+    "attention_dropout": "Pentad, whose attention has none",
 }
-
-# What Megatron without Transformer Engine accepts and then does not do, or only refuses in mid-run.
-_NEEDS_TRANSFORMER_ENGINE = ("fp8", "fp4", "apply_rope_fusion", "moe_permute_fusion", "gradient_accumulation_fusion")
-
-
-def check_overrides(settings: dict[str, Any], dataclass: type, prefix: str, settled: dict[str, str]) -> None:
-    """Check a pass-through dictionary against Megatron's own dataclass.
-
-    Args:
-        settings: what the user gave.
-        dataclass: Megatron's configuration class.
-        prefix: where it stands in the configuration, as `megatron.transformer`.
-        settled: fields that another setting decides, and which.
-
-    Raises:
-        UserError: an unknown field, or one that is settled elsewhere.
-    """
-    known = {field.name for field in fields(dataclass)}
-    for key, value in settings.items():
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            raise UserError(
-                f"{prefix}.{key} is not a field of Megatron's {dataclass.__name__}",
-                f"did you mean {prefix}.{near[0]}?" if near else f"remove {prefix}.{key}",
-            )
-        if key in settled:
-            raise UserError(f"{prefix}.{key} is settled by {settled[key]}", f"remove {prefix}.{key}")
-        if key in _NEEDS_TRANSFORMER_ENGINE and value:
-            raise UserError(
-                f"{prefix}.{key} needs Transformer Engine or Apex, which Pentad does without", f"remove {prefix}.{key}"
-            )
 
 
 def transformer_config(
@@ -91,7 +84,6 @@ def transformer_config(
     Raises:
         UserError: a field that does not exist, is settled elsewhere, or that Megatron refuses.
     """
-    check_overrides(overrides, TransformerConfig, "megatron.transformer", _SETTLED)
     geometry = Geometry.of(config)
     settings: dict[str, Any] = {
         "num_layers": geometry.layers,
@@ -132,12 +124,8 @@ def transformer_config(
         **_pipeline(geometry, layout),
         **_mixture(geometry),
         **family_of(config).transformer(config),
-        **overrides,
     }
-    try:
-        return TransformerConfig(**settings)
-    except (ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"Megatron refuses this model and layout: {error}", "change megatron.transformer") from error
+    return make_config(TransformerConfig, settings, overrides, prefix="megatron.transformer", settled=_SETTLED)
 
 
 def _pipeline(geometry: Geometry, layout: Layout) -> dict[str, Any]:

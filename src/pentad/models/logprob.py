@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce
 
+from pentad.platform.matmul import mm_float32
+
 # Elements of one chunk of logits: 64 M float32, a quarter of a gigabyte.
 _CHUNK_ELEMENTS = 1 << 26
 
@@ -69,12 +71,12 @@ class _VocabParallelLogprob(torch.autograd.Function):
             grad_logits.scatter_add_(-1, local[:, None], (scale * mine)[:, None])
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[chunk] = grad_logits @ weight
-            grad_weight += grad_logits.t() @ hidden[chunk]
+            grad_weight += mm_float32(grad_logits.t(), hidden[chunk])
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float, vocab_start: int, vocab_size: int) -> Tensor:
-    logits = (hidden @ weight.t()).float()
+    logits = mm_float32(hidden, weight.t())
     if temperature != 1.0:
         logits /= temperature
     real = vocab_size - vocab_start

@@ -19,6 +19,7 @@ from pentad.data.batch import Completion
 from pentad.errors import UserError
 from pentad.rollout.cache import cache_shape
 from pentad.rollout.decoder import Decoder, DecoderLimits
+from pentad.rollout.head import use_float_logits
 from pentad.rollout.protocol import GenerateRequest, Progress
 from pentad.rollout.weights import WeightTable
 
@@ -67,6 +68,7 @@ class EmbeddedEngine:
         self._eos = sorted({token for source in sources for token in _as_list(source)})
         with self._device, no_init_weights():
             self._model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        use_float_logits(self._model)
         self._model.tie_weights()
         self._model.requires_grad_(False).eval()
         self._weights = WeightTable(self._model)

@@ -15,7 +15,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pentad.config.trainer import OptimizerSettings, ScheduleSettings
-from pentad.models.build import check_overrides
+from pentad.errors import UserError
+from pentad.models.passthrough import check_kept, make_config
 
 _SETTLED_BY_TRAINER = {
     "lr": "trainer.optimizer.lr",
@@ -28,6 +29,12 @@ _SETTLED_BY_TRAINER = {
     "bf16": "trainer.dtype",
     "fp16": "trainer.dtype",
     "params_dtype": "trainer.dtype",
+    "use_distributed_optimizer": "megatron.ddp.use_distributed_optimizer",
+}
+
+_SETTLED_FOR_DDP = {
+    # With it, other ranks' parts of the weights would arrive only in the next forward pass.
+    "overlap_param_gather": "Pentad, which reads the weights after every step",
 }
 
 
@@ -39,14 +46,20 @@ def wrap_data_parallel(
     Args:
         overrides: fields that the user sets (`megatron.ddp`).
     """
-    check_overrides(overrides, DistributedDataParallelConfig, "megatron.ddp", {})
-    settings: dict[str, Any] = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True, **overrides}
-    return [
-        DistributedDataParallel(
-            config=config, ddp_config=DistributedDataParallelConfig(**settings), module=chunk, pg_collection=groups
+    defaults = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True}
+    wrapped = []
+    for chunk in chunks:
+        settings = make_config(
+            DistributedDataParallelConfig, defaults, overrides, prefix="megatron.ddp", settled=_SETTLED_FOR_DDP
         )
-        for chunk in chunks
-    ]
+        try:
+            model = DistributedDataParallel(config=config, ddp_config=settings, module=chunk, pg_collection=groups)
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"Megatron refuses this configuration: {error}", "change megatron.ddp") from error
+        # It changes its settings again once it knows the model.
+        check_kept(settings, overrides, "megatron.ddp")
+        wrapped.append(model)
+    return wrapped
 
 
 def make_optimizer(
@@ -61,9 +74,9 @@ def make_optimizer(
     Args:
         overrides: fields that the user sets (`megatron.optimizer`).
     """
-    check_overrides(overrides, OptimizerConfig, "megatron.optimizer", _SETTLED_BY_TRAINER)
-    config = OptimizerConfig(
-        **{
+    config = make_config(
+        OptimizerConfig,
+        {
             "optimizer": "adam",
             "lr": settings.lr,
             "min_lr": settings.lr * schedule.min_lr_ratio,
@@ -75,8 +88,10 @@ def make_optimizer(
             "bf16": dtype == torch.bfloat16,
             "params_dtype": dtype,
             "use_distributed_optimizer": chunks[0].ddp_config.use_distributed_optimizer,
-            **overrides,
-        }
+        },
+        overrides,
+        prefix="megatron.optimizer",
+        settled=_SETTLED_BY_TRAINER,
     )
     return get_megatron_optimizer(config, chunks)
 

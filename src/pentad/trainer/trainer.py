@@ -87,6 +87,9 @@ class Trainer:
             )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
             self.megatron.finalize_model_grads_func = finalize_model_grads
+            # Overlapped reduction must wait for the last microbatch, whatever their number was in the step before.
+            waits = [model.no_sync for model in self.models]
+            self.megatron.no_sync_func = waits if len(waits) > 1 else waits[0]
             self.megatron.grad_scale_func = self.optimizer.scale_loss
         else:
             for chunk in self.chunks:
