@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], TinyModel]":
-    """Small transformers models by name (`tiny.DENSE`, `tiny.ROPE`), made and saved once a session."""
+    """Small transformers models by name (`tiny.DENSE`, `tiny.MIXTURE`, `tiny.ROPE`), made and saved once a session."""
     from tiny import tiny_model
 
     folder: Path = tmp_path_factory.mktemp("models")

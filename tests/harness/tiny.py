@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from rollout_models import CONFIGS, SHAPE, reference_model
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel, Qwen2MoeConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from pentad.data.batch import Batch
 from pentad.data.plan import Plan
@@ -33,6 +34,13 @@ DENSE: dict[str, PreTrainedConfig] = {
     "qwen2": CONFIGS["qwen2"],
     "qwen3": CONFIGS["qwen3"],
 }
+MIXTURE: dict[str, PreTrainedConfig] = {
+    "qwen3_moe": CONFIGS["qwen3_moe"],
+    "qwen2_moe": Qwen2MoeConfig(
+        **SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=64
+    ),
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+}
 ROPE: dict[str, PreTrainedConfig] = {
     f"llama_{kind}": LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=parameters)
     for kind, parameters in _ROPE_SCALING.items()
@@ -49,8 +57,8 @@ class TinyModel:
 
 @cache
 def tiny_model(name: str, folder: Path) -> TinyModel:
-    """The model of that name in `DENSE` or `ROPE`, saved below `folder`."""
-    model = reference_model({**DENSE, **ROPE}[name])
+    """The model of that name in `DENSE`, `MIXTURE` or `ROPE`, saved below `folder`."""
+    model = reference_model({**DENSE, **MIXTURE, **ROPE}[name])
     directory = folder / name
     model.save_pretrained(directory)
     return TinyModel(model, directory)
@@ -92,6 +100,12 @@ def transformers_logprobs(model: PreTrainedModel, batch: Batch, temperature: flo
         logprobs.append(torch.cat([zero, scores.gather(1, tokens[1:, None])[:, 0]]))
         entropies.append(torch.cat([zero, -(scores.exp() * scores).sum(-1)]))
     return torch.cat(logprobs) * batch.loss_mask, torch.cat(entropies) * batch.loss_mask
+
+
+def gradients_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Copies of all gradients, by the names of the checkpoint."""
+    held = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return dict(revert_weight_conversion(model, held))
 
 
 def one_by_one(sequences: int, ranks: int) -> Plan:

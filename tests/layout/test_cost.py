@@ -6,10 +6,11 @@ import pytest
 
 from pentad.errors import UserError
 from pentad.layout import parse_allocation
+from pentad.layout.coefficients import GIB
 from pentad.layout.cost import PARTS, StepTime, predict_time
 from pentad.layout.gpus import GPUS, gpu_of
 from pentad.layout.known_models import known_models
-from pentad.layout.memory import GIB, Workload
+from pentad.layout.memory import Workload
 from pentad.layout.rank import legal_layouts, rank_layouts
 from pentad.layout.validate import check_layout
 

@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 
 from pentad.layout import Layout, parse_allocation
+from pentad.layout.coefficients import DEFAULT, GIB
 from pentad.layout.known_models import known_models
 from pentad.layout.memory import (
     COMPONENTS,
-    DEFAULT,
-    GIB,
     RankMemory,
     Workload,
     layer_activations,

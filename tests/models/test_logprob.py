@@ -85,10 +85,23 @@ def test_large_logits_do_not_overflow():
     assert entropies.isfinite().all()
 
 
-def test_bf16_logits_are_summed_in_float32():
+def test_bf16_products_are_not_rounded():
     hidden, weight, targets, _ = inputs()
     half = [tensor.bfloat16() for tensor in (hidden, weight)]
     logprobs, _ = vocab_parallel_logprobs(*half, targets, temperature=1.0, vocab_size=VOCAB, group=None)
-    expected = torch.log_softmax((half[0] @ half[1].t()).float(), dim=-1).gather(1, targets[:, None])[:, 0]
+    expected = torch.log_softmax(half[0].float() @ half[1].float().t(), dim=-1).gather(1, targets[:, None])[:, 0]
     assert logprobs.dtype == torch.float32
     torch.testing.assert_close(logprobs, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_entropy_of_a_large_vocabulary_is_exact():
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(9, HIDDEN, generator=random), torch.randn(50_000, HIDDEN, generator=random)
+    # A hidden element that adds 200 to every logit changes no distribution.
+    hidden[:, 0], weight[:, 0] = 200.0, 1.0
+    logprobs, entropies = vocab_parallel_logprobs(
+        hidden, weight, torch.arange(9), temperature=1.0, vocab_size=50_000, group=None
+    )
+    scores = torch.log_softmax((hidden @ weight.t()).double(), dim=-1)
+    torch.testing.assert_close(entropies.double(), -(scores.exp() * scores).sum(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logprobs.double(), scores.gather(1, torch.arange(9)[:, None])[:, 0], rtol=1e-5, atol=1e-5)

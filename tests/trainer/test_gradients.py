@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import Rank, run_on
-from tiny import DENSE, distance, grpo_batch, one_by_one, ragged_batch, transformers_logprobs
+from tiny import DENSE, MIXTURE, distance, gradients_of, grpo_batch, one_by_one, ragged_batch, transformers_logprobs
 from torch import Tensor
 
 from pentad.algorithms.grpo import GRPOLoss
@@ -60,7 +60,7 @@ def expected(model, batch: Batch, settings: AlgorithmSettings) -> tuple[float, d
     denominator = int(batch.loss_mask.sum()) if loss.normalizer == "tokens" else batch.num_sequences
     value = loss(logprobs, batch)[0] / denominator
     value.backward()
-    return value.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return value.item(), gradients_of(model)
 
 
 def check(layout: Layout, names: list[str], losses: list[str], tiny_models) -> None:
@@ -100,6 +100,24 @@ def test_every_loss_and_plan_on(layout, tiny_models):
 @pytest.mark.parametrize("layout", [Layout(), Layout(tensor=4), Layout(data=2, tensor=2)], ids=str)
 def test_every_family_on(layout, tiny_models):
     check(layout, list(DENSE), ["grpo-token"], tiny_models)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(pipeline=2), Layout(context=2), Layout(pipeline=2, tensor=2), Layout(context=2, tensor=2)],
+    ids=str,
+)
+def test_pipelines_and_contexts(layout, tiny_models):
+    check(layout, ["llama_tied", "qwen3"], ["grpo-sequence"], tiny_models)
+
+
+@pytest.mark.parametrize(
+    "layout, families",
+    [(Layout(), list(MIXTURE)), (Layout(data=2, expert=2), list(MIXTURE)), (Layout(tensor=2), ["qwen3_moe"])],
+    ids=str,
+)
+def test_mixtures(layout, families, tiny_models):
+    check(layout, families, ["grpo-token"], tiny_models)
 
 
 OVERRIDES = {

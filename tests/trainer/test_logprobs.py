@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import Rank, run_on
-from tiny import DENSE, ROPE, one_by_one, ragged_batch, transformers_logprobs
+from tiny import DENSE, MIXTURE, ROPE, one_by_one, ragged_batch, transformers_logprobs
 from torch import Tensor
 
 from pentad.data.batch import Batch
@@ -41,6 +41,16 @@ def check(layout: Layout, names: list[str], tiny_models, temperature: float = 1.
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_family_on(layout, tiny_models):
     check(layout, list(DENSE), tiny_models)
+
+
+@pytest.mark.parametrize("layout", [Layout(pipeline=2), Layout(context=2)], ids=str)
+def test_pipelines_and_contexts(layout, tiny_models):
+    check(layout, ["llama_tied", "qwen3"], tiny_models)
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(data=2, expert=2)], ids=str)
+def test_mixtures(layout, tiny_models):
+    check(layout, list(MIXTURE), tiny_models)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2)], ids=str)

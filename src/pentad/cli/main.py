@@ -85,12 +85,6 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         call=lambda options: commands.config(options.config, options.overrides, options.keys, options.markdown)
     )
 
-    planned = subparsers.add_parser(
-        "plan", help="predict GPUs, memory and time of a layout, or rank layouts", allow_abbrev=False
-    )
-    plan.add_arguments(planned)
-    planned.set_defaults(call=plan.plan)
-
     data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
     datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)
     for name in commands.DATASETS:
@@ -102,6 +96,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     doctor = subparsers.add_parser("doctor", help="say what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())
+
+    planned = subparsers.add_parser(
+        "plan", help="predict GPUs, memory and time of a layout, or rank layouts", allow_abbrev=False
+    )
+    plan.add_arguments(planned)
+    planned.set_defaults(call=plan.plan)
     return parser, list(subparsers.choices)
 
 

@@ -159,7 +159,7 @@ def _rank(options: argparse.Namespace) -> int:
     if top < 1:
         raise UserError(f"--top {top} shows nothing", "give 1 or more")
     step_tokens = 4 * work.tokens * options.gpus if options.step_tokens is None else options.step_tokens
-    candidates = make_ranking(options.model, facts, options.gpus, gpu, work, step_tokens)
+    candidates = make_ranking(facts, options.gpus, gpu, work, step_tokens)
     subject = (options.model, facts, options.gpus, gpu, work, step_tokens, candidates)
     sys.stdout.write(draw_ranking(*subject, top))
     _write(options.json, ranking_to_json(*subject))

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from pentad.layout.coefficients import GIB
 from pentad.layout.gpus import Gpu
 from pentad.layout.layout import Layout
-from pentad.layout.memory import COMPONENTS, GIB, Workload
+from pentad.layout.memory import COMPONENTS, Workload
 from pentad.layout.parameters import active_parameters, model_parameters
 from pentad.layout.pipeline import Chunk
 from pentad.layout.plan import Plan, lighter

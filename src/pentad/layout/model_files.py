@@ -1,6 +1,7 @@
 """Finding a model's facts from what the user calls it: a directory, a file, or a name on the hub.
 
-Invariant: nothing is downloaded; local files go before the built-in table, so that a model that is here is planned as it is.
+Invariant: nothing is downloaded. Local files go before the built-in table, so that a model that is here is planned as
+it is.
 """
 
 import difflib

@@ -3,15 +3,16 @@
 Invariant: a plan exists only for a layout that the model permits.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pentad.errors import UserError
 from pentad.layout.cluster_checks import check_cluster, check_dtype, check_microbatches, check_projections
+from pentad.layout.coefficients import GIB
 from pentad.layout.cost import StepTime, predict_time
 from pentad.layout.gpus import Gpu
 from pentad.layout.layout import Allocation, Layout
-from pentad.layout.memory import GIB, RECOMPUTE, RankMemory, Workload, predict_memory, predict_peak
+from pentad.layout.memory import RECOMPUTE, RankMemory, Workload, predict_memory, predict_peak
 from pentad.layout.parameters import active_parameters, model_parameters
 from pentad.layout.pipeline import Chunk, pipeline_chunks
 from pentad.layout.rank import Candidate, rank_layouts
@@ -77,9 +78,7 @@ def make_plan(
     return Plan(model, facts, allocation, gpu, work, pipeline_chunks(facts, layout), memory, time, notes)
 
 
-def make_ranking(
-    model: str, facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int
-) -> list[Candidate]:
+def make_ranking(facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int) -> list[Candidate]:
     """All legal layouts on that many GPUs, best first.
 
     Raises:
@@ -113,8 +112,7 @@ def lighter(plan: Plan) -> str | None:
     """The recomputation with which a plan that does not fit would, if there is one."""
     limit = plan.gpu.memory_gib * GIB
     for recompute in RECOMPUTE[RECOMPUTE.index(plan.work.recompute) + 1 :]:
-        work = Workload(**{**asdict(plan.work), "recompute": recompute})
-        if predict_peak(plan.facts, plan.layout, work).total <= limit:
+        if predict_peak(plan.facts, plan.layout, replace(plan.work, recompute=recompute)).total <= limit:
             return recompute
     return None
 

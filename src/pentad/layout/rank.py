@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pentad.layout.cluster_checks import check_cluster, check_microbatches, check_projections
+from pentad.layout.coefficients import GIB
 from pentad.layout.cost import StepTime, predict_time
 from pentad.layout.gpus import Gpu
 from pentad.layout.layout import Layout
-from pentad.layout.memory import GIB, RankMemory, Workload, predict_peak
+from pentad.layout.memory import RankMemory, Workload, predict_peak
 from pentad.layout.validate import ModelFacts, check_layout
 
 # More would hardly be wanted: the search must answer at once.

@@ -38,17 +38,20 @@ class _VocabParallelLogprob(torch.autograd.Function):
             logits = _logits(hidden[chunk], weight, temperature, vocab_start, vocab_size)
             peak = logits.max(dim=-1).values
             _reduce(peak, ReduceOp.MAX, group)
+            # Relative to the peak, no small number is left as the difference of two large ones.
+            logits -= peak[:, None]
             local, mine = _local_targets(targets[chunk], vocab_start, weight.shape[0])
             picked = logits.gather(-1, local[:, None]).squeeze(-1).where(mine, torch.zeros_like(peak))
-            weights = (logits - peak[:, None]).exp_()
+            weights = logits.exp()
+            total = weights.sum(dim=-1)
             # The padding's logits are -inf and its weights 0; their product must be 0.
-            weighted = torch.einsum("tv,tv->t", weights, logits.clamp_(min=torch.finfo(torch.float32).min))
-            sums = torch.stack([weights.sum(dim=-1), picked, weighted])
+            weighted = logits.clamp_(min=torch.finfo(torch.float32).min).mul_(weights).sum(dim=-1)
+            sums = torch.stack([total, picked, weighted])
             _reduce(sums, ReduceOp.SUM, group)
-            normalizer = peak + sums[0].log()
-            logprobs[chunk] = sums[1] - normalizer
-            entropies[chunk] = normalizer - sums[2] / sums[0]
-            normalizers[chunk] = normalizer
+            log_total = sums[0].log()
+            logprobs[chunk] = sums[1] - log_total
+            entropies[chunk] = log_total - sums[2] / sums[0]
+            normalizers[chunk] = peak + log_total
         ctx.save_for_backward(hidden, weight, targets, normalizers)
         ctx.arguments = (temperature, vocab_start, vocab_size, rows)
         ctx.mark_non_differentiable(entropies)

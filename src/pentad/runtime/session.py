@@ -11,6 +11,7 @@ from statistics import fmean
 import torch
 
 from pentad.data.batch import Batch, Completion
+from pentad.data.prompts import EncodedPrompts
 from pentad.data.rows import PromptRow
 from pentad.rewards.pool import RewardPool
 from pentad.rewards.types import RewardItem, RewardResult
@@ -75,9 +76,9 @@ class Session:
                 self._probed = True
 
     def _probe(self, engines: Engines) -> None:
-        prompts = self.prepared.train.rows[:_PROBES]
-        tokens = [self.prepared.tokenizer(_text(row))["input_ids"][:_PROBE_TOKENS] for row in prompts]
-        sequences = [torch.tensor(ids, dtype=torch.int64) for ids in tokens if len(ids) > 1]
+        data = self.prepared.train
+        tokens = data.tokens if isinstance(data, EncodedPrompts) else [torch.cat(pair) for pair in data.examples]
+        sequences = [ids[:_PROBE_TOKENS] for ids in tokens[:_PROBES] if len(ids) > 1]
         batch = Batch.from_sequences([(sequence[:1], sequence[1:]) for sequence in sequences])
         # As many sequences as data-parallel ranks, at least.
         copies = self.prepared.allocation.trainer.layout.data

@@ -32,10 +32,13 @@ def check_checksums(sent: Mapping[str, int], held: Mapping[str, int], engine: st
         raise SyncError(f"weight synchronisation to {engine} failed: {', '.join(problems[:5])}{more}")
 
 
-# Largest |difference| of one token's log-prob that rounding alone explains, by the coarser of the two precisions.
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-# The mean tells a wrong weight from rounding long before the largest difference does.
-PROBE_MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+# Largest |difference| of one token's log-prob that rounding alone explains, by the coarser of the two precisions. In
+# bfloat16 a small model's log-probs are off by 0.04 to 0.14 in the mean and up to 0.8 (SmolLM2-135M, transformers
+# against itself in float32); that the bits arrived is shown by the checksums, this finds models that compute
+# something else with them.
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2.0}
+# The mean tells a wrong model from rounding long before the largest difference does.
+PROBE_MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 
 
 def check_probe(trainer: Sequence[Tensor], engine: Sequence[Tensor], dtype: torch.dtype, name: str) -> float:

@@ -1,0 +1,158 @@
+"""Models to verify with: built-in tiny ones, and small versions of real ones, with random weights.
+
+Invariant: equal arguments give equal weights. No weight is at a special value (no norm of 1, no bias of 0), so that
+none can be mistaken for another; and no expert is chosen by a narrow margin, so that rounding cannot change the choice.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from pentad.errors import UserError
+from pentad.models.geometry import Geometry
+from pentad.models.source import load_config
+
+# The vocabulary of 101 is prime: every split of it has padding. More parts than key/value heads replicate these.
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+# Heads that together are wider than the hidden size, as Qwen3 has them.
+_WIDE = {"head_dim": 24}
+
+TINY: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_SHAPE),
+    "llama_tied": lambda: LlamaConfig(**{**_SHAPE, "tie_word_embeddings": True}),
+    "qwen2": lambda: Qwen2Config(**_SHAPE),
+    "qwen3": lambda: Qwen3Config(**_SHAPE, **_WIDE),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**_SHAPE, **_WIDE, **_EXPERTS, norm_topk_prob=True),
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **_SHAPE, **_EXPERTS, norm_topk_prob=False, shared_expert_intermediate_size=64, decoder_sparse_step=1
+    ),
+    "mixtral": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+}
+
+# Deviation of random weights of tiny models; larger ones have that of their architecture.
+_TINY_STD = 0.06
+
+
+def tiny_config(name: str, *, layers: int = 4) -> PreTrainedConfig:
+    """The configuration of a built-in model.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    config = TINY[name]()
+    config.num_hidden_layers = layers
+    return config
+
+
+def small_config(model: str, *, layers: int, experts: int, scale: int) -> PreTrainedConfig:
+    """The configuration of a real model with fewer layers and experts.
+
+    Args:
+        model: a directory, or a hub id, of which only the configuration is read.
+        layers, experts: at most so many are kept.
+        scale: divides all widths and the vocabulary.
+
+    Raises:
+        UserError: the configuration cannot be read, or a width is not a multiple of `scale`.
+    """
+    config = load_config(Path(model).expanduser()) if Path(model).expanduser().is_dir() else _from_hub(model)
+    config.num_hidden_layers = min(layers, config.num_hidden_layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    for name in ("num_experts", "num_local_experts"):
+        if (count := getattr(config, name, None)) is not None:
+            setattr(config, name, min(experts, count))
+            config.num_experts_per_tok = min(config.num_experts_per_tok, getattr(config, name))
+    if scale > 1:
+        _scale_widths(config, model, scale)
+    return config
+
+
+def _scale_widths(config: PreTrainedConfig, model: str, scale: int) -> None:
+    widths = ("hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "head_dim")
+    for name in widths:
+        if not (width := getattr(config, name, None)):
+            continue
+        if width % scale:
+            raise UserError(f"--scale {scale} does not divide {name}={width} of {model}", "give a power of 2")
+        setattr(config, name, width // scale)
+    config.vocab_size = -(-config.vocab_size // scale)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, None)
+
+
+def _from_hub(model: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        known = ", ".join(TINY)
+        raise UserError(
+            f"{model} is neither a directory here nor a model on the hub that can be read: {reason}",
+            f"give a directory with a config.json, a hub id, or one of {known}",
+        ) from None
+
+
+@torch.no_grad()
+def write_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.dtype, seed: int = 0) -> None:
+    """A model of that configuration with random weights, as a Hugging Face directory."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tiny = config.hidden_size <= 256
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.normal_(mean=1.0 if "norm" in name else 0.0, std=0.1)
+        elif tiny:
+            parameter.normal_(std=_TINY_STD)
+    if Geometry.of(config).experts:
+        _decide_routes(model, config)
+    model.to(dtype).save_pretrained(directory)
+
+
+def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Let tokens of different classes prefer different experts, clearly.
+
+    The class of a token is its id modulo the number of experts. It is written into the embedding as one of as many
+    orthogonal directions, which the routers read. In each layer a class goes to other experts.
+    """
+    geometry = Geometry.of(config)
+    experts, chosen = geometry.experts, geometry.experts_per_token
+    directions = torch.linalg.qr(torch.randn(geometry.hidden, experts))[0].t()
+    embedding = model.get_input_embeddings().weight
+    # What the layers add to it must not drown the class.
+    embedding.normal_(std=0.5).add_(geometry.hidden**0.5 * directions[torch.arange(embedding.shape[0]) % experts])
+    # The chosen experts get different weights; all others get next to nothing.
+    wishes = torch.zeros(experts)
+    wishes[:chosen] = torch.linspace(1.0, 0.6, chosen)
+    routers = [value for name, value in model.named_parameters() if name.endswith(".gate.weight")]
+    for layer, router in enumerate(routers):
+        table = torch.stack([wishes.roll(number + layer) for number in range(experts)])
+        # The norm before the router gives a token a length of the root of the width.
+        router.normal_(std=0.2).add_(4.0 * table.t() @ directions).mul_(geometry.hidden**-0.5)
