@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap quickstart test lint format docs clean
+.PHONY: help bootstrap quickstart test verify lint format docs clean
 
 # Left there by scripts/bootstrap.sh.
 UV := .cache/bin/uv
@@ -18,6 +18,11 @@ quickstart: bootstrap ## prepare a small task, tune on it, then train with rewar
 
 test: bootstrap lint ## check style, types and floors, and run all tests
 	$(RUN) pytest
+
+FAMILIES := llama_tied qwen2 qwen3 qwen3_moe qwen2_moe mixtral
+
+verify: bootstrap ## compare all 297 small layouts of all families with one process; half an hour on two cores
+	set -e; for family in $(FAMILIES); do $(RUN) pentad verify layouts $$family --max-ranks 8; done
 
 lint: bootstrap
 	$(RUN) ruff check .

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
 
 VOCABULARY = ["<pad>", "<eos>", "<unk>", "sort", " ", "=", *"0123456789"]
 EVAL_PROBLEMS = 256
@@ -80,6 +81,7 @@ def write_model(directory: Path, seed: int) -> None:
         pad_token_id=VOCABULARY.index("<pad>"),
     )
     torch.manual_seed(seed)
+    logging.disable_progress_bar()
     Qwen3ForCausalLM(config).save_pretrained(directory)
 
 

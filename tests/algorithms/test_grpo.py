@@ -56,9 +56,7 @@ def direct(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> Tenso
 @pytest.mark.parametrize("mean", ["token", "sequence"])
 @pytest.mark.parametrize("kl_coef, estimator", [(0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")])
 def test_loss_and_gradient_equal_a_direct_implementation(mean, kl_coef, estimator):
-    settings = AlgorithmSettings(
-        clip_low=0.1, clip_high=0.25, kl_coef=kl_coef, kl_estimator=estimator, loss_mean=mean
-    )
+    settings = AlgorithmSettings(clip_low=0.1, clip_high=0.25, kl_coef=kl_coef, kl_estimator=estimator, loss_mean=mean)
     logprobs, batch = make_batch()
     logprobs.requires_grad_()
     ours, _ = GRPOLoss(settings)(logprobs, batch)

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-from ranks import RankError, Rank, run_on
+from ranks import Rank, run_on
 
 from pentad.config.megatron import MegatronSettings
 from pentad.errors import UserError
@@ -25,10 +24,20 @@ def try_all(rank: Rank, directory: Path, attempts: list[tuple[str, dict[str, Any
 
 
 REFUSED = [
-    ("transformer", {"recompute_granularty": "full"}, "not a field", "did you mean megatron.transformer.recompute_granularity"),
+    (
+        "transformer",
+        {"recompute_granularty": "full"},
+        "not a field",
+        "did you mean megatron.transformer.recompute_granularity",
+    ),
     ("transformer", {"zzzzz": 1}, "not a field", "remove megatron.transformer.zzzzz"),
     ("ddp", {"overlap_grad_reduction": True}, "not a field", "did you mean megatron.ddp.overlap_grad_reduce?"),
-    ("optimizer", {"use_precision_aware_optimiser": True}, "not a field", "megatron.optimizer.use_precision_aware_optimizer?"),
+    (
+        "optimizer",
+        {"use_precision_aware_optimiser": True},
+        "not a field",
+        "megatron.optimizer.use_precision_aware_optimizer?",
+    ),
     ("transformer", {"num_layers": 3}, "settled by model.path", "remove"),
     ("transformer", {"tensor_model_parallel_size": 2}, "settled by allocation", "remove"),
     ("transformer", {"sequence_parallel": False}, "settled by allocation", "remove"),

@@ -154,7 +154,9 @@ def stored(directory: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def export(source: Path, target: Path, **options: int) -> None:
-    write_checkpoint(stored(source), target, [source / "generation_config.json"], (source / "config.json").read_text(), **options)
+    write_checkpoint(
+        stored(source), target, [source / "generation_config.json"], (source / "config.json").read_text(), **options
+    )
 
 
 @pytest.mark.parametrize("shard_bytes, files", [(4 << 30, 1), (30_000, 8)])
@@ -213,7 +215,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_named_and_nothing_is_left(tiny_models, small_disk):
-    with pytest.raises(UserError, match="cannot write the model to .*: No space left") as caught:
+    with pytest.raises(UserError, match=r"cannot write the model to .*: No space left") as caught:
         export(tiny_models("llama").directory, small_disk / "export", shard_bytes=30_000)
     assert "free space" in caught.value.fix
     assert not list(small_disk.iterdir())

@@ -104,4 +104,6 @@ def test_entropy_of_a_large_vocabulary_is_exact():
     )
     scores = torch.log_softmax((hidden @ weight.t()).double(), dim=-1)
     torch.testing.assert_close(entropies.double(), -(scores.exp() * scores).sum(-1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(logprobs.double(), scores.gather(1, torch.arange(9)[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        logprobs.double(), scores.gather(1, torch.arange(9)[:, None])[:, 0], rtol=1e-5, atol=1e-5
+    )

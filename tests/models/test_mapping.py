@@ -64,7 +64,12 @@ def test_a_family_names_nothing_twice(family):
         rules: tuple[Rule, ...] = FAMILIES[family].rules(tied)
         megatron = [rule.megatron for rule in rules]
         assert len(set(megatron)) == len(megatron)
-        names = [name for rule in rules if not (tied and rule.megatron == "output_layer.weight") for name in rule.hugging_face]
+        names = [
+            name
+            for rule in rules
+            if not (tied and rule.megatron == "output_layer.weight")
+            for name in rule.hugging_face
+        ]
         assert len(set(names)) == len(names)
 
 

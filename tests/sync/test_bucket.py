@@ -12,7 +12,15 @@ from pentad.sync.bucket import Bucket, pack
 
 def tensors() -> list[tuple[str, Tensor]]:
     random = torch.Generator().manual_seed(0)
-    shapes = {"a": (3, 5), "b": (7,), "scalar": (), "large": (40, 11), "c": (2, 2, 2), "transposed": (6, 9), "last": (1,)}
+    shapes = {
+        "a": (3, 5),
+        "b": (7,),
+        "scalar": (),
+        "large": (40, 11),
+        "c": (2, 2, 2),
+        "transposed": (6, 9),
+        "last": (1,),
+    }
     made = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
     made["transposed"] = made["transposed"].t()
     made["b"][:3] = torch.tensor([float("nan"), float("-inf"), -0.0])

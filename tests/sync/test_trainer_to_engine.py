@@ -42,7 +42,9 @@ def probe(engine: EmbeddedEngine, batch: Batch) -> Tensor:
     return torch.cat(engine.logprobs(batch.tokens.split(batch.lengths), TEMPERATURE)) * batch.loss_mask
 
 
-@pytest.mark.parametrize("family, layout", [("llama_tied", Layout(tensor=2)), ("qwen3", Layout(data=2, tensor=2))], ids=str)
+@pytest.mark.parametrize(
+    "family, layout", [("llama_tied", Layout(tensor=2)), ("qwen3", Layout(data=2, tensor=2))], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_engine_holds_and_computes_what_the_trainer_does(family, layout, dtype, tiny_models):
     tiny, batch = tiny_models(family), ragged_batch()

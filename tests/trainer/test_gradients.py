@@ -132,7 +132,9 @@ OVERRIDES = {
 }
 
 
-def compute_with(rank: Rank, directory: Path, batch: Batch, settings: list[MegatronSettings]) -> list[dict[str, Tensor]]:
+def compute_with(
+    rank: Rank, directory: Path, batch: Batch, settings: list[MegatronSettings]
+) -> list[dict[str, Tensor]]:
     answers = []
     for megatron in settings:
         trainer = rank.trainer(directory, megatron=megatron)

@@ -115,7 +115,9 @@ SCHEDULES = [
 ]
 
 
-def follow(rank: Rank, directory: Path, schedules: list[ScheduleSettings], batch: Batch, total: int) -> list[list[float]]:
+def follow(
+    rank: Rank, directory: Path, schedules: list[ScheduleSettings], batch: Batch, total: int
+) -> list[list[float]]:
     answers = []
     for schedule in schedules:
         settings = TrainerSettings(total_steps=total, optimizer=OptimizerSettings(lr=1e-3), schedule=schedule)

@@ -1,7 +1,7 @@
 """The command line. Thin: it parses arguments, calls one function, and turns exceptions into messages.
 
-Exit codes: 0 done; 1 a fault of ours (or of the machine), with a traceback file; 2 something the user can put right;
-130 interrupted.
+Exit codes: 0 done; 1 a process of the run failed, or a fault of ours, with a traceback file; 2 something the user can
+put right; 130 interrupted.
 """
 
 import argparse
@@ -13,9 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import commands, plan
-from pentad.cli.report import report_fault, report_user_error, user_error_in
+from pentad.cli import commands, plan, verify
+from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
+from pentad.runtime.outcome import RunFailedError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        report_interrupt(interrupt)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone; point stdout elsewhere so that Python's own flush at exit is quiet.
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (user_error := user_error_in(error)) is not None:
             report_user_error(user_error)
             return 2
-        report_fault(error)
+        if isinstance(error, RunFailedError):
+            report_failed_run(error)
+        else:
+            report_fault(error)
         return 1
 
 
@@ -102,6 +106,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     plan.add_arguments(planned)
     planned.set_defaults(call=plan.plan)
+
+    verified = subparsers.add_parser("verify", help="prove that things are as they should be", allow_abbrev=False)
+    subjects = verified.add_subparsers(dest="subject", metavar="SUBJECT", required=True, parser_class=_Parser)
+    layouts = subjects.add_parser("layouts", help="a model computes the same on every layout", allow_abbrev=False)
+    verify.add_arguments(layouts)
+    layouts.set_defaults(call=verify.verify_layouts)
     return parser, list(subparsers.choices)
 
 

@@ -2,8 +2,10 @@
 
 import tempfile
 import traceback
+from collections.abc import Mapping
 
 from pentad.errors import UserError
+from pentad.runtime.outcome import RunFailedError
 
 
 def user_error_in(error: BaseException) -> UserError | None:
@@ -20,13 +22,31 @@ def report_user_error(error: UserError) -> None:
     _print(("error: ", "bold red"), error.cause, *fix)
 
 
+def report_failed_run(error: RunFailedError) -> None:
+    """Print what failed and where more is to be read on stderr, and write the traceback to a file."""
+    _print(("failed: ", "bold red"), str(error), _lines({**error.facts, "traceback": _write_traceback(error)}))
+
+
+def report_interrupt(error: KeyboardInterrupt) -> None:
+    """Print on stderr when a command was interrupted, and what there is of its results."""
+    _print(("interrupted ", "bold red"), str(error), _lines(getattr(error, "facts", {})))
+
+
 def report_fault(error: BaseException) -> None:
     """Print the first cause on stderr, and write the traceback to a file."""
     first = _first_cause(error)
+    message = f"{type(first).__name__}: {first}\n  This should not have happened"
+    _print(("fault: ", "bold red"), message, _lines({"traceback": _write_traceback(error)}))
+
+
+def _lines(facts: Mapping[str, str]) -> str:
+    return "".join(f"\n  {name}: {value}" for name, value in facts.items())
+
+
+def _write_traceback(error: BaseException) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="pentad-", suffix=".traceback.txt", delete=False) as file:
         file.write("".join(traceback.format_exception(error)))
-    message = f"{type(first).__name__}: {first}\n  This should not have happened; the traceback is in {file.name}"
-    _print(("fault: ", "bold red"), message)
+    return file.name
 
 
 def _first_cause(error: BaseException) -> BaseException:

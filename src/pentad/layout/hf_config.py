@@ -69,7 +69,9 @@ def facts_from_config(config: Mapping[str, Any], where: str = "config.json") -> 
 
     layers, heads, hidden = size("num_hidden_layers"), size("num_attention_heads"), size("hidden_size")
     ffn = size("intermediate_size")
-    experts = "num_local_experts" if family == "mixtral" else "num_experts"
+    # transformers has called it by either name, and writes the later one for families that began with the other.
+    default = "num_local_experts" if family == "mixtral" else "num_experts"
+    experts = next((name for name in ("num_local_experts", "num_experts") if config.get(name) is not None), default)
     routed = family in ("qwen2_moe", "qwen3_moe", "mixtral") and values[experts] != 0
     return ModelFacts(
         family=family,

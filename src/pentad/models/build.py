@@ -17,11 +17,12 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 
 from pentad.layout import Layout
+from pentad.layout.pipeline import stage_layers
+from pentad.models.facts import model_facts
 from pentad.models.families import family_of
 from pentad.models.geometry import Geometry
 from pentad.models.passthrough import make_config
 from pentad.models.provider import block_spec
-from pentad.models.stages import stage_layers
 
 # What the layout, the model or the precision settles; a user who sets it in a dictionary would contradict them.
 _SETTLED = {
@@ -121,18 +122,18 @@ def transformer_config(
         # Packs differ in length.
         "variable_seq_lengths": True,
         "moe_token_dispatcher_type": "alltoall",
-        **_pipeline(geometry, layout),
+        **_pipeline(config, layout),
         **_mixture(geometry),
         **family_of(config).transformer(config),
     }
     return make_config(TransformerConfig, settings, overrides, prefix="megatron.transformer", settled=_SETTLED)
 
 
-def _pipeline(geometry: Geometry, layout: Layout) -> dict[str, Any]:
+def _pipeline(config: PreTrainedConfig, layout: Layout) -> dict[str, Any]:
     """Which layers each stage holds: embedding and output layer are weighed against decoder layers."""
     if layout.pipeline == 1:
         return {}
-    stages: list[list[str]] = [["decoder"] * count for count in stage_layers(geometry, layout)]
+    stages: list[list[str]] = [["decoder"] * count for count in stage_layers(model_facts(config), layout)]
     stages[0].insert(0, "embedding")
     stages[-1].append("loss")
     settings: dict[str, Any] = {"pipeline_model_parallel_layout": stages}

@@ -6,9 +6,9 @@ is an error, not a warning. Loading, export and weight synchronisation all go th
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedConfig
@@ -17,6 +17,10 @@ from pentad.models.checkpoint import CheckpointReader
 from pentad.models.families import Family, family_of
 from pentad.models.geometry import Geometry
 from pentad.models.rules import Experts, Rule
+
+# Megatron takes seconds to import, and who only asks for shapes has no use for it.
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
 
 _LAYER_NUMBER = re.compile(r"(?<=decoder\.layers\.)\d+(?=\.)")
 
@@ -29,7 +33,7 @@ class WeightMapping:
         groups: Megatron's process groups; None for a single process without torch.distributed.
     """
 
-    def __init__(self, config: PreTrainedConfig, groups: ProcessGroupCollection | None) -> None:
+    def __init__(self, config: PreTrainedConfig, groups: "ProcessGroupCollection | None") -> None:
         self.geometry = Geometry.of(config)
         self.family: Family = family_of(config)
         self._tp: ProcessGroup | None = groups.tp if groups is not None else None

@@ -6,11 +6,13 @@ brought into that form.
 
 import shutil
 from pathlib import Path
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pentad.errors import UserError
+
+# transformers takes seconds to import, and a wrong path is to be told at once.
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 # Everything beside weights and config.json that an exported model needs.
 _COMPANIONS = (
@@ -73,6 +75,9 @@ def _from_gguf(file: Path, target: Path) -> Path:
     """Dequantise once; a finished directory is used again."""
     if (target / "config.json").is_file():
         return target
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -90,12 +95,14 @@ def _from_gguf(file: Path, target: Path) -> Path:
     return target
 
 
-def load_config(directory: Path) -> PreTrainedConfig:
+def load_config(directory: Path) -> "PreTrainedConfig":
     """The configuration of a model directory.
 
     Raises:
         UserError: it cannot be read or names an unknown architecture.
     """
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
@@ -103,17 +110,23 @@ def load_config(directory: Path) -> PreTrainedConfig:
         raise UserError(f"cannot read {directory / 'config.json'}: {reason}", "check model.path") from None
 
 
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: str | Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model directory or hub id.
 
     Raises:
         UserError: there is none.
     """
+    from transformers import AutoTokenizer
+
     try:
-        return AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
         raise UserError(f"cannot load a tokenizer from {directory}: {reason}", "set model.tokenizer") from None
+    # Where the files are missing, transformers may make an empty one.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"{directory} has no tokenizer", "add tokenizer.json, or set model.tokenizer")
+    return tokenizer
 
 
 def companion_files(directory: Path) -> list[Path]:

@@ -5,19 +5,21 @@ Invariant: leaving the context leaves no process of this run behind, whatever ha
 
 import logging
 import os
+import socket
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pentad.config.cluster import RaySettings
 from pentad.errors import UserError
 from pentad.layout import Allocation, Component
+from pentad.runtime.gang import Gang, Processes
 
 _PLACEMENT_S = 60.0
+_CONNECT_S = 10.0
 
 
 class Cluster:
@@ -35,7 +37,7 @@ class Cluster:
         self.settings = settings
         self.allocation = allocation
         self.on_gpus = False
-        self._actors: list[ActorHandle] = []
+        self.processes = Processes()
         self._group: PlacementGroup | None = None
 
     def __enter__(self) -> Self:
@@ -43,6 +45,8 @@ class Cluster:
         # Otherwise Ray hides GPUs from, or shows all of them to, actors that ask for none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.settings.address is not None:
+            _check_reachable(self.settings.address)
         try:
             if self.settings.address is None:
                 ray.init(address="local", include_dashboard=False, **options)
@@ -50,8 +54,7 @@ class Cluster:
                 ray.init(address=self.settings.address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            where = self.settings.address or "on this machine"
-            raise UserError(f"ray.address: no Ray cluster {where}: {reason}", "start it, or unset ray.address") from None
+            raise _no_cluster(self.settings.address or "on this machine", reason) from None
         try:
             self._place()
         except BaseException:
@@ -66,9 +69,7 @@ class Cluster:
         """Kill this run's actors; stop the cluster if it was started for the run. May be called again."""
         if not ray.is_initialized():
             return
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        self.processes.kill()
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
@@ -93,12 +94,13 @@ class Cluster:
                 "wait for the other job, or choose a smaller allocation",
             )
 
-    def spawn(self, actor_class: Any, component: Component, *args: Any) -> list[ActorHandle]:
-        """One actor on each device of a component.
+    def spawn(self, actor_class: Any, name: str, component: Component, deadline_s: float) -> Gang:
+        """One process on each device of a component.
 
         Args:
-            actor_class: a Ray actor class.
-            args: for every constructor, after the rank and the number of ranks.
+            actor_class: a Ray actor class with `pentad.runtime.process.Process` as its base.
+            name: of one process, as in "trainer rank".
+            deadline_s: longest time of one call, in seconds.
         """
         devices = self.allocation.devices(component)
         sharing = next(len(group) for group in self.allocation.groups if component in group)
@@ -110,6 +112,20 @@ class Cluster:
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     placement_group=self._group, placement_group_bundle_index=device
                 )
-            actors.append(actor_class.options(**options).remote(rank, len(devices), *args))
-            self._actors.append(actors[-1])
-        return actors
+            actors.append(actor_class.options(**options).remote(rank, len(devices)))
+        return Gang(name, actors, self.processes, deadline_s)
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at a cluster's door; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:  # auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _no_cluster(where: str, reason: str) -> UserError:
+    return UserError(f"ray.address: no Ray cluster {where}: {reason}", "start it, or unset ray.address")

@@ -5,7 +5,7 @@ Invariant: the engine generates only from a whole set of weights whose checksums
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -15,23 +15,21 @@ from pentad.config.rollout import RolloutSettings
 from pentad.data.batch import Completion
 from pentad.models.source import load_tokenizer
 from pentad.platform.device import find_platform
-from pentad.rollout.embedded import EmbeddedEngine
 from pentad.rollout.protocol import GenerateRequest
+from pentad.runtime.process import GROUPS, Process
 from pentad.sync.check import check_checksums
 
+if TYPE_CHECKING:
+    from pentad.rollout.embedded import EmbeddedEngine
 
-@ray.remote(concurrency_groups={"control": 1})
-class EngineActor:
-    """One engine on one device."""
+
+@ray.remote(concurrency_groups=GROUPS)
+class EngineActor(Process):
+    """One engine on one device. Progress is in completions."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rank = rank
-        self._done = 0
-
-    @ray.method(concurrency_group="control")
-    def progress(self) -> int:
-        """Completions finished in the current call."""
-        return self._done
+        super().__init__(rank, world_size)
+        self._built: EmbeddedEngine | None = None
 
     def build(self, directory: Path, tokenizer: str, settings: RolloutSettings, seed: int, threads: int) -> torch.dtype:
         """Make the engine, without weights; returns its dtype."""
@@ -42,7 +40,7 @@ class EngineActor:
         if not platform.is_cuda:
             torch.set_num_threads(threads)
         dtype = platform.dtype(settings.dtype)
-        self.engine = EmbeddedEngine(
+        self._built = EmbeddedEngine(
             directory,
             dtype=dtype,
             device=platform.device,
@@ -66,25 +64,32 @@ class EngineActor:
                 sent.update((entry.name, entry.checksum) for entry in bucket.entries)
                 yield from bucket.tensors()
 
-        self.engine.load_weights(tensors(), version)
-        check_checksums(sent, self.engine.checksums(), f"engine {self.rank}")
+        self._engine.load_weights(tensors(), version)
+        check_checksums(sent, self._engine.checksums(), f"engine {self.rank}")
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         """Complete every request."""
+        completions = self._engine.generate(requests, self._advance)
         self._done = 0
-        return self.engine.generate(requests, self._advance)
+        return completions
 
     def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
         """Score given tokens: float32 `[L]` for each sequence."""
-        return self.engine.logprobs(sequences, temperature)
+        return self._engine.logprobs(sequences, temperature)
 
     def sleep(self) -> None:
         """Release the accelerator's memory."""
-        self.engine.sleep()
+        self._engine.sleep()
 
     def wake(self) -> None:
         """Take it back."""
-        self.engine.wake()
+        self._engine.wake()
+
+    @property
+    def _engine(self) -> "EmbeddedEngine":
+        if self._built is None:
+            raise RuntimeError("the engine was not built")
+        return self._built
 
     def _advance(self, done: int, total: int) -> None:
         self._done = done

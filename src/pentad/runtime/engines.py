@@ -3,7 +3,7 @@
 Invariant: completions come back in the order of the requests, whichever engine made them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,8 @@ from pentad.errors import UserError
 from pentad.rollout.protocol import GenerateRequest
 from pentad.runtime.cluster import Cluster
 from pentad.runtime.engine_actor import EngineActor
-from pentad.runtime.gang import Gang
+from pentad.runtime.gang import Call, Progress
 from pentad.runtime.prepare import Prepared
-
-Progress = Callable[[int], None]
 
 
 class Engines:
@@ -33,7 +31,7 @@ class Engines:
         settings, component = prepared.settings, prepared.allocation.rollout
         if component is None:
             raise UserError(f"allocation {prepared.allocation} has no rollout engines")
-        self._gang = Gang("rollout engine", cluster.spawn(EngineActor, component), settings.trainer.deadline_s)
+        self._gang = cluster.spawn(EngineActor, "rollout engine", component, settings.trainer.deadline_s)
         self._sleeps = settings.rollout.sleep
         self._arguments = (
             prepared.directory,
@@ -44,9 +42,13 @@ class Engines:
         )
         self.dtype = torch.float32
 
-    def build(self) -> None:
-        """Make the engines, without weights."""
-        self.dtype = self._gang.call("build", *self._arguments, phase="starting")[0]
+    def build(self) -> Call:
+        """Have the engines made, without weights, once their processes run; `built` takes the answers."""
+        return self._gang.start("build", *self._arguments)
+
+    def built(self, answers: list[Any]) -> None:
+        """Take the answers of `build`."""
+        self.dtype = answers[0]
 
     def load_weights(self, refs: Sequence[Any], version: int) -> None:
         """Give every engine all weights, checked."""
@@ -57,7 +59,7 @@ class Engines:
         engines = len(self._gang)
         # Dealt out in turn, so that groups of long prompts do not meet on one engine.
         shares = [(list(requests[rank::engines]),) for rank in range(engines)]
-        answers = self._gang.scatter("generate", shares, phase="rollout", progress=progress)
+        answers = self._gang.finish(self._gang.start_each("generate", shares), "rollout", progress)
         results: list[list[Completion]] = [[] for _ in requests]
         for rank, answer in enumerate(answers):
             results[rank::engines] = answer
@@ -70,9 +72,9 @@ class Engines:
     def rest(self) -> None:
         """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""
         if self._sleeps:
-            self._gang.call("sleep")
+            self._gang.call("sleep", phase="releasing the engines' memory")
 
     def resume(self) -> None:
         """Take the memory back."""
         if self._sleeps:
-            self._gang.call("wake")
+            self._gang.call("wake", phase="waking the engines")

@@ -6,23 +6,28 @@ cause, never an echo.
 
 from collections.abc import Mapping
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 
 from pentad.errors import UserError
+from pentad.runtime.outcome import RunFailedError
 
 _ECHOES = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "distbackenderror", "rendezvous")
 
 
-class RunFailedError(Exception):
-    """A process of the run failed. The message names it, the phase and the cause."""
-
-
-def first_cause(errors: Mapping[str, BaseException], phase: str) -> Exception:
+def first_cause(errors: Mapping[str, BaseException], phase: str, logs: Mapping[str, str]) -> Exception:
     """The error to raise for a phase in which some processes failed.
 
     Args:
         errors: by the name of the process.
         phase: what was being done.
+        logs: where each process writes its output.
 
     Returns:
         the user's own fault where there is one; else the failure that cannot be the echo of another.
@@ -32,7 +37,8 @@ def first_cause(errors: Mapping[str, BaseException], phase: str) -> Exception:
         if isinstance(error, UserError):
             return error
     who, error = min(unwrapped.items(), key=lambda item: _suspicion(item[1]))
-    failed = RunFailedError(f"{who} failed during {phase}: {_describe(error)}")
+    facts = {"log": logs[who]} if who in logs else {}
+    failed = RunFailedError(f"{who} failed during {phase}: {_describe(error)}", facts)
     failed.__cause__ = errors[who]
     return failed
 
@@ -49,16 +55,19 @@ def _suspicion(error: BaseException) -> int:
     """0 for what surely came first."""
     if isinstance(error, ActorDiedError | ActorUnavailableError | OutOfMemoryError):
         return 0
+    if isinstance(error, ObjectLostError):  # what it asked for went with the process that held it
+        return 2
     text = f"{type(error).__name__} {error}".lower()
     return 2 if any(echo in text for echo in _ECHOES) else 1
 
 
 def _describe(error: BaseException) -> str:
+    text = str(error).strip()
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return f"it could not start: {text.splitlines()[-1]}"
+    if isinstance(error, OutOfMemoryError):
+        return "Ray killed its process because the machine ran out of memory"
     if isinstance(error, ActorDiedError | ActorUnavailableError):
-        text = str(error)
-        if "memory" in text.lower():
-            return "its process was killed because the machine ran out of memory"
-        return "its process died (killed by a signal, or crashed)"
-    text = str(error).strip() or "no message"
-    first = text.splitlines()[0]
+        return "its process died (killed by a signal, as the kernel does when memory runs out; or crashed)"
+    first = text.splitlines()[0] if text else "no message"
     return f"{type(error).__name__}: {first}"

@@ -31,8 +31,10 @@ def train_grpo(session: Session) -> None:
     session.timer.metrics()  # what came before the first step is not part of it
     total = settings.trainer.total_steps
     for step in range(1, total + 1):
+        session.status.step = step
         chosen = sampler.next(settings.trainer.prompts_per_step)
         rows, completions = rollout(session, prompts, chosen, step)
+        session.progress("reward")
         with session.timer.phase("reward"):
             results = session.score(rows, completions)
         batch = make_batch(session, completions, results, step)
@@ -60,18 +62,14 @@ def rollout(
         stop=tuple(settings.stop),
         n=settings.n,
     )
-    requests = [
-        GenerateRequest(prompts.tokens[index], f"{step}-{place}", params) for place, index in enumerate(chosen)
-    ]
+    requests = [GenerateRequest(prompts.tokens[index], f"{step}-{place}", params) for place, index in enumerate(chosen)]
     with session.timer.phase("rollout"):
         groups = session.generate(requests, "rollout")
     rows = [prompts.rows[index] for index in chosen for _ in range(settings.n)]
     return rows, [completion for group in groups for completion in group]
 
 
-def make_batch(
-    session: Session, completions: list[Completion], results: list[RewardResult], step: int
-) -> Batch:
+def make_batch(session: Session, completions: list[Completion], results: list[RewardResult], step: int) -> Batch:
     """The training batch, with advantages."""
     settings = session.prepared.settings
     stale = {completion.weight_version for completion in completions} - {session.version}

@@ -1,37 +1,33 @@
-"""Everything that can be known to be wrong before a process is started or a GPU is taken.
+"""Everything else that can be known to be wrong before a process is started or a GPU is taken.
 
-Invariant: what this returns is complete: model, tokenizer, data and rewards have been read and fit each other, the
-allocation and the settings.
+Invariant: what this returns is complete: model, tokenizer, data and settings have been read and fit each other.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from pentad.config.model import ModelSettings
 from pentad.config.run import RunSettings
-from pentad.data.dataset import load_eval_rows, load_train_rows
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
 from pentad.errors import UserError
-from pentad.layout import Allocation, parse_allocation
-from pentad.layout.validate import check_layout, check_supported, refuse
+from pentad.layout import Allocation
+from pentad.layout.validate import check_layout, refuse
 from pentad.models.checkpoint import CheckpointReader
 from pentad.models.facts import model_facts
 from pentad.models.mapping import expected_shapes
-from pentad.models.source import load_config, load_tokenizer, resolve_model
-from pentad.runtime.metrics import accuracy_name
+from pentad.models.source import load_config, load_tokenizer
+from pentad.runtime.sources import Sources
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run starts from.
+    """What a run works with.
 
     Attributes:
         directory: the model as a Hugging Face directory.
         tokenizer_path: where engines load the tokenizer from.
-        model_bytes: size of the checkpoint.
         train: prompts (grpo) or examples (sft).
         eval: prompts of each evaluation.
     """
@@ -41,86 +37,88 @@ class Prepared:
     directory: Path
     tokenizer: PreTrainedTokenizerBase
     tokenizer_path: str
-    model_bytes: int
     train: EncodedPrompts | EncodedExamples
     eval: dict[str, EncodedPrompts]
 
 
-def prepare(settings: RunSettings) -> Prepared:
-    """Read model, tokenizer and data.
+def prepare(sources: Sources) -> Prepared:
+    """Read model and tokenizer, and encode the data.
 
     Raises:
         UserError: something is missing, unreadable, or does not fit.
     """
-    allocation = parse_allocation(settings.allocation)
-    refuse(check_supported(allocation), "allocation")
-    _check_roles(settings, allocation)
-    for name in settings.data.eval:
-        accuracy_name(name)
-    directory = resolve_model(settings.model.path, Path("~/.cache/pentad/gguf").expanduser() / _key(settings.model.path))
+    # What is wrong is raised; transformers would say the rest in between.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    settings, allocation, directory = sources.settings, sources.allocation, sources.directory
     config = load_config(directory)
     facts = model_facts(config)
     refuse(check_layout(facts, allocation.trainer.layout), f"allocation {allocation}")
     CheckpointReader(directory).check(expected_shapes(config), tied=facts.tied)
+    if settings.megatron.transformer:
+        _check_passthrough(config, settings, allocation)
     tokenizer_path = settings.model.tokenizer or str(directory)
-    tokenizer = _tokenizer(tokenizer_path, settings.model)
-    train_rows = load_train_rows(settings.data, with_response=settings.algorithm.name == "sft")
+    tokenizer = load_tokenizer(tokenizer_path)
+    if sources.chat_template is not None:
+        tokenizer.chat_template = sources.chat_template
     encode = encode_examples if settings.algorithm.name == "sft" else encode_prompts
-    train = encode(train_rows.rows, tokenizer, settings.data)
-    evals = {
-        name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in load_eval_rows(settings.data).items()
-    }
-    if isinstance(train, EncodedPrompts):
-        _check_lengths(settings, train, config.max_position_embeddings)
-    model_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, model_bytes, train, evals)
+    train = encode(sources.train.rows, tokenizer, settings.data)
+    evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
+    _check_lengths(settings, train, evals, config.max_position_embeddings)
+    _check_occupied(settings, allocation)
+    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals)
 
 
-def _key(path: str) -> str:
-    """A directory name for what a GGUF file turns into; changes with the file."""
-    file = Path(path).expanduser()
-    stat = f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" if file.is_file() else path
-    return hashlib.sha256(stat.encode()).hexdigest()[:16]
+def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocation: Allocation) -> None:
+    """Have Megatron's own fields checked now, at the price of importing Megatron here."""
+    from pentad.platform.device import enter_platform
+
+    platform = enter_platform()
+    from pentad.models.build import transformer_config
+
+    dtype = platform.dtype(settings.trainer.dtype)
+    transformer_config(config, allocation.trainer.layout, dtype, settings.megatron.transformer)
 
 
-def _check_roles(settings: RunSettings, allocation: Allocation) -> None:
-    if settings.algorithm.name == "grpo" and allocation.rollout is None:
+def _check_lengths(
+    settings: RunSettings, train: EncodedPrompts | EncodedExamples, evals: dict[str, EncodedPrompts], positions: int
+) -> None:
+    budget, response = settings.trainer.tokens_per_microbatch, settings.rollout.max_response_tokens
+    if isinstance(train, EncodedExamples):
+        lengths = [len(prompt) + len(answer) for prompt, answer in train.examples]
+        longest = max(lengths)
+        what = f"{train.rows[lengths.index(longest)].id} takes {longest} tokens (prompt and response)"
+        shorten = "shorten the row"
+    else:
+        prompt = max(map(len, train.tokens))
+        longest = prompt + response
+        what = f"a sample may take {prompt} + {response} = {longest} tokens (longest prompt, longest response)"
+        shorten = f"lower rollout.max_response_tokens to {max(1, positions - prompt)}"
+    if longest > budget:
         raise UserError(
-            f"allocation {allocation} has no rollout engines, which grpo needs",
-            f"write hf:d{allocation.trainer.layout.world}|{allocation} to share the devices",
+            f"{what}, more than trainer.tokens_per_microbatch = {budget}",
+            f"set trainer.tokens_per_microbatch to {longest} or more, or make them shorter",
         )
-    if settings.algorithm.name == "sft" and allocation.rollout is not None and not settings.data.eval:
-        raise UserError(
-            f"allocation {allocation} has rollout engines, which sft uses only to evaluate, and data.eval is empty",
-            f"write allocation: {allocation.trainer}",
-        )
-    if settings.algorithm.name == "sft" and allocation.rollout is None and settings.data.eval:
-        raise UserError(
-            f"data.eval needs rollout engines, and allocation {allocation} has none",
-            f"write allocation: hf:d{allocation.trainer.layout.world}|{allocation}, or leave data.eval out",
-        )
+    if longest > positions:
+        raise UserError(f"{what}, more than the {positions} positions of the model", shorten)
+    for name, prompts in evals.items():
+        prompt = max(map(len, prompts.tokens))
+        if prompt + response > positions:
+            raise UserError(
+                f"data.eval.{name}: prompt and response may take {prompt} + {response} tokens, more than the "
+                f"{positions} positions of the model",
+                f"lower rollout.max_response_tokens to {max(1, positions - prompt)}",
+            )
 
 
-def _check_lengths(settings: RunSettings, prompts: EncodedPrompts, positions: int) -> None:
-    prompt, response = max(map(len, prompts.tokens)), settings.rollout.max_response_tokens
-    what = f"a sample may take {prompt} + {response} = {prompt + response} tokens (longest prompt, longest response)"
-    if prompt + response > settings.trainer.tokens_per_microbatch:
+def _check_occupied(settings: RunSettings, allocation: Allocation) -> None:
+    """Every data-parallel rank needs a sequence in each optimizer step; interleaved stages need one each."""
+    layout, rows, grpo = allocation.trainer.layout, settings.trainer.prompts_per_step, settings.algorithm.name == "grpo"
+    # The smallest minibatch: groups stay together.
+    least = rows // settings.algorithm.optimizer_steps * settings.rollout.n if grpo else rows
+    needed = layout.data * (layout.pipeline if layout.virtual > 1 else 1)
+    if least < needed:
         raise UserError(
-            f"{what}, more than trainer.tokens_per_microbatch = {settings.trainer.tokens_per_microbatch}",
-            f"set trainer.tokens_per_microbatch to {prompt + response} or more, or lower rollout.max_response_tokens",
+            f"an optimizer step may have only {least} sequences, and allocation {allocation.trainer} needs {needed}",
+            "raise trainer.prompts_per_step, or take fewer data-parallel ranks",
         )
-    if prompt + response > positions:
-        raise UserError(
-            f"{what}, more than the {positions} positions of the model",
-            f"lower rollout.max_response_tokens to {max(1, positions - prompt)}",
-        )
-
-
-def _tokenizer(path: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(path)
-    if settings.chat_template is not None:
-        try:
-            tokenizer.chat_template = settings.chat_template.read_text()
-        except OSError as error:
-            raise UserError(f"model.chat_template: cannot read {settings.chat_template}: {error.strerror}") from None
-    return tokenizer

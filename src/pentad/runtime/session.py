@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from pentad.data.batch import Batch, Completion
 from pentad.data.prompts import EncodedPrompts
 from pentad.data.rows import PromptRow
 from pentad.rewards.pool import RewardPool
-from pentad.rewards.types import RewardItem, RewardResult
+from pentad.rewards.types import RewardResult
 from pentad.rollout.protocol import GenerateRequest, SamplingParams
 from pentad.runtime.engines import Engines
 from pentad.runtime.metrics import Sinks, Timer, accuracy_name
+from pentad.runtime.outcome import Status
 from pentad.runtime.prepare import Prepared
 from pentad.runtime.run_dir import RunDir
 from pentad.runtime.samples import SampleLog
+from pentad.runtime.sources import reward_item
 from pentad.runtime.terminal import Terminal
 from pentad.runtime.trainers import Trainers
 from pentad.sync.check import check_probe
@@ -47,12 +50,14 @@ class Session:
     trainers: Trainers
     engines: Engines | None
     rewards: RewardPool | None
+    status: Status
     timer: Timer = field(default_factory=Timer)
     version: int = 0
     _probed: bool = False
 
     def progress(self, name: str, total: int | None = None) -> Callable[[int], None]:
         """Show a phase; the result is called with how much of it is done."""
+        self.status.phase = name
         phase = self.terminal.phase(name, total)
         shown = 0
 
@@ -76,18 +81,23 @@ class Session:
                 self._probed = True
 
     def _probe(self, engines: Engines) -> None:
-        data = self.prepared.train
-        tokens = data.tokens if isinstance(data, EncodedPrompts) else [torch.cat(pair) for pair in data.examples]
-        sequences = [ids[:_PROBE_TOKENS] for ids in tokens[:_PROBES] if len(ids) > 1]
-        batch = Batch.from_sequences([(sequence[:1], sequence[1:]) for sequence in sequences])
-        # As many sequences as data-parallel ranks, at least.
-        copies = self.prepared.allocation.trainer.layout.data
-        batch = Batch.concat([batch] * copies)
+        sequences = [_probe_sequence(tokens) for tokens in self._tokens(_PROBES)]
+        # Every data-parallel rank, and every stage of an interleaved pipeline, needs a sequence.
+        layout = self.prepared.allocation.trainer.layout
+        copies = layout.data * layout.pipeline
+        batch = Batch.from_sequences([(sequence[:1], sequence[1:]) for sequence in sequences] * copies)
         temperature = self.prepared.settings.rollout.temperature
         expected = self.trainers.logprobs(batch, temperature, progress=lambda done: None).split(batch.lengths)
         coarser = torch.bfloat16 if torch.bfloat16 in (engines.dtype, self.trainers.dtype) else torch.float32
         for rank, found in enumerate(engines.logprobs(sequences, temperature)):
             check_probe(expected[: len(sequences)], found, coarser, f"engine {rank}")
+
+    def _tokens(self, count: int) -> list[Tensor]:
+        """The first sequences of the training data, as the model is trained on them."""
+        data = self.prepared.train
+        if isinstance(data, EncodedPrompts):
+            return list(data.tokens[:count])
+        return [torch.cat(pair) for pair in data.examples[:count]]
 
     def generate(self, requests: Sequence[GenerateRequest], phase: str) -> list[list[Completion]]:
         """Complete requests, showing progress."""
@@ -117,7 +127,8 @@ class Session:
         with self.timer.phase("eval"):
             for name, prompts in self.prepared.eval.items():
                 requests = [
-                    GenerateRequest(tokens, f"eval-{name}-{index}", params) for index, tokens in enumerate(prompts.tokens)
+                    GenerateRequest(tokens, f"eval-{name}-{index}", params)
+                    for index, tokens in enumerate(prompts.tokens)
                 ]
                 completions = [answer[0] for answer in self.generate(requests, f"eval {name}")]
                 results = self.score(prompts.rows, completions)
@@ -155,11 +166,6 @@ class Session:
         return self.engines
 
 
-def reward_item(row: PromptRow, response: str) -> RewardItem:
-    """What a reward is given of a row and a response to it."""
-    return RewardItem(_text(row), response, row.ground_truth, row.data_source, row.extra)
-
-
-def _text(row: PromptRow) -> str:
-    """A prompt as text: a conversation's last message."""
-    return row.prompt if isinstance(row.prompt, str) else row.prompt[-1]["content"]
+def _probe_sequence(tokens: Tensor) -> Tensor:
+    """Int64 `[L]` with L of 2 at least: the first token has no log-prob to compare."""
+    return (tokens if len(tokens) > 1 else tokens.repeat(2))[:_PROBE_TOKENS]

@@ -24,7 +24,10 @@ def train_sft(session: Session) -> None:
     session.timer.metrics()
     total = settings.trainer.total_steps
     for step in range(1, total + 1):
-        batch = Batch.from_sequences([data.examples[index] for index in sampler.next(settings.trainer.prompts_per_step)])
+        session.status.step = step
+        batch = Batch.from_sequences(
+            [data.examples[index] for index in sampler.next(settings.trainer.prompts_per_step)]
+        )
         with session.timer.phase("train"):
             metrics, consumed = session.trainers.train(batch, loss, 1.0, session.progress("training"))
         session.version += 1

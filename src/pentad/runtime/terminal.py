@@ -263,7 +263,9 @@ def _plain_step(step: int, total: int, metrics: Mapping[str, float]) -> str:
     parts = [f"step {step}/{total}"]
     parts += [f"{head} {metrics[name]:{form}}" for head, name, form, _ in _COLUMNS if name in metrics]
     evals = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-    parts += [f"{name} {value:.1%}" if name.endswith("/accuracy") else f"{name} {value:.4g}" for name, value in evals.items()]
+    parts += [
+        f"{name} {value:.1%}" if name.endswith("/accuracy") else f"{name} {value:.4g}" for name, value in evals.items()
+    ]
     times = [f"{n.removeprefix('time/')} {v:.1f}" for n, v in metrics.items() if n.startswith("time/")]
     times = [entry for entry in times if not entry.startswith("step ")]
     if "time/step" in metrics:

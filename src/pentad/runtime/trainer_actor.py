@@ -3,14 +3,12 @@
 Invariant: it does what it is told, in order, on one thread; what it reports of progress never waits for that work.
 """
 
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
 import torch
-from torch import Tensor
-from transformers import AutoConfig
 
 from pentad.algorithms.protocol import Loss
 from pentad.config.megatron import MegatronSettings
@@ -18,9 +16,8 @@ from pentad.config.trainer import TrainerSettings
 from pentad.data.batch import Batch
 from pentad.data.plan import Plan
 from pentad.layout import Layout
-from pentad.models.checkpoint import CheckpointReader
 from pentad.platform.device import Platform, enter_platform
-from pentad.sync.bucket import pack
+from pentad.runtime.process import GROUPS, Process
 
 if TYPE_CHECKING:
     from pentad.trainer.trainer import Trainer
@@ -28,28 +25,15 @@ if TYPE_CHECKING:
 _BUCKET_BYTES = 256 << 20
 
 
-@ray.remote(concurrency_groups={"control": 1})
-class TrainerActor:
-    """One rank: the policy, and the reference where a KL penalty needs it."""
+@ray.remote(concurrency_groups=GROUPS)
+class TrainerActor(Process):
+    """One rank: the policy, and the reference where a KL penalty needs it. Progress is in microbatches."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rank = rank
-        self.world_size = world_size
+        super().__init__(rank, world_size)
         self.platform: Platform | None = None
         self.policy: Trainer | None = None
         self.reference: Trainer | None = None
-        self._done = 0
-
-    @ray.method(concurrency_group="control")
-    def progress(self) -> int:
-        """Microbatches finished in the current verb."""
-        return self._done
-
-    def address(self) -> str:
-        """Where the ranks may meet: a free port of this node."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def build(
         self,
@@ -68,16 +52,19 @@ class TrainerActor:
         Returns:
             `dtype` and `device` of the policy.
         """
-        # Megatron takes seconds to import; the driver, which imports this file, has no use for it.
+        # Megatron takes seconds to import; the driver, which imports this file, has no use for it. It warns then of
+        # what Pentad does without, so the platform comes first.
+        self.platform = enter_platform()
+        from pentad.models.checkpoint import CheckpointReader
+        from pentad.models.source import load_config
         from pentad.trainer.parallel import join_ranks, make_groups
         from pentad.trainer.trainer import Trainer
 
-        self.platform = enter_platform()
         if not self.platform.is_cuda:
             torch.set_num_threads(threads)
         join_ranks(self.platform, self.rank, self.world_size, meeting, trainer.deadline_s)
         groups = make_groups(layout, seed, trainer.deadline_s)
-        config = AutoConfig.from_pretrained(directory)
+        config = load_config(directory)
         reader = CheckpointReader(directory)
         self.policy = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps)
         self.policy.load(reader)
@@ -86,12 +73,15 @@ class TrainerActor:
             self.reference.load(reader)
         return {"dtype": self.policy.dtype, "device": str(self.platform.device)}
 
-    def logprobs(self, batch: Batch, plan: Plan, temperature: float, of_reference: bool) -> tuple[Tensor, Tensor] | None:
-        """Log-probs and entropies, float32 `[T]`; rank 0 answers for all."""
+    def logprobs(self, batch: Batch, plan: Plan, temperature: float, of_reference: bool) -> np.ndarray | None:
+        """Log-probs, float32 `[T]`; rank 0 answers for all.
+
+        An array, because a tensor that was pickled where Megatron is imported has it imported where it arrives.
+        """
         model = self._policy if not of_reference else self._reference
+        logprobs, _ = model.logprobs(batch, plan, temperature, self._advance)
         self._done = 0
-        result = model.logprobs(batch, plan, temperature, self._advance)
-        return result if self.rank == 0 else None
+        return logprobs.numpy() if self.rank == 0 else None
 
     def train(self, batch: Batch, plan: Plan, loss: Loss, temperature: float) -> tuple[dict[str, float], list[int]]:
         """One optimizer step on one minibatch.
@@ -100,9 +90,9 @@ class TrainerActor:
             metrics (the same on every rank), and the ids of the samples that this rank alone answers for.
         """
         policy = self._policy
-        self._done = 0
         metrics = policy.forward_backward(batch, plan, loss, temperature, self._advance)
         metrics |= policy.step()
+        self._done = 0
         return metrics, policy.trained_samples
 
     def publish(self, dtype: torch.dtype | None) -> list[Any]:
@@ -111,6 +101,8 @@ class TrainerActor:
         Args:
             dtype: what to cast to; None keeps the policy's own.
         """
+        from pentad.sync.bucket import pack
+
         policy = self._policy
         if policy.groups.tp.rank() != 0 or policy.groups.dp_cp.rank() != 0:
             for _ in policy.weights():

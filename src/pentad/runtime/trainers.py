@@ -4,7 +4,7 @@ Invariant: every sample of a minibatch is trained on by exactly one data-paralle
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ from pentad.data.plan import Plan, plan_microbatches
 from pentad.models.checkpoint import write_checkpoint
 from pentad.models.source import companion_files
 from pentad.runtime.cluster import Cluster
-from pentad.runtime.gang import Gang
+from pentad.runtime.gang import Call, Progress
 from pentad.runtime.prepare import Prepared
 from pentad.runtime.trainer_actor import TrainerActor
-
-Progress = Callable[[int], None]
 
 
 class Trainers:
@@ -39,8 +37,9 @@ class Trainers:
         settings = prepared.settings
         self._layout = prepared.allocation.trainer.layout
         self._max_tokens = settings.trainer.tokens_per_microbatch
-        actors = cluster.spawn(TrainerActor, prepared.allocation.trainer)
-        self._gang = Gang("trainer rank", actors, settings.trainer.deadline_s)
+        self._gang = cluster.spawn(
+            TrainerActor, "trainer rank", prepared.allocation.trainer, settings.trainer.deadline_s
+        )
         self._arguments = (
             prepared.directory,
             self._layout,
@@ -53,11 +52,13 @@ class Trainers:
         )
         self.dtype = torch.float32
 
-    def build(self) -> None:
-        """Load the model on every rank."""
-        meeting = self._gang.first("address")
-        built = self._gang.call("build", meeting, *self._arguments, phase="loading the model")
-        self.dtype = built[0]["dtype"]
+    def build(self) -> Call:
+        """Have the model loaded on every rank, once their processes run; `built` takes the answers."""
+        return self._gang.start("build", f"tcp://{self._gang.info(0).address}", *self._arguments)
+
+    def built(self, answers: list[Any]) -> None:
+        """Take the answers of `build`."""
+        self.dtype = answers[0]["dtype"]
 
     def logprobs(self, batch: Batch, temperature: float, *, of_reference: bool = False, progress: Progress) -> Tensor:
         """Log-probs of the tokens in the loss mask, float32 `[T]`."""
@@ -66,7 +67,7 @@ class Trainers:
         results = self._gang.call(
             "logprobs", ray.put(batch), plan, temperature, of_reference, phase=phase, progress=progress
         )
-        return results[0][0]
+        return torch.tensor(results[0])  # a copy: the object store's memory must not be written to
 
     def train(
         self, minibatch: Batch, loss: Loss, temperature: float, progress: Progress
@@ -100,7 +101,7 @@ class Trainers:
         def tensors() -> Iterator[tuple[str, Tensor]]:
             while refs:
                 # Taken out of the list, a bucket's memory is free again once it is written.
-                yield from ray.get(refs.pop(0)).tensors()
+                yield from self._gang.fetch(refs.pop(0), "export").tensors()
 
         write_checkpoint(tensors(), target, companion_files(source), (source / "config.json").read_text())
 

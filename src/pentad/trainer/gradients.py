@@ -25,7 +25,7 @@ def reduced_gradients(models: Iterable[DistributedDataParallel]) -> Iterator[tup
         parameter, and a float32 copy of its shape.
     """
     for model in models:
-        for buffer in [*model.buffers, *model.expert_parallel_buffers]:
+        for buffer in model.buffers + model.expert_parallel_buffers:
             group = buffer.data_parallel_group
             for bucket in buffer.buckets:
                 whole = bucket.grad_data

@@ -5,6 +5,7 @@ none can be mistaken for another; and no expert is chosen by a narrow margin, so
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ _SHAPE: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
@@ -44,20 +44,25 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 # Heads that together are wider than the hidden size, as Qwen3 has them.
 _WIDE = {"head_dim": 24}
 
-TINY: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_SHAPE),
-    "llama_tied": lambda: LlamaConfig(**{**_SHAPE, "tie_word_embeddings": True}),
-    "qwen2": lambda: Qwen2Config(**_SHAPE),
-    "qwen3": lambda: Qwen3Config(**_SHAPE, **_WIDE),
-    "qwen3_moe": lambda: Qwen3MoeConfig(**_SHAPE, **_WIDE, **_EXPERTS, norm_topk_prob=True),
-    "qwen2_moe": lambda: Qwen2MoeConfig(
-        **_SHAPE, **_EXPERTS, norm_topk_prob=False, shared_expert_intermediate_size=64, decoder_sparse_step=1
+TINY: dict[str, Callable[..., PreTrainedConfig]] = {
+    "llama": partial(LlamaConfig, **_SHAPE),
+    "llama_tied": partial(LlamaConfig, **{**_SHAPE, "tie_word_embeddings": True}),
+    "qwen2": partial(Qwen2Config, **_SHAPE),
+    "qwen3": partial(Qwen3Config, **_SHAPE, **_WIDE),
+    "qwen3_moe": partial(Qwen3MoeConfig, **_SHAPE, **_WIDE, **_EXPERTS, norm_topk_prob=True),
+    "qwen2_moe": partial(
+        Qwen2MoeConfig, **_SHAPE, **_EXPERTS, norm_topk_prob=False, shared_expert_intermediate_size=64
     ),
-    "mixtral": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+    "mixtral": partial(MixtralConfig, **_SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
 
 # Deviation of random weights of tiny models; larger ones have that of their architecture.
-_TINY_STD = 0.06
+_TINY_STD, _TINY_WIDTH = 0.06, 256
+# What a layer adds to the residual stream is small beside it, as in trained models: rounding in one layer is then not
+# blown up by the next, which in bf16 would hide more than it shows.
+_EMBEDDING_STD, _RESIDUAL_SCALE = 1.0, 0.25
+# Part of an embedding that tells the class of a token, over the rest.
+_CLASS_SIZE = 2.0
 
 
 def tiny_config(name: str, *, layers: int = 4) -> PreTrainedConfig:
@@ -66,9 +71,7 @@ def tiny_config(name: str, *, layers: int = 4) -> PreTrainedConfig:
     Raises:
         KeyError: there is none of that name.
     """
-    config = TINY[name]()
-    config.num_hidden_layers = layers
-    return config
+    return TINY[name](num_hidden_layers=layers)
 
 
 def small_config(model: str, *, layers: int, experts: int, scale: int) -> PreTrainedConfig:
@@ -96,7 +99,13 @@ def small_config(model: str, *, layers: int, experts: int, scale: int) -> PreTra
 
 
 def _scale_widths(config: PreTrainedConfig, model: str, scale: int) -> None:
-    widths = ("hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "head_dim")
+    widths = (
+        "hidden_size",
+        "intermediate_size",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+        "head_dim",
+    )
     for name in widths:
         if not (width := getattr(config, name, None)):
             continue
@@ -125,12 +134,16 @@ def write_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.d
     """A model of that configuration with random weights, as a Hugging Face directory."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    tiny = config.hidden_size <= 256
+    tiny = config.hidden_size <= _TINY_WIDTH
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             parameter.normal_(mean=1.0 if "norm" in name else 0.0, std=0.1)
+        elif "embed_tokens" in name and not config.tie_word_embeddings:
+            parameter.normal_(std=_EMBEDDING_STD)
         elif tiny:
             parameter.normal_(std=_TINY_STD)
+        if name.removesuffix(".weight").endswith(("o_proj", "down_proj")):
+            parameter.mul_(_RESIDUAL_SCALE)
     if Geometry.of(config).experts:
         _decide_routes(model, config)
     model.to(dtype).save_pretrained(directory)
@@ -146,8 +159,7 @@ def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     experts, chosen = geometry.experts, geometry.experts_per_token
     directions = torch.linalg.qr(torch.randn(geometry.hidden, experts))[0].t()
     embedding = model.get_input_embeddings().weight
-    # What the layers add to it must not drown the class.
-    embedding.normal_(std=0.5).add_(geometry.hidden**0.5 * directions[torch.arange(embedding.shape[0]) % experts])
+    embedding.add_(_CLASS_SIZE * geometry.hidden**0.5 * directions[torch.arange(embedding.shape[0]) % experts])
     # The chosen experts get different weights; all others get next to nothing.
     wishes = torch.zeros(experts)
     wishes[:chosen] = torch.linspace(1.0, 0.6, chosen)

@@ -132,7 +132,9 @@ class Ranks:
         process.join(_GRACE_S)
         code = process.exitcode
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        lines = self._log(rank).read_text(errors="replace").splitlines()[-_LOG_LINES:] if self._log(rank).exists() else []
+        lines = (
+            self._log(rank).read_text(errors="replace").splitlines()[-_LOG_LINES:] if self._log(rank).exists() else []
+        )
         return "\n".join([how, *lines])
 
     def _log(self, rank: int) -> Path:
@@ -172,9 +174,7 @@ def _end_with(parent: int) -> None:
 
 def _write_to(log: Path) -> None:
     """Send what this process and its libraries print to a file; the table belongs to the parent."""
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    os.close(target)
+    target = log.open("a", buffering=1)
+    os.dup2(target.fileno(), 1)
+    os.dup2(target.fileno(), 2)
+    sys.stdout = sys.stderr = target

@@ -1,0 +1,257 @@
+"""`pentad verify layouts`: whether a model computes the same on every layout, on this machine.
+
+Invariant: everything that can be known to be wrong with the question is said before a process is started; every line
+of the answer appears when it is known.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pentad.errors import UserError
+
+if TYPE_CHECKING:
+    from pentad.config.megatron import MegatronSettings
+    from pentad.layout import Layout
+    from pentad.layout.validate import ModelFacts
+    from pentad.verify.findings import Report
+
+_MOST_RANKS_CPU, _LAYERS, _EXPERTS, _DEADLINE_S = 4, 4, 8, 120.0
+_COLUMNS = (("log-probs", 9), ("loss", 7), ("gradient norm", 9), ("gradients", 9), ("weights", 7))
+_WIDTH = 26
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `pentad verify layouts`."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a directory, hub id or .gguf file, or a built-in tiny model: llama, llama_tied, qwen2, qwen3, qwen3_moe, "
+        "qwen2_moe, mixtral",
+    )
+    parser.add_argument(
+        "--allocations", nargs="+", metavar="STRING", help='as "megatron:t2p2"; without it, all small ones'
+    )
+    parser.add_argument(
+        "--max-ranks", type=int, help="without --allocations: largest layout (default: GPUs, or 4 on CPU)"
+    )
+    parser.add_argument("--list", action="store_true", help="print the layouts and verify nothing")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="what is computed in (default fp32)")
+    parser.add_argument("--shrink", action="store_true", help="random weights, few layers and experts, real widths")
+    parser.add_argument("--layers", type=int, help=f"layers of a built-in or shrunk model (default {_LAYERS})")
+    parser.add_argument("--experts", type=int, help=f"with --shrink: most experts (default {_EXPERTS})")
+    parser.add_argument("--scale", type=int, help="with --shrink: divide all widths and the vocabulary by this")
+    parser.add_argument(
+        "--megatron",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="settings, as transformer.deterministic_mode=true",
+    )
+    parser.add_argument("--deadline", type=float, default=_DEADLINE_S, help="seconds for one layout (default 120)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
+
+
+def verify_layouts(options: argparse.Namespace) -> int:
+    """Print a table, one line a layout; 0 if all agree, 1 if one does not."""
+    _check(options)
+    megatron = _megatron(options.megatron)
+    _import_quietly()
+    from pentad.layout.model_files import facts_of
+    from pentad.verify.verification import usable_devices
+
+    with tempfile.TemporaryDirectory(prefix="pentad-verify-") as folder:
+        devices = usable_devices()
+        directory = _config_directory(options, Path(folder))
+        layouts = _layouts(options, facts_of(str(directory)), devices)
+        if options.list:
+            print("\n".join(f"megatron:{layout}" for layout in layouts))
+            return 0
+        return _verify(options, _with_weights(options, directory, Path(folder), devices), layouts, devices, megatron)
+
+
+def _import_quietly() -> None:
+    """Megatron warns on import of every optional package that Pentad does without on purpose."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers.utils import logging as transformers_logging
+
+        import pentad.verify.verification  # noqa: F401
+    transformers_logging.disable_progress_bar()
+
+
+def _verify(
+    options: argparse.Namespace,
+    directory: Path,
+    layouts: "Sequence[Layout]",
+    devices: int,
+    megatron: "MegatronSettings",
+) -> int:
+    from pentad.verify.processes import RankFailedError
+    from pentad.verify.verification import Verification
+
+    where = "GPU (NCCL)" if devices else "CPU (gloo)"
+    print(f"{options.model}, {options.dtype}, {where}, {len(layouts)} layouts against one process", flush=True)
+    print(_header())
+    reports = []
+    most = min(devices, max(layout.world for layout in layouts))
+    settings: dict[str, Any] = {"dtype": options.dtype, "devices": most, "deadline_s": options.deadline}
+    try:
+        with Verification(directory, megatron=megatron, **settings) as verification:
+            for report in _reports(verification, layouts):
+                print(_line(report), flush=True)
+                reports.append(report)
+    except RankFailedError as error:
+        print(f"one process cannot compute {options.model}: {error}", file=sys.stderr)
+        return 1
+    failed = [report.subject for report in reports if not report.passed]
+    print(f"{len(failed)} of {len(reports)} differ: {', '.join(failed)}" if failed else f"all {len(reports)} agree")
+    _write(options, reports, where)
+    return 1 if failed else 0
+
+
+def _reports(verification: Any, layouts: "Sequence[Layout]") -> "Iterator[Report]":
+    yield verification.check_transformers()
+    for layout in layouts:
+        yield verification.check(layout)
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("experts", "scale"):
+        if getattr(options, name) is not None and not options.shrink:
+            raise UserError(f"--{name} is read with --shrink only", f"add --shrink, or leave --{name} out")
+    if options.allocations and options.max_ranks is not None:
+        raise UserError("--max-ranks is not read together with --allocations", "leave one of the two out")
+    for name in ("layers", "experts", "scale", "max_ranks", "deadline"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not above 0", "give 1 or more")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise UserError(
+            f"--json: there is no directory {options.json.absolute().parent}", "make it, or give another file"
+        )
+
+
+def _config_directory(options: argparse.Namespace, folder: Path) -> Path:
+    """A directory with the configuration of the model that is computed; the user's own has its weights, too."""
+    from pentad.models.source import resolve_model
+    from pentad.verify.models import TINY, small_config, tiny_config
+
+    layers = options.layers or _LAYERS
+    if options.shrink:
+        if options.model in TINY:
+            raise UserError(
+                f"{options.model} is a built-in tiny model, which --shrink is not for", "leave --shrink out"
+            )
+        small_config(
+            options.model, layers=layers, experts=options.experts or _EXPERTS, scale=options.scale or 1
+        ).save_pretrained(folder / "model")
+    elif options.model in TINY:
+        tiny_config(options.model, layers=layers).save_pretrained(folder / "model")
+    elif options.layers is not None:
+        raise UserError("--layers is read for built-in models and with --shrink only", "add --shrink, or leave it out")
+    else:
+        return resolve_model(options.model, folder)
+    return folder / "model"
+
+
+def _with_weights(options: argparse.Namespace, directory: Path, folder: Path, devices: int) -> Path:
+    """The same directory, or one with random weights."""
+    import torch
+
+    from pentad.models.checkpoint import CheckpointReader
+    from pentad.models.mapping import expected_shapes
+    from pentad.models.source import load_config
+    from pentad.verify.models import write_random_model
+
+    config = load_config(directory)
+    if directory != folder / "model":
+        CheckpointReader(directory).check(expected_shapes(config), tied=bool(config.tie_word_embeddings))
+        return directory
+    if not devices:
+        # Threads of this process would be lost in its forks.
+        torch.set_num_threads(1)
+    write_random_model(config, folder / "weights", torch.float32 if options.dtype == "fp32" else torch.bfloat16)
+    return folder / "weights"
+
+
+def _layouts(options: argparse.Namespace, facts: "ModelFacts", devices: int) -> "list[Layout]":
+    from pentad.layout import parse_allocation
+    from pentad.layout.validate import refuse
+    from pentad.verify.layouts import problems, small_layouts
+    from pentad.verify.verification import check_devices
+
+    if options.allocations:
+        layouts = [parse_allocation(text).trainer.layout for text in options.allocations]
+        for text, layout in zip(options.allocations, layouts, strict=True):
+            refuse(problems(facts, layout), f"allocation {text}")
+    else:
+        layouts = small_layouts(facts, options.max_ranks or devices or _MOST_RANKS_CPU)
+    if not layouts:
+        raise UserError("there is no layout to compare with one process", "give --allocations, or a larger --max-ranks")
+    if not options.list:
+        for layout in layouts:
+            check_devices(layout, devices)
+    return layouts
+
+
+def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
+    """`transformer.KEY=VALUE` and so on; values are read as YAML reads them."""
+    import yaml
+
+    from pentad.config.megatron import MegatronSettings
+
+    parts = tuple(MegatronSettings.model_fields)
+    found: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        part, _, key = name.partition(".")
+        if part not in found or not key or not value:
+            raise UserError(f"--megatron {pair} is not PART.KEY=VALUE", f"begin it with one of {', '.join(parts)}")
+        found[part][key] = yaml.safe_load(value)
+    return MegatronSettings(**found)
+
+
+def _header() -> str:
+    names = "  ".join(f"{_short(name):>{width}}" for name, width in _COLUMNS)
+    return f"{'layout':<{_WIDTH}}  {names}  {'seconds':>7}  worst gradient"
+
+
+def _short(name: str) -> str:
+    return {"gradient norm": "grad norm"}.get(name, name)
+
+
+def _line(report: "Report") -> str:
+    cells = "  ".join(
+        f"{f'{report.quantities[name].value:.1e}' if name in report.quantities else '-':>{width}}"
+        for name, width in _COLUMNS
+    )
+    worst = report.quantities["gradients"].where if "gradients" in report.quantities else ""
+    lines = [f"{report.subject:<{_WIDTH}}  {cells}  {report.seconds:7.1f}  {worst}".rstrip()]
+    for problem in report.problems:
+        first, *rest = problem.splitlines()
+        lines += [f"  DIFFERS {first}", *(f"    {line}" for line in rest)]
+    return "\n".join(lines)
+
+
+def _write(options: argparse.Namespace, reports: "Sequence[Report]", where: str) -> None:
+    if options.json is None:
+        return
+    content = {
+        "model": options.model,
+        "dtype": options.dtype,
+        "device": where,
+        "passed": all(report.passed for report in reports),
+        "layouts": [report.to_json() for report in reports],
+    }
+    try:
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json: {options.json} cannot be written: {error.strerror}", "give another file") from None

@@ -1,0 +1,44 @@
+"""How a run can end before its last step, for whoever called it.
+
+Invariant: importing this costs nothing, so that the command line can name these without the packages of a run.
+"""
+
+from collections.abc import Mapping
+
+
+class RunFailedError(Exception):
+    """A process of the run failed. The message names it, the phase and the cause.
+
+    Attributes:
+        facts: what else helps, as name -> value: log, step, report.
+    """
+
+    def __init__(self, message: str, facts: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.facts = dict(facts or {})
+
+
+class RunInterruptedError(KeyboardInterrupt):
+    """The run was stopped by a signal. The message says when; `facts` as those of `RunFailedError`."""
+
+    def __init__(self, message: str, facts: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.facts = dict(facts or {})
+
+
+class Status:
+    """How far a run has come; kept up to date by the loops.
+
+    Attributes:
+        phase: what is being done.
+        step: the one that is being worked on; 0 before the first.
+        total: steps of the whole run.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.phase = "start-up"
+        self.step = 0
+        self.total = total
+
+    def __str__(self) -> str:
+        return f"{self.phase} of step {self.step} of {self.total}" if self.step else self.phase

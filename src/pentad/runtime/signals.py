@@ -1,0 +1,70 @@
+"""Signals that ask a run to stop.
+
+Invariant: the first one ends the run by `KeyboardInterrupt`; further ones change nothing; once a run is ending, by a
+signal or a failure, its process is gone within `CLEANUP_S` seconds, whatever its clean-up waits for.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+CLEANUP_S = 15.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopSignals:
+    """Handles SIGINT, SIGTERM and SIGHUP while the block runs; outside the main thread it leaves them alone."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._ending = False
+        self._previous: dict[signal.Signals, Any] = {}
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            # nohup and shells that start jobs in the background ask for signals to be ignored.
+            handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+        self.install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for number, handler in self._previous.items():
+            # An impatient second Ctrl-C must not turn the message about the first into a traceback.
+            signal.signal(number, signal.SIG_IGN if self.received else handler)
+        self._previous = {}
+
+    def install(self) -> None:
+        """Handle the signals (again: Ray takes SIGTERM for itself when it starts)."""
+        for number in self._previous:
+            signal.signal(number, self._stop)
+
+    def ending(self, code: int) -> None:
+        """The run is over: let nothing disturb its clean-up, and let that take `CLEANUP_S` at most.
+
+        Args:
+            code: exit code of the process if it takes longer.
+        """
+        self._ending = True
+        if self._timer is None:
+            # Leaving without clean-up leaves nobody behind: the kernel ends a cluster that was started for the run.
+            self._timer = threading.Timer(CLEANUP_S, self._leave, [code])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._ending:
+            return
+        self.received = signal.Signals(number)
+        # Armed here, because an interrupt that hits a destructor is swallowed there.
+        self.ending(130)
+        raise KeyboardInterrupt
+
+    def _leave(self, code: int) -> None:
+        os.write(2, f"clean-up took longer than {CLEANUP_S:.0f} s; leaving without it\n".encode())
+        os._exit(code)

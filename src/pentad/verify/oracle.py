@@ -1,0 +1,67 @@
+"""The same computation by transformers and autograd, which know nothing of packs, ranks or Megatron.
+
+Invariant: one sequence at a time, in float32, by the plainest implementation that transformers has.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from pentad.algorithms.grpo import GRPOLoss
+from pentad.algorithms.reduction import count
+from pentad.data.batch import Batch
+from pentad.platform.device import find_platform
+from pentad.verify.batch import LOSS, TEMPERATURE, make_batch, with_objective
+from pentad.verify.findings import RankFindings
+from pentad.verify.rank import by_sample
+from pentad.verify.reference import Reference, relative_number
+
+
+def consult(rank: int, meeting: str, checkpoint: Path, reference: Path, gradients: bool) -> RankFindings:
+    """How far transformers is from what one process of ours computed.
+
+    Args:
+        reference: where that is.
+        gradients: compare loss and gradients, too; in low precision they are of another model.
+    """
+    device = find_platform(rank).device
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    ).to(device)
+    ours = Reference(reference)
+    batch = make_batch(model.config.vocab_size).to(device)
+    with torch.no_grad():
+        logprobs = _logprobs(model, batch)
+    expected = ours.logprobs.to(device)
+    findings = RankFindings(stage=0, loss=0.0, grad_norm=0.0, logprobs=by_sample(batch, logprobs, expected))
+    if gradients:
+        loss = _differentiate(model, with_objective(batch.to("cpu"), expected.cpu()).to(device))
+        found = {name: parameter.grad for name, parameter in model.named_parameters()}
+        # transformers holds the experts of a layer as one parameter; a checkpoint does not.
+        findings.gradients = ours.gradient_differences(revert_weight_conversion(model, found).items())
+        norm = float(torch.stack([gradient.double().norm() for gradient in found.values()]).norm())
+        findings.loss = relative_number(loss, ours.loss)
+        findings.grad_norm = relative_number(norm, ours.grad_norm)
+    return findings
+
+
+def _logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Float32 `[T]`, 0 outside the loss mask."""
+    parts = []
+    for tokens in batch.tokens.split(batch.lengths):
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float() / TEMPERATURE
+        taken = torch.log_softmax(logits, dim=-1).gather(1, tokens[1:, None])[:, 0]
+        parts += [taken.new_zeros(1), taken]
+    return torch.cat(parts) * batch.loss_mask
+
+
+def _differentiate(model: PreTrainedModel, batch: Batch) -> float:
+    loss = GRPOLoss(LOSS)
+    value = loss(_logprobs(model, batch), batch)[0] / count(batch, loss.normalizer)
+    value.backward()
+    return float(value.detach())

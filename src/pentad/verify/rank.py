@@ -1,0 +1,157 @@
+"""What one rank does: load, export, score, differentiate, step, and compare each with the reference.
+
+Invariant: the rank uses the trainer as training does, with nothing switched off; the distributed optimizer is on.
+"""
+
+import gc
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from pentad.algorithms.grpo import GRPOLoss
+from pentad.config.megatron import MegatronSettings
+from pentad.config.trainer import OptimizerSettings, TrainerSettings
+from pentad.data.batch import Batch
+from pentad.data.plan import Plan, plan_microbatches
+from pentad.layout import Layout
+from pentad.models.checkpoint import CheckpointReader
+from pentad.models.mapping import expected_shapes
+from pentad.models.source import load_config
+from pentad.platform.device import DTypeName, Platform, enter_platform
+from pentad.trainer.parallel import join_ranks, make_groups
+from pentad.trainer.trainer import Trainer
+from pentad.verify.batch import LOSS, TEMPERATURE, TOKENS_PER_MICROBATCH, make_batch, with_objective
+from pentad.verify.findings import RankFindings
+from pentad.verify.reference import Reference, relative_number
+
+_SEED = 1
+# A step that is seen against every weight.
+_LEARNING_RATE = 1e-2
+# Below the norm of the gradient, so that clipping by the global norm is part of what is compared.
+_GRAD_CLIP = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the ranks of one layout are told.
+
+    Attributes:
+        checkpoint: the Hugging Face directory.
+        reference: where one process left its results, or leaves them.
+        writes: this is that process.
+        deadline_s: longest time of a collective.
+    """
+
+    layout: Layout
+    checkpoint: Path
+    reference: Path
+    writes: bool
+    dtype: DTypeName
+    megatron: MegatronSettings
+    deadline_s: float
+
+
+def warm_up(rank: int, meeting: str) -> None:
+    """Have everything imported."""
+
+
+def compute(rank: int, meeting: str, job: Job) -> RankFindings:
+    """Everything of one rank, from joining the others to leaving them."""
+    platform = enter_platform(rank)
+    if not platform.is_cuda:
+        torch.set_num_threads(1)
+    join_ranks(platform, rank, job.layout.world, meeting, job.deadline_s)
+    groups = make_groups(job.layout, _SEED, job.deadline_s)
+    config = load_config(job.checkpoint)
+    trainer = Trainer(config, job.layout, groups, platform, _settings(config, job.dtype), job.megatron, 1)
+    reader = CheckpointReader(job.checkpoint)
+    trainer.load(reader)
+    findings = _write(trainer, job, config) if job.writes else _compare(trainer, job, config, reader)
+    _leave(platform, trainer)
+    return findings
+
+
+def _settings(config: PreTrainedConfig, dtype: DTypeName) -> TrainerSettings:
+    """Adam divides by the size of the gradient, and so makes noise of elements that are nearly zero into full steps.
+
+    An `eps` as large as the usual (clipped) element keeps the step a smooth function of the gradient.
+    """
+    elements = sum(math.prod(shape) for shape in expected_shapes(config).values())
+    optimizer = OptimizerSettings(
+        lr=_LEARNING_RATE, eps=_GRAD_CLIP / math.sqrt(elements), weight_decay=0.1, grad_clip=_GRAD_CLIP
+    )
+    return TrainerSettings(total_steps=1, dtype=dtype, optimizer=optimizer)
+
+
+def _plan(batch: Batch, layout: Layout) -> Plan:
+    rounds = layout.pipeline if layout.virtual > 1 else 1
+    budget = max(TOKENS_PER_MICROBATCH, *batch.lengths)
+    return plan_microbatches(batch.lengths, layout.data, budget, multiple=rounds)
+
+
+def _write(trainer: Trainer, job: Job, config: PreTrainedConfig) -> RankFindings:
+    reference, batch = Reference(job.reference), make_batch(config.vocab_size)
+    plan = _plan(batch, job.layout)
+    logprobs, _ = trainer.logprobs(batch, plan, TEMPERATURE)
+    reference.write_logprobs(logprobs)
+    metrics = trainer.forward_backward(with_objective(batch, logprobs), plan, GRPOLoss(LOSS), TEMPERATURE)
+    reference.write_tensors("gradients", trainer.gradients())
+    stepped = trainer.step()
+    reference.write_tensors("weights", trainer.weights())
+    reference.write_numbers(metrics["train/loss"], stepped["train/grad_norm"])
+    return RankFindings(stage=0, loss=0.0, grad_norm=0.0, trained=trainer.trained_samples)
+
+
+def _compare(trainer: Trainer, job: Job, config: PreTrainedConfig, reader: CheckpointReader) -> RankFindings:
+    reference, batch = Reference(job.reference), make_batch(config.vocab_size)
+    plan = _plan(batch, job.layout)
+    exported = {name: _is_exact(tensor, reader, name) for name, tensor in trainer.weights()}
+    logprobs, _ = trainer.logprobs(batch, plan, TEMPERATURE)
+    expected = reference.logprobs
+    metrics = trainer.forward_backward(with_objective(batch, expected), plan, GRPOLoss(LOSS), TEMPERATURE)
+    gradients = reference.gradient_differences(trainer.gradients())
+    stepped = trainer.step()
+    return RankFindings(
+        stage=trainer.groups.pp.rank(),
+        loss=relative_number(metrics["train/loss"], reference.loss),
+        grad_norm=relative_number(stepped["train/grad_norm"], reference.grad_norm),
+        exported=exported,
+        logprobs=by_sample(batch, logprobs, expected),
+        gradients=gradients,
+        weights=reference.weight_differences(trainer.weights()),
+        trained=trainer.trained_samples,
+    )
+
+
+def by_sample(batch: Batch, logprobs: Tensor, expected: Tensor) -> dict[int, float]:
+    """Largest difference of a token's log-prob, by sample id."""
+    parts: Iterable[Tensor] = (logprobs - expected).abs().split(batch.lengths)
+    return {sample: float(part.max()) for sample, part in zip(batch.sample_ids.tolist(), parts, strict=True)}
+
+
+def _is_exact(tensor: Tensor, reader: CheckpointReader, name: str) -> bool:
+    """Whether an exported tensor is the checkpoint's, in the precision that is trained in."""
+    if name not in reader.shapes or reader.shapes[name] != tuple(tensor.shape):
+        return False
+    return torch.equal(tensor.cpu(), reader.get(name).to(tensor.dtype))
+
+
+def _leave(platform: Platform, trainer: Trainer) -> None:
+    """Make this process ready for another layout."""
+    torch.distributed.barrier()
+    platform.synchronize()
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+    trainer.models.clear()
+    trainer.chunks.clear()
+    trainer.optimizer = None
+    if platform.is_cuda:
+        # Megatron's modules and their hooks refer to each other.
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -1,0 +1,164 @@
+"""One model on many layouts, each compared with one process.
+
+Invariant: every layout computes the same batch from the same checkpoint, in processes of its own group; a layout that
+fails leaves nothing behind that could touch the next.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+
+from pentad.config.megatron import MegatronSettings
+from pentad.data.batch import Batch
+from pentad.errors import UserError
+from pentad.layout import Layout
+from pentad.models.source import load_config
+from pentad.verify.batch import make_batch
+from pentad.verify.findings import BOUNDS, Quantity, Report, judge
+from pentad.verify.oracle import consult
+from pentad.verify.processes import RankFailedError, Ranks
+from pentad.verify.rank import Job, compute, warm_up
+from pentad.verify.reference import Reference
+
+Precision = Literal["fp32", "bf16"]
+
+_WARM_UP_S = 300.0
+
+
+class Verification:
+    """Computes the reference first; then one layout after the other.
+
+    Args:
+        checkpoint: a Hugging Face directory.
+        dtype: what is computed in, by the layouts and by the process that they are compared with.
+        devices: GPUs that may be used; 0 computes on the CPU.
+        megatron: settings that training would have.
+        deadline_s: longest time of one layout.
+
+    Raises:
+        UserError: the model is not supported or cannot be read.
+        RankFailedError: one process cannot compute the model.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        dtype: Precision = "fp32",
+        devices: int = 0,
+        megatron: MegatronSettings | None = None,
+        deadline_s: float = 120.0,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.dtype: Precision = dtype
+        self.bounds = BOUNDS[dtype]
+        self.devices = devices
+        self.deadline_s = deadline_s
+        self.megatron = megatron or MegatronSettings()
+        self.batch: Batch = make_batch(load_config(checkpoint).vocab_size)
+        self._ranks: Ranks | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="pentad-verify-")
+        try:
+            self._reference = Path(self._folder.name) / "reference"
+            self._call(compute, 1, self._job(Layout(), writes=True))
+            self.parameters = Reference(self._reference).names()
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self, layout: Layout) -> Report:
+        """Compute a layout and compare it with one process."""
+        started = time.monotonic()
+        try:
+            ranks = self._call(compute, layout.world, self._job(layout, writes=False))
+        except RankFailedError as error:
+            return Report(f"megatron:{layout}", layout.world, time.monotonic() - started, error=str(error))
+        return judge(
+            f"megatron:{layout}",
+            time.monotonic() - started,
+            ranks,
+            self.bounds,
+            parameters=self.parameters,
+            samples=self.batch.sample_ids.tolist(),
+        )
+
+    def check_transformers(self) -> Report:
+        """Compare one process with transformers in float32: log-probs, and in fp32 loss and gradients as well."""
+        started, exact = time.monotonic(), self.dtype == "fp32"
+        try:
+            found = self._call(consult, 1, self.checkpoint, self._reference, exact)[0]
+        except RankFailedError as error:
+            return Report("transformers", 1, time.monotonic() - started, error=str(error))
+        samples = {f"sample {sample}": value for sample, value in found.logprobs.items()}
+        quantities = {"log-probs": Quantity.of(samples, self.bounds.logprobs)}
+        if exact:
+            quantities |= {
+                "loss": Quantity.of({"": found.loss}, self.bounds.loss),
+                "gradient norm": Quantity.of({"": found.grad_norm}, self.bounds.grad_norm),
+                "gradients": Quantity.of(found.gradients, self.bounds.gradients),
+            }
+        return Report("transformers", 1, time.monotonic() - started, quantities)
+
+    def close(self) -> None:
+        """End all processes and remove all files."""
+        self._stop()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _job(self, layout: Layout, *, writes: bool) -> Job:
+        return Job(layout, self.checkpoint, self._reference, writes, self.dtype, self.megatron, self.deadline_s)
+
+    def _call(self, function: Any, world: int, *arguments: Any) -> list[Any]:
+        """On GPUs processes are kept, as they take long to start; on the CPU a fork is quicker than cleaning up."""
+        try:
+            if self._ranks is None:
+                self._ranks = self._start(world)
+            return self._ranks.call(function, world, *arguments, deadline_s=self.deadline_s)
+        except BaseException:
+            self._stop()
+            raise
+        finally:
+            if not self.devices:
+                self._stop()
+
+    def _start(self, world: int) -> Ranks:
+        if not self.devices:
+            return Ranks(world, "fork")
+        ranks = Ranks(self.devices, "spawn")
+        try:
+            # Imports are no part of a layout's time.
+            ranks.call(warm_up, self.devices, deadline_s=_WARM_UP_S)
+        except BaseException:
+            ranks.close()
+            raise
+        return ranks
+
+    def _stop(self) -> None:
+        if self._ranks is not None:
+            self._ranks.close()
+            self._ranks = None
+
+
+def usable_devices() -> int:
+    """GPUs of this machine; 0 where ranks compute on the CPU."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def check_devices(layout: Layout, devices: int) -> None:
+    """
+    Raises:
+        UserError: a layout needs more GPUs than there are.
+    """
+    if devices and layout.world > devices:
+        raise UserError(
+            f"megatron:{layout} needs {layout.world} GPUs, and this machine has {devices}",
+            f"verify layouts of {devices} or fewer here, or run on the CPU with CUDA_VISIBLE_DEVICES= (empty)",
+        )

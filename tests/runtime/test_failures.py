@@ -1,0 +1,127 @@
+"""Runs that are stopped: by a signal, or because one of their processes dies."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import Command
+
+EXIT_S = 20.0
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start_grpo(pentad: Start, quickstart: Path, tmp_path: Path) -> Start:
+    """A run whose steps are nearly all rollout, seen in the rollout of its second step."""
+    config = tmp_path / "grpo.yaml"
+    config.write_text(f"""
+experiment: {{name: failing, dir: run}}
+allocation: hf:d1|megatron:d1
+model: {{path: {quickstart}/model}}
+data: {{train: {quickstart}/train.jsonl, template: text, max_prompt_tokens: 10}}
+reward: {{name: exact}}
+rollout: {{n: 2, max_response_tokens: 54, batch_size: 2, temperature: 1000.0}}
+trainer: {{total_steps: 50, prompts_per_step: 64}}
+""")
+
+    def start(*overrides: str) -> Command:
+        command = pentad("train", str(config), *overrides)
+        command.wait_for("step 1/50")
+        time.sleep(0.5)
+        return command
+
+    return start
+
+
+@pytest.fixture
+def start_sft(pentad: Start, quickstart: Path, tmp_path: Path) -> Start:
+    """A run that does nothing but train, seen in training."""
+    config = tmp_path / "sft.yaml"
+    config.write_text(f"""
+experiment: {{name: failing, dir: run}}
+allocation: megatron:d1
+model: {{path: {quickstart}/model}}
+algorithm: {{name: sft}}
+data: {{train: {quickstart}/sft.jsonl, template: text}}
+trainer: {{total_steps: 500, prompts_per_step: 1024, tokens_per_microbatch: 1100}}
+""")
+
+    def start(*overrides: str, until: str = "step 2/500") -> Command:
+        command = pentad("train", str(config), *overrides)
+        command.wait_for(until)
+        return command
+
+    return start
+
+
+def check_stopped(command: Command, code: int, *texts: str, run: Path) -> None:
+    """It ended in time with the code, said what is expected on less than a screen, and has its report."""
+    began = time.monotonic()
+    assert command.ends_within(EXIT_S) == code, command.stderr
+    print(f"{code} after {time.monotonic() - began:.1f} s: {command.stderr}")
+    for text in texts:
+        assert text in command.stderr
+    assert "Traceback" not in command.stderr + command.stdout
+    assert "should not have happened" not in command.stderr
+    assert len(command.stderr.splitlines()) < 8
+    assert "Loss" in (run / "report.html").read_text()
+
+
+def test_ctrl_c_twice_in_rollout(start_grpo: Start, tmp_path: Path) -> None:
+    command = start_grpo()
+    command.signal_group(signal.SIGINT)
+    time.sleep(0.4)
+    command.signal_group(signal.SIGINT)
+    check_stopped(command, 130, "interrupted by SIGINT during rollout of step 2 of 50", run=tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_to_the_driver_in_training(start_sft: Start, tmp_path: Path, number: signal.Signals) -> None:
+    command = start_sft()
+    command.process.send_signal(number)
+    check_stopped(command, 130, f"interrupted by {number.name} during training of step", run=tmp_path / "run")
+
+
+def test_interrupt_while_starting(start_sft: Start) -> None:
+    command = start_sft(until="starting megatron:d1")
+    time.sleep(1.5)
+    command.signal_group(signal.SIGINT)
+    assert command.ends_within(EXIT_S) == 130
+    assert command.stderr.startswith("interrupted by SIGINT during start-up")
+    assert "Traceback" not in command.stderr
+
+
+@pytest.mark.parametrize(
+    ("victim", "name"), [("ray::TrainerActor", "trainer rank 0"), ("ray::EngineActor", "rollout engine 0")]
+)
+def test_death_in_rollout(start_grpo: Start, tmp_path: Path, victim: str, name: str) -> None:
+    """The driver waits for the engine only, and notices the trainer's death all the same."""
+    command = start_grpo()
+    process = command.worker(victim)
+    process.kill()
+    check_stopped(command, 1, f"failed: {name} failed during rollout: its process died", run=tmp_path / "run")
+    assert f"{process.pid}.err" in command.stderr
+
+
+def test_death_of_a_rank_in_training(start_sft: Start, tmp_path: Path) -> None:
+    """The other rank fails in a collective then; the dead one is named."""
+    command = start_sft("allocation=megatron:t2")
+    process = command.worker("ray::TrainerActor")
+    process.kill()
+    check_stopped(command, 1, "failed: trainer rank", "failed during training: its process died", run=tmp_path / "run")
+    assert f"{process.pid}.err" in command.stderr
+
+
+def test_death_of_the_driver_in_rollout(start_grpo: Start) -> None:
+    command = start_grpo()
+    assert len(command.processes()) > 5  # with Ray's own
+    command.process.kill()
+    command.ends_within(EXIT_S)
+
+
+def test_death_of_the_driver_in_training(start_sft: Start) -> None:
+    command = start_sft("allocation=megatron:t2")
+    command.process.kill()
+    command.ends_within(EXIT_S)

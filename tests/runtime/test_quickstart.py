@@ -1,0 +1,88 @@
+"""The quickstart as a user runs it: prepare, supervised training, reinforcement learning. Two minutes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import Command
+from quickstart import REPOSITORY
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+EXAMPLES = REPOSITORY / "examples"
+SFT_STEPS, GRPO_STEPS = 250, 24
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl that belong to a training step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "time/step" in row]
+
+
+def accuracies(run: Path) -> list[float]:
+    """Of every evaluation, in order."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["eval/sort/accuracy"] for row in rows if "eval/sort/accuracy" in row]
+
+
+@torch.no_grad()
+def solved_greedily(model_directory: Path, problems: Path) -> float:
+    """How many problems transformers answers right with the exported model, as a fraction."""
+    rows = [json.loads(line) for line in problems.read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
+    tokens = torch.tensor([tokenizer(row["prompt"])["input_ids"] for row in rows])  # all are of one length
+    answers = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=8)
+    texts = tokenizer.batch_decode(answers[:, tokens.shape[1] :], skip_special_tokens=True)
+    return sum(text == row["ground_truth"] for text, row in zip(texts, rows, strict=True)) / len(rows)
+
+
+@pytest.mark.slow
+def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: Path) -> None:
+    tuned, learnt = tmp_path / "tuned", tmp_path / "learnt"
+    command = pentad(
+        "train",
+        str(EXAMPLES / "quickstart" / "sft.yaml"),
+        f"experiment.dir={tuned}",
+        f"model.path={quickstart / 'model'}",
+        f"data.train={quickstart / 'sft.jsonl'}",
+        f"trainer.total_steps={SFT_STEPS}",
+    )
+    assert command.ends_within(150) == 0, command.stderr
+    check_output(command)
+    rows = read_metrics(tuned)
+    assert [row["step"] for row in rows] == list(range(1, SFT_STEPS + 1))
+    assert rows[-1]["train/loss"] < 0.3 * rows[0]["train/loss"]
+    assert all(row["data/samples_consumed"] == 128 for row in rows)
+
+    command = pentad(
+        "train",
+        str(EXAMPLES / "quickstart.yaml"),
+        f"experiment.dir={learnt}",
+        f"model.path={tuned / 'model'}",
+        f"data.train={quickstart / 'train.jsonl'}",
+        f"data.eval={{sort: {quickstart / 'eval.jsonl'}}}",
+        f"trainer.total_steps={GRPO_STEPS}",
+    )
+    assert command.ends_within(150) == 0, command.stderr
+    check_output(command)
+    rows = read_metrics(learnt)
+    assert [row["step"] for row in rows] == list(range(1, GRPO_STEPS + 1))
+    rewards = [row["reward/mean"] for row in rows]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2
+    for row in rows:
+        assert row["data/samples_generated"] == row["data/samples_consumed"] == 256
+        assert row["rollout/logprob_diff_max"] <= 1e-4
+        assert row["reward/failures"] == 0
+    before, after = accuracies(learnt)
+    assert after > before + 0.2
+    assert solved_greedily(learnt / "model", quickstart / "eval.jsonl") == pytest.approx(after, abs=0.02)
+    assert "Reward" in (learnt / "report.html").read_text()
+
+
+def check_output(command: Command) -> None:
+    """The user sees the run and nothing of the packages that it is built on."""
+    assert command.stderr == ""
+    for noise in ("Warning", "CUDA", "Writing model", "Apex", "Traceback", "INFO", "WARNING"):
+        assert noise not in command.stdout

@@ -1,0 +1,111 @@
+"""Every layout agrees with one process, and one process with transformers; export is bit-equal from every layout.
+
+A third of the small layouts of each family runs here, another third of each of three families in turn, so that every
+layout of the dense dimensions runs for one of them; `make verify` runs them all.
+"""
+
+from itertools import combinations
+
+import pytest
+
+from pentad.config.megatron import MegatronSettings
+from pentad.layout import Layout
+from pentad.layout.hf_config import facts_from_config
+from pentad.layout.layout import LETTERS
+from pentad.verify.layouts import small_layouts
+from pentad.verify.models import TINY, tiny_config, write_random_model
+from pentad.verify.verification import Verification
+
+FAMILIES = ("llama_tied", "qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "mixtral")
+MOST_RANKS = 8
+
+
+def layouts_of(family: str) -> list[Layout]:
+    return small_layouts(facts_from_config(tiny_config(family).to_dict()), MOST_RANKS)
+
+
+ALL = {family: layouts_of(family) for family in FAMILIES}
+CHOSEN = [(family, layout) for number, family in enumerate(FAMILIES) for layout in ALL[family][number % 3 :: 3]]
+
+
+def dimensions(layout: Layout) -> set[str]:
+    return {letter for letter, name in LETTERS.items() if getattr(layout, name) > 1}
+
+
+def test_the_matrix_is_whole():
+    assert {family: len(layouts) for family, layouts in ALL.items()} == {
+        **dict.fromkeys(("llama_tied", "qwen2", "qwen3"), 25),
+        **dict.fromkeys(("qwen3_moe", "qwen2_moe", "mixtral"), 74),
+    }
+    for family, layouts in ALL.items():
+        large = {"t4", "p4", "c4", "d4", "p2v2"} | ({"d4e4"} if "moe" in family or family == "mixtral" else set())
+        assert large <= {str(layout) for layout in layouts}
+        assert max(layout.world for layout in layouts) == MOST_RANKS
+
+
+def test_a_third_has_every_pair_of_dimensions():
+    def pairs(layouts: list[Layout]) -> set[tuple[str, str]]:
+        return {pair for layout in layouts for pair in combinations(sorted(dimensions(layout)), 2)}
+
+    every = pairs([layout for layouts in ALL.values() for layout in layouts])
+    # All but one dimension can be paired freely; virtual stages always come with stages.
+    assert len(every) == len(list(combinations(LETTERS, 2)))
+    assert pairs([layout for _, layout in CHOSEN]) == every
+    assert len(CHOSEN) * 3 >= sum(map(len, ALL.values()))
+
+
+@pytest.mark.parametrize(("family", "layout"), CHOSEN, ids=[f"{family}-{layout}" for family, layout in CHOSEN])
+def test_layout_agrees_with_one_process(family, layout, verification):
+    report = verification(family).check(layout)
+    assert report.passed, report.problems
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_one_process_agrees_with_transformers(family, verification):
+    report = verification(family).check_transformers()
+    assert report.passed, report.problems
+    assert set(report.quantities) == {"log-probs", "loss", "gradient norm", "gradients"}
+
+
+@pytest.mark.parametrize(("layers", "layout"), [(5, Layout(pipeline=2)), (7, Layout(pipeline=2, virtual=2))], ids=str)
+@pytest.mark.parametrize("family", ["llama_tied", "qwen3_moe"])
+def test_layers_that_stages_do_not_divide(family, layers, layout, tmp_path):
+    import torch
+
+    write_random_model(tiny_config(family, layers=layers), tmp_path / family, torch.float32)
+    with Verification(tmp_path / family) as verification:
+        report = verification.check(layout)
+    assert report.passed, report.problems
+
+
+SETTINGS = {
+    "full recompute": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    "selective recompute": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "deterministic": {"deterministic_mode": True},
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+@pytest.mark.parametrize(
+    "layout", [Layout(tensor=2, context=2, expert=2), Layout(pipeline=2, virtual=2, data=2)], ids=str
+)
+def test_settings_that_change_no_result(what, layout, checkpoint, verification):
+    plain = verification("qwen3_moe")
+    plain_settings, plain.megatron = plain.megatron, MegatronSettings(transformer=SETTINGS[what])
+    try:
+        report = plain.check(layout)
+    finally:
+        plain.megatron = plain_settings
+    assert report.passed, report.problems
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_bf16(family, tmp_path):
+    import torch
+
+    write_random_model(tiny_config(family), tmp_path / family, torch.bfloat16)
+    with Verification(tmp_path / family, dtype="bf16") as verification:
+        reports = [verification.check_transformers()]
+        reports += [verification.check(layout) for layout in (Layout(tensor=2), Layout(context=2), Layout(data=2))]
+    for report in reports:
+        assert report.passed, (report.subject, report.problems)
