@@ -135,7 +135,7 @@ def measure(rank: int, meeting: str, case: Case, microbatches: int) -> dict[str,
         del trainer
         return {
             "peak": peak, "stage": stage, "seconds": times[-1][0], "step": times[-1][1], "tokens": batch.num_tokens,
-            "microbatches": plan.num_microbatches,
+            "microbatches": plan.num_microbatches, "pack": plan.max_tokens_used,
         }  # fmt: skip
     finally:
         torch.distributed.destroy_process_group()
@@ -183,7 +183,7 @@ def main() -> None:
             except RankFailedError as error:
                 print(f"{name:16} failed: {str(error).splitlines()[0]}")
                 break
-            work = Workload(case.tokens, results[0]["microbatches"], 1024, "bf16" if gpus else "fp32", case.recompute)
+            work = Workload(results[0]["pack"], results[0]["microbatches"], 1024, "bf16" if gpus else "fp32", case.recompute)
             predicted = predict_memory(facts, layout, work)
             pairs = [(predicted[result["stage"]].allocated, result["peak"]) for result in results]
             expected, found = max(pairs, key=lambda pair: pair[1])
@@ -197,7 +197,7 @@ def main() -> None:
                 f"{step * 1e3:6.0f}ms {speed:10,.0f} {mfu:.1%}",
                 flush=True,
             )
-            components = {key: value for key, value in predicted[results[0]["stage"]].components.items()}
+            components = dict(predicted[results[0]["stage"]].components)
             rows.append({"case": name, **asdict(case), "ranks": results, "predicted": pairs, "components": components,
                          "tokens_per_s_per_gpu": speed, "mfu": mfu})  # fmt: skip
             if options.json:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from command import Command
 
+pytestmark = pytest.mark.slow
+
 EXIT_S = 20.0
 Start = Callable[..., Command]
 

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from pentad.verify.findings import BOUNDS, Quantity, RankFindings, Report, judge
+from pentad.verify.findings import Bounds, Quantity, RankFindings, Report, judge
 from pentad.verify.reference import Reference, largest, relative
 
 NAMES = ("a", "b")
+BOUNDS = Bounds(logprobs=1e-4, loss=1e-6, grad_norm=1e-5, gradients=1e-4, weights=1e-5)
 
 
 def rank(stage: int = 0, **changes) -> RankFindings:
@@ -29,7 +30,7 @@ def rank(stage: int = 0, **changes) -> RankFindings:
 
 
 def judged(*ranks: RankFindings) -> Report:
-    return judge("megatron:d2", 1.0, ranks, BOUNDS["fp32"], parameters=NAMES, samples=[7, 9])
+    return judge("megatron:d2", 1.0, ranks, BOUNDS, parameters=NAMES, samples=[7, 9])
 
 
 def test_equal_ranks_pass():

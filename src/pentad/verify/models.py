@@ -58,9 +58,7 @@ TINY: dict[str, Callable[..., PreTrainedConfig]] = {
 
 # Deviation of random weights of tiny models; larger ones have that of their architecture.
 _TINY_STD, _TINY_WIDTH = 0.06, 256
-# What a layer adds to the residual stream is small beside it, as in trained models: rounding in one layer is then not
-# blown up by the next, which in bf16 would hide more than it shows.
-_EMBEDDING_STD, _RESIDUAL_SCALE = 1.0, 0.25
+_EMBEDDING_STD, _RESIDUAL_SCALE, _OWN_LOGIT = 1.0, 0.25, 4.0
 # Part of an embedding that tells the class of a token, over the rest.
 _CLASS_SIZE = 2.0
 
@@ -142,11 +140,26 @@ def write_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.d
             parameter.normal_(std=_EMBEDDING_STD)
         elif tiny:
             parameter.normal_(std=_TINY_STD)
-        if name.removesuffix(".weight").endswith(("o_proj", "down_proj")):
-            parameter.mul_(_RESIDUAL_SCALE)
+    _calm(model, config)
     if Geometry.of(config).experts:
         _decide_routes(model, config)
     model.to(dtype).save_pretrained(directory)
+
+
+def _calm(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Keep what a layer adds to the residual stream small beside it, and log-probs moderate.
+
+    As in trained models, rounding in one layer is then not blown up by the next, which in bf16 would hide more than it
+    shows. A tied output layer would give a token's own id a logit of width times deviation.
+    """
+    parameters = dict(model.named_parameters())
+    embedding = parameters["model.embed_tokens.weight"]
+    spread = float(embedding.std())
+    for name, parameter in parameters.items():
+        if name.removesuffix(".weight").endswith(("o_proj", "down_proj")):
+            parameter.mul_(_RESIDUAL_SCALE * spread)
+    if config.tie_word_embeddings:
+        parameters["model.norm.weight"].mul_(min(1.0, _OWN_LOGIT / (config.hidden_size * spread)))
 
 
 def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
@@ -158,7 +171,7 @@ def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     geometry = Geometry.of(config)
     experts, chosen = geometry.experts, geometry.experts_per_token
     directions = torch.linalg.qr(torch.randn(geometry.hidden, experts))[0].t()
-    embedding = model.get_input_embeddings().weight
+    embedding: Any = model.get_input_embeddings().weight
     embedding.add_(_CLASS_SIZE * geometry.hidden**0.5 * directions[torch.arange(embedding.shape[0]) % experts])
     # The chosen experts get different weights; all others get next to nothing.
     wishes = torch.zeros(experts)

@@ -40,7 +40,7 @@ class Ranks:
     """
 
     def __init__(self, number: int, start: Literal["fork", "spawn"]) -> None:
-        context = multiprocessing.get_context(start)
+        context: Any = multiprocessing.get_context(start)
         self._folder = tempfile.TemporaryDirectory(prefix="pentad-ranks-")
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
@@ -105,8 +105,9 @@ class Ranks:
             ready = wait(list(waiting), max(0.0, end - time.monotonic()))
             if not ready:
                 break
-            for pipe in ready:
+            for pipe in [pipe for pipe in waiting if pipe in ready]:
                 rank = waiting.pop(pipe)
+                answer: Any
                 try:
                     moment, fine, answer = pipe.recv()
                 except (EOFError, ConnectionError):
