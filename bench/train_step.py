@@ -168,7 +168,9 @@ def main() -> None:
     options = parser.parse_args()
     gpus = torch.cuda.device_count()
     peak_flops = gpu_of(options.gpu).tflops["bf16"] * 1e12
-    print(f"{'case':16} {'predicted':>10} {'measured':>10} {'ratio':>6} {'fwd+bwd':>9} {'step':>8} {'tok/s/GPU':>10} MFU")
+    print(
+        f"{'case':16} {'predicted':>10} {'measured':>10} {'ratio':>6} {'fwd+bwd':>9} {'step':>8} {'tok/s/GPU':>10} MFU"
+    )
     rows = []
     with Ranks(gpus or 2, "spawn") as ranks:
         for name in options.cases:
@@ -183,7 +185,8 @@ def main() -> None:
             except RankFailedError as error:
                 print(f"{name:16} failed: {str(error).splitlines()[0]}")
                 break
-            work = Workload(results[0]["pack"], results[0]["microbatches"], 1024, "bf16" if gpus else "fp32", case.recompute)
+            first, dtype = results[0], "bf16" if gpus else "fp32"
+            work = Workload(first["pack"], first["microbatches"], 1024, dtype, case.recompute)
             predicted = predict_memory(facts, layout, work)
             pairs = [(predicted[result["stage"]].allocated, result["peak"]) for result in results]
             expected, found = max(pairs, key=lambda pair: pair[1])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3MoeConfig
 from transformers.utils import logging
 
 VOCABULARY = ["<pad>", "<eos>", "<unk>", "sort", " ", "=", *"0123456789"]
@@ -35,11 +35,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="make the quickstart's model and data")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart-data"))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--experts", type=int, default=0, help="make a mixture-of-experts model of so many experts")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
 
-    write_model(out / "model", arguments.seed)
+    write_model(out / "model", arguments.seed, arguments.experts)
     rng = random.Random(arguments.seed)
     problems = [
         "".join(digits) for digits in itertools.permutations("0123456789", 4) if digits != tuple(sorted(digits))
@@ -57,15 +58,21 @@ def main() -> None:
     print(f"wrote {out}/model, sft.jsonl, train.jsonl and eval.jsonl")
 
 
-def write_model(directory: Path, seed: int) -> None:
-    """A Qwen3 of 0.1 million random weights, and a tokenizer with one token a character (and one for `sort`)."""
+def write_model(directory: Path, seed: int, experts: int = 0) -> None:
+    """A Qwen3 of 0.1 million random weights, and a tokenizer with one token a character (and one for `sort`).
+
+    Args:
+        experts: of a Qwen3-MoE with two experts a token; 0 makes a dense model.
+    """
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("sort|."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     ).save_pretrained(directory)
-    config = Qwen3Config(
+    mixture = {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "norm_topk_prob": True}
+    config = (Qwen3MoeConfig if experts else Qwen3Config)(
+        **(mixture if experts else {}),
         vocab_size=len(VOCABULARY),
         hidden_size=64,
         intermediate_size=192,
@@ -82,7 +89,7 @@ def write_model(directory: Path, seed: int) -> None:
     )
     torch.manual_seed(seed)
     logging.disable_progress_bar()
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:

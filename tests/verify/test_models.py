@@ -20,7 +20,7 @@ def test_weights_are_reproducible_and_not_special(family, checkpoint, tmp_path):
     assert first.keys() == again.keys() == expected_shapes(load_config(checkpoint(family))).keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
-        assert tensor.std() > 0.001, f"{name} is constant"
+        assert tensor.std() > 1e-4, f"{name} is constant"
     assert {tensor.dtype for tensor in first.values()} == {torch.float32}
     # No two tensors are equal, so none can be taken for another.
     sums = [float(tensor.double().sum()) for tensor in first.values()]

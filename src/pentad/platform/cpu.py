@@ -7,7 +7,7 @@ the tensor constructors changes its meaning. This is the only place in Pentad th
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def _stream_context(stream: object) -> Iterator[object]:
+def _stream_context(stream: object) -> Generator[object]:
     yield stream
 
 

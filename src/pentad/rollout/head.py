@@ -10,10 +10,10 @@ from pentad.platform.matmul import mm_float32
 class FloatLogits(torch.nn.Linear):
     """A linear layer without bias, for inference, whose output is float32 whatever its weight is."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """`[..., hidden_size]` to float32 `[..., vocabulary]`."""
-        logits = mm_float32(hidden.reshape(-1, hidden.shape[-1]), self.weight.t())
-        return logits.view(*hidden.shape[:-1], -1)
+        logits = mm_float32(input.reshape(-1, input.shape[-1]), self.weight.t())
+        return logits.view(*input.shape[:-1], -1)
 
 
 def use_float_logits(model: PreTrainedModel) -> None:

@@ -174,7 +174,6 @@ def judge(
         parameters: Hugging Face names that the stages together must have, each of them on one stage.
         samples: ids of the samples that must be trained, each once.
     """
-    exported = {name: float(not equal) for name, equal in _worst(rank.exported for rank in ranks).items()}
     quantities = {
         "log-probs": _by_sample(ranks, bounds.logprobs),
         "loss": Quantity.of({"": max((rank.loss for rank in ranks), key=_badness)}, bounds.loss),
@@ -182,9 +181,8 @@ def judge(
         "gradients": Quantity.of(_worst(rank.gradients for rank in ranks), bounds.gradients),
         "weights": Quantity.of(_worst(rank.weights for rank in ranks), bounds.weights),
     }
-    faults = [
-        f"export: {name} is not bit-equal to the checkpoint" for name, wrong in sorted(exported.items()) if wrong
-    ][:_NAMED]
+    unequal = sorted({name for rank in ranks for name, equal in rank.exported.items() if not equal})
+    faults = [f"export: {name} is not bit-equal to the checkpoint" for name in unequal[:_NAMED]]
     faults += _check_owners(ranks, set(parameters))
     faults += _check_samples(ranks, samples)
     return Report(subject, len(ranks), seconds, quantities, tuple(faults))
@@ -194,14 +192,11 @@ def _badness(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _worst(findings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    worst: dict[str, Any] = {}
+def _worst(findings: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    worst: dict[str, float] = {}
     for some in findings:
         for name, value in some.items():
-            if isinstance(value, bool):
-                worst[name] = value and worst.get(name, True)
-            else:
-                worst[name] = max(worst.get(name, 0.0), value, key=_badness)
+            worst[name] = max(worst.get(name, 0.0), value, key=_badness)
     return worst
 
 
