@@ -34,6 +34,8 @@ class GroupedExperts(MegatronModule):
         # weight1: [experts, gate then up, hidden]; weight2: [experts, hidden, inner].
         self.weight1 = self._parameter(num_local_experts, 2 * width, config.hidden_size)
         self.weight2 = self._parameter(num_local_experts, config.hidden_size, width)
+        # Tokens that each expert was given since somebody last set it to 0.
+        self.load = torch.zeros(num_local_experts, dtype=torch.int64, device=torch.cuda.current_device())
         for weight, dim in ((self.weight1, 1), (self.weight2, 2)):
             # Reduced over the replicas of the experts, which are other ranks than those of dense weights.
             weight.allreduce = False
@@ -57,6 +59,7 @@ class GroupedExperts(MegatronModule):
         Returns:
             `[n, hidden_size]` (this rank's part of a sum over `expt_tp`), and no bias.
         """
+        self.load += tokens_per_expert.to(self.load.device)
         gate, up = _grouped(hidden, self.weight1, tokens_per_expert).chunk(2, dim=-1)
         inner = (silu(gate) * up * weights[:, None]).to(hidden.dtype)
         return _grouped(inner, self.weight2, tokens_per_expert), None

@@ -27,6 +27,8 @@ METRICS: dict[str, str] = {
     "train/entropy": "entropy of the policy per token, in nats",
     "train/clip_fraction": "fraction of tokens whose ratio was clipped",
     "train/lr": "learning rate of the step's last optimizer step",
+    "moe/load_max": "tokens of the fullest expert over the mean of its layer, in the layer where that is largest",
+    "moe/load_min": "tokens of the emptiest expert over the mean of its layer, in the layer where that is smallest",
     "rollout/logprob_diff_max": "largest |log-prob of the engine - log-prob of the trainer| of a sampled token",
     "rollout/response_length_mean": "tokens",
     "rollout/truncated_fraction": "fraction of responses cut off at rollout.max_response_tokens",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import finalize_model_grads
+from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import (
@@ -34,6 +35,7 @@ from pentad.models.mapping import WeightMapping
 from pentad.models.rotary import RotaryTable
 from pentad.platform.device import Platform
 from pentad.trainer.gradients import reduced_gradients
+from pentad.trainer.expert_load import expert_load, reset_expert_load
 from pentad.trainer.microbatch import Microbatch, make_microbatch
 from pentad.trainer.optimizer import make_optimizer, make_schedule, wrap_data_parallel
 
@@ -174,6 +176,7 @@ class Trainer:
         self.optimizer.zero_grad()
         tokens, denominator = count(batch, "tokens"), count(batch, loss.normalizer)
 
+        reset_expert_load(self._modules)
         self.trained_samples = []
         # Of the ranks that compute the same loss, the first tells.
         tells = self.groups.tp.rank() == 0 and self.groups.cp.rank() == 0
@@ -191,7 +194,10 @@ class Trainer:
         mine = self._my_microbatches(plan)
         results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
         sums = self._sum_over_microbatches(results)
-        return {name: value / tokens for name, value in sums.items()}
+        metrics = {name: value / tokens for name, value in sums.items()}
+        if experts := self.mapping.geometry.experts:
+            metrics |= expert_load(self._modules, self.groups, experts)
+        return metrics
 
     def step(self) -> dict[str, float]:
         """Clip, update, move the schedule.
@@ -219,6 +225,10 @@ class Trainer:
         torch.distributed.all_reduce(sums, group=self.groups.dp)
         self._from_last_stage(sums)
         return dict(zip(names[0], sums.tolist(), strict=True))
+
+    @property
+    def _modules(self) -> list[GPTModel]:
+        return [chunk.module for chunk in self.chunks]
 
     @property
     def _is_last_stage(self) -> bool:
