@@ -1,5 +1,6 @@
 """Fixtures of tests that run real models on real ranks."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,3 +18,14 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Ti
 
     folder: Path = tmp_path_factory.mktemp("models")
     return lambda name: tiny_model(name, folder)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take the usual meaning of signals back: continuous integration may start the tests with Ctrl-C ignored."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGQUIT, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
