@@ -23,7 +23,13 @@ def loads(rank: Rank, directory: Path, batch: Batch) -> tuple[float, float]:
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(), Layout(data=2, expert=2), Layout(data=2, expert_tensor=2), Layout(data=2, pipeline=2), Layout(context=2)],
+    [
+        Layout(),
+        Layout(data=2, expert=2),
+        Layout(data=2, expert_tensor=2),
+        Layout(data=2, pipeline=2),
+        Layout(context=2),
+    ],
     ids=str,
 )
 def test_load_is_that_of_transformers(layout: Layout, tiny_models) -> None:

@@ -34,8 +34,8 @@ from pentad.models.logprob import vocab_parallel_logprobs
 from pentad.models.mapping import WeightMapping
 from pentad.models.rotary import RotaryTable
 from pentad.platform.device import Platform
-from pentad.trainer.gradients import reduced_gradients
 from pentad.trainer.expert_load import expert_load, reset_expert_load
+from pentad.trainer.gradients import reduced_gradients
 from pentad.trainer.microbatch import Microbatch, make_microbatch
 from pentad.trainer.optimizer import make_optimizer, make_schedule, wrap_data_parallel
 
