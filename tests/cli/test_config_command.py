@@ -173,7 +173,7 @@ def test_interrupt_exits_130(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == "interrupted\n"
+    assert error.strip() == "interrupted"
 
 
 def test_closed_output_is_quiet(config: Path) -> None:
