@@ -1,1 +1,5 @@
+import os
 
+# Read by Ray when it is imported. If the driver was started by `uv run`, Ray would start every worker by `uv run` in a
+# copy of the working directory, and so make an environment for each of them; workers use the driver's environment.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
