@@ -132,18 +132,12 @@ def measure(rank: int, meeting: str, case: Case, microbatches: int) -> dict[str,
             times.append((middle - start, time.perf_counter() - middle))
         peak = torch.cuda.max_memory_allocated() if platform.is_cuda else 0
         stage = groups.pp.rank()
-        del trainer
         return {
             "peak": peak, "stage": stage, "seconds": times[-1][0], "step": times[-1][1], "tokens": batch.num_tokens,
             "microbatches": plan.num_microbatches, "pack": plan.max_tokens_used,
         }  # fmt: skip
     finally:
         torch.distributed.destroy_process_group()
-        if platform.is_cuda:
-            import gc
-
-            gc.collect()
-            torch.cuda.empty_cache()
 
 
 def _lengths(tokens: int, packs: int, generator: torch.Generator) -> list[int]:
@@ -172,40 +166,41 @@ def main() -> None:
         f"{'case':16} {'predicted':>10} {'measured':>10} {'ratio':>6} {'fwd+bwd':>9} {'step':>8} {'tok/s/GPU':>10} MFU"
     )
     rows = []
-    with Ranks(gpus or 2, "spawn") as ranks:
-        for name in options.cases:
-            case = CASES[name]
-            layout = parse_allocation(f"megatron:{case.layout}").trainer.layout
-            if layout.world > len(ranks):
-                print(f"{name:16} needs {layout.world} GPUs")
-                continue
-            facts = model_facts(MODELS[case.model])
-            try:
+    for name in options.cases:
+        case = CASES[name]
+        layout = parse_allocation(f"megatron:{case.layout}").trainer.layout
+        if layout.world > (gpus or 2):
+            print(f"{name:16} needs {layout.world} GPUs")
+            continue
+        facts = model_facts(MODELS[case.model])
+        # New processes for each case: what an earlier model left in memory would be measured, too.
+        try:
+            with Ranks(layout.world, "spawn") as ranks:
                 results = ranks.call(measure, layout.world, case, options.microbatches, deadline_s=240)
-            except RankFailedError as error:
-                print(f"{name:16} failed: {str(error).splitlines()[0]}")
-                break
-            first, dtype = results[0], "bf16" if gpus else "fp32"
-            work = Workload(first["pack"], first["microbatches"], 1024, dtype, case.recompute)
-            predicted = predict_memory(facts, layout, work)
-            pairs = [(predicted[result["stage"]].allocated, result["peak"]) for result in results]
-            expected, found = max(pairs, key=lambda pair: pair[1])
-            seconds = max(result["seconds"] for result in results)
-            speed = results[0]["tokens"] / seconds / layout.world
-            mfu = speed * flops_per_token(facts, 1024) / peak_flops
-            step = max(result["step"] for result in results)
-            ratio = expected / found if found else float("nan")
-            print(
-                f"{name:16} {expected / 2**30:9.2f}G {found / 2**30:9.2f}G {ratio:6.3f} {seconds * 1e3:7.0f}ms "
-                f"{step * 1e3:6.0f}ms {speed:10,.0f} {mfu:.1%}",
-                flush=True,
-            )
-            components = dict(predicted[results[0]["stage"]].components)
-            rows.append({"case": name, **asdict(case), "ranks": results, "predicted": pairs, "components": components,
-                         "tokens_per_s_per_gpu": speed, "mfu": mfu})  # fmt: skip
-            if options.json:
-                with open(options.json, "w") as file:
-                    json.dump(rows, file, indent=1)
+        except RankFailedError as error:
+            print(f"{name:16} failed: {str(error).splitlines()[0]}", flush=True)
+            continue
+        first, dtype = results[0], "bf16" if gpus else "fp32"
+        work = Workload(first["pack"], first["microbatches"], 1024, dtype, case.recompute)
+        predicted = predict_memory(facts, layout, work)
+        pairs = [(predicted[result["stage"]].allocated, result["peak"]) for result in results]
+        expected, found = max(pairs, key=lambda pair: pair[1])
+        seconds = max(result["seconds"] for result in results)
+        speed = results[0]["tokens"] / seconds / layout.world
+        mfu = speed * flops_per_token(facts, 1024) / peak_flops
+        step = max(result["step"] for result in results)
+        ratio = expected / found if found else float("nan")
+        print(
+            f"{name:16} {expected / 2**30:9.2f}G {found / 2**30:9.2f}G {ratio:6.3f} {seconds * 1e3:7.0f}ms "
+            f"{step * 1e3:6.0f}ms {speed:10,.0f} {mfu:.1%}",
+            flush=True,
+        )
+        components = dict(predicted[results[0]["stage"]].components)
+        rows.append({"case": name, **asdict(case), "ranks": results, "predicted": pairs, "components": components,
+                     "tokens_per_s_per_gpu": speed, "mfu": mfu})  # fmt: skip
+        if options.json:
+            with open(options.json, "w") as file:
+                json.dump(rows, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -108,12 +108,13 @@ def _verify(
             for report in _reports(verification, layouts):
                 print(_line(report), flush=True)
                 reports.append(report)
+                # Each time, so that an interrupted run leaves what it found.
+                _write(options, reports, where, complete=len(reports) == len(layouts) + 1)
     except RankFailedError as error:
         print(f"one process cannot compute {options.model}: {error}", file=sys.stderr)
         return 1
     failed = [report.subject for report in reports if not report.passed]
     print(f"{len(failed)} of {len(reports)} differ: {', '.join(failed)}" if failed else f"all {len(reports)} agree")
-    _write(options, reports, where)
     return 1 if failed else 0
 
 
@@ -241,14 +242,15 @@ def _line(report: "Report") -> str:
     return "\n".join(lines)
 
 
-def _write(options: argparse.Namespace, reports: "Sequence[Report]", where: str) -> None:
+def _write(options: argparse.Namespace, reports: "Sequence[Report]", where: str, *, complete: bool) -> None:
     if options.json is None:
         return
     content = {
         "model": options.model,
         "dtype": options.dtype,
         "device": where,
-        "passed": all(report.passed for report in reports),
+        "complete": complete,
+        "passed": complete and all(report.passed for report in reports),
         "layouts": [report.to_json() for report in reports],
     }
     try:

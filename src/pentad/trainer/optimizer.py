@@ -93,7 +93,7 @@ def make_optimizer(
         prefix="megatron.optimizer",
         settled=_SETTLED_BY_TRAINER,
     )
-    return get_megatron_optimizer(config, chunks)
+    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
 
 
 def make_schedule(

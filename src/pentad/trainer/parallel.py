@@ -27,7 +27,8 @@ def join_ranks(platform: Platform, rank: int, world_size: int, init_method: str,
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=deadline_s),
-        device_id=platform.device if platform.is_cuda else None,
+        # No device_id: with it, each of Megatron's thirty or so groups gets an NCCL communicator at once, used or not,
+        # which takes 10 s. The device is the current one.
     )
 
 
@@ -47,6 +48,7 @@ def make_groups(layout: Layout, seed: int, deadline_s: float = 1800.0) -> Proces
         expert_tensor_parallel_size=layout.expert_tensor,
         virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
         distributed_timeout_minutes=max(1, round(deadline_s / 60)),
+        create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(seed)
     return ProcessGroupCollection.use_mpu_process_groups()

@@ -51,6 +51,7 @@ class RankFindings:
         gradients: parameter -> norm of the difference over norm.
         weights: parameter -> largest difference of an element.
         trained: ids of the samples that this rank alone answers for.
+        seconds: by phase.
     """
 
     stage: int
@@ -61,6 +62,7 @@ class RankFindings:
     gradients: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     trained: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Report:
         quantities: what was compared, by name.
         faults: what is wrong besides quantities: tensors, samples.
         error: why it could not be computed; empty otherwise.
+        phases: seconds of rank 0, by phase.
     """
 
     subject: str
@@ -115,6 +118,7 @@ class Report:
     quantities: dict[str, Quantity] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     error: str = ""
+    phases: dict[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -145,6 +149,7 @@ class Report:
             "layout": self.subject,
             "ranks": self.ranks,
             "seconds": round(self.seconds, 3),
+            "phases": self.phases,
             "passed": self.passed,
             "quantities": {
                 name: {
@@ -185,7 +190,7 @@ def judge(
     faults = [f"export: {name} is not bit-equal to the checkpoint" for name in unequal[:_NAMED]]
     faults += _check_owners(ranks, set(parameters))
     faults += _check_samples(ranks, samples)
-    return Report(subject, len(ranks), seconds, quantities, tuple(faults))
+    return Report(subject, len(ranks), seconds, quantities, tuple(faults), phases=ranks[0].seconds)
 
 
 def _badness(value: float) -> float:

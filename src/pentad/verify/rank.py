@@ -5,6 +5,7 @@ Invariant: the rank uses the trainer as training does, with nothing switched off
 
 import gc
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,18 +64,38 @@ def warm_up(rank: int, meeting: str) -> None:
 
 def compute(rank: int, meeting: str, job: Job) -> RankFindings:
     """Everything of one rank, from joining the others to leaving them."""
+    watch = _Stopwatch()
     platform = enter_platform(rank)
     if not platform.is_cuda:
         torch.set_num_threads(1)
     join_ranks(platform, rank, job.layout.world, meeting, job.deadline_s)
     groups = make_groups(job.layout, _SEED, job.deadline_s)
+    watch.lap("join")
     config = load_config(job.checkpoint)
     trainer = Trainer(config, job.layout, groups, platform, _settings(config, job.dtype), job.megatron, 1)
+    watch.lap("build")
     reader = CheckpointReader(job.checkpoint)
     trainer.load(reader)
-    findings = _write(trainer, job, config) if job.writes else _compare(trainer, job, config, reader)
+    watch.lap("load")
+    findings = _write(trainer, job, config, watch) if job.writes else _compare(trainer, job, config, reader, watch)
     _leave(platform, trainer)
+    watch.lap("leave")
+    findings.seconds = watch.seconds
     return findings
+
+
+class _Stopwatch:
+    """Seconds by phase, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        """End a phase."""
+        now = time.monotonic()
+        self.seconds[phase] = round(now - self._last, 3)
+        self._last = now
 
 
 def _settings(config: PreTrainedConfig, dtype: DTypeName) -> TrainerSettings:
@@ -95,28 +116,38 @@ def _plan(batch: Batch, layout: Layout) -> Plan:
     return plan_microbatches(batch.lengths, layout.data, budget, multiple=rounds)
 
 
-def _write(trainer: Trainer, job: Job, config: PreTrainedConfig) -> RankFindings:
+def _write(trainer: Trainer, job: Job, config: PreTrainedConfig, watch: _Stopwatch) -> RankFindings:
     reference, batch = Reference(job.reference), make_batch(config.vocab_size)
     plan = _plan(batch, job.layout)
     logprobs, _ = trainer.logprobs(batch, plan, TEMPERATURE)
     reference.write_logprobs(logprobs)
+    watch.lap("log-probs")
     metrics = trainer.forward_backward(with_objective(batch, logprobs), plan, GRPOLoss(LOSS), TEMPERATURE)
+    watch.lap("gradients")
     reference.write_tensors("gradients", trainer.gradients())
     stepped = trainer.step()
     reference.write_tensors("weights", trainer.weights())
+    watch.lap("write")
     reference.write_numbers(metrics["train/loss"], stepped["train/grad_norm"])
     return RankFindings(stage=0, loss=0.0, grad_norm=0.0, trained=trainer.trained_samples)
 
 
-def _compare(trainer: Trainer, job: Job, config: PreTrainedConfig, reader: CheckpointReader) -> RankFindings:
+def _compare(
+    trainer: Trainer, job: Job, config: PreTrainedConfig, reader: CheckpointReader, watch: _Stopwatch
+) -> RankFindings:
     reference, batch = Reference(job.reference), make_batch(config.vocab_size)
     plan = _plan(batch, job.layout)
     exported = {name: _is_exact(tensor, reader, name) for name, tensor in trainer.weights()}
+    watch.lap("export")
     logprobs, _ = trainer.logprobs(batch, plan, TEMPERATURE)
+    watch.lap("log-probs")
     expected = reference.logprobs
     metrics = trainer.forward_backward(with_objective(batch, expected), plan, GRPOLoss(LOSS), TEMPERATURE)
+    watch.lap("gradients")
     gradients = reference.gradient_differences(trainer.gradients())
     stepped = trainer.step()
+    weights = reference.weight_differences(trainer.weights())
+    watch.lap("compare")
     return RankFindings(
         stage=trainer.groups.pp.rank(),
         loss=relative_number(metrics["train/loss"], reference.loss),
@@ -124,7 +155,7 @@ def _compare(trainer: Trainer, job: Job, config: PreTrainedConfig, reader: Check
         exported=exported,
         logprobs=by_sample(batch, logprobs, expected),
         gradients=gradients,
-        weights=reference.weight_differences(trainer.weights()),
+        weights=weights,
         trained=trainer.trained_samples,
     )
 
@@ -139,7 +170,7 @@ def _is_exact(tensor: Tensor, reader: CheckpointReader, name: str) -> bool:
     """Whether an exported tensor is the checkpoint's, in the precision that is trained in."""
     if name not in reader.shapes or reader.shapes[name] != tuple(tensor.shape):
         return False
-    return torch.equal(tensor.cpu(), reader.get(name).to(tensor.dtype))
+    return torch.equal(tensor, reader.get(name).to(tensor.device, tensor.dtype))
 
 
 def _leave(platform: Platform, trainer: Trainer) -> None:

@@ -11,8 +11,6 @@ from pentad.rollout.embedded import EmbeddedEngine
 from pentad.rollout.protocol import GenerateRequest, SamplingParams
 from pentad.rollout.weights import WeightTable, checksum
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_graphs_sample_what_the_cpu_samples(family, caplog):
