@@ -229,6 +229,16 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
         ["megatron.transformer.attention_droput=0.1"],
         ["attention_droput", "did you mean megatron.transformer.attention_dropout?"],
     ),
+    "Megatron DDP has no such setting": (
+        nothing,
+        ["megatron.ddp.overlap_grad_redcue=true"],
+        ["overlap_grad_redcue", "did you mean megatron.ddp.overlap_grad_reduce?"],
+    ),
+    "learning rate in Megatron's words": (
+        nothing,
+        ["megatron.optimizer.lr=0.1"],
+        ["megatron.optimizer.lr is settled by trainer.optimizer.lr", "fix: remove megatron.optimizer.lr"],
+    ),
     "evaluation name impossible": (nothing, ["data.eval={'a b': train.jsonl}"], ["'a b'", "without spaces"]),
     "warmup longer than the run": (nothing, ["trainer.schedule.warmup_steps=9"], ["warmup_steps", "2 or less"]),
     "wandb not installed": (nothing, ["trainer.logger=[wandb]"], ["wandb", "not installed", "pentad[wandb]"]),

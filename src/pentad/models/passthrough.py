@@ -69,7 +69,7 @@ def _check(dataclass: type, overrides: Mapping[str, Any], prefix: str, settled: 
     known = {field.name for field in fields(dataclass)}
     for key, value in overrides.items():
         if key not in known:
-            near = get_close_matches(key, known, 1)
+            near = get_close_matches(key, known - settled.keys(), 1)
             raise UserError(
                 f"{prefix}.{key} is not a field of Megatron's {dataclass.__name__}",
                 f"did you mean {prefix}.{near[0]}?" if near else f"remove {prefix}.{key}",

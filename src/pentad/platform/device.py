@@ -58,6 +58,8 @@ def enter_platform(device_index: int = 0) -> Platform:
     # Megatron warns on import about every optional package that Pentad does without on purpose.
     warnings.filterwarnings("ignore", module=r"megatron\..*")
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    # torch warns of a CUDA toolkit without a GPU, for the compiling of extensions.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Megatron hands small functions to torch.compile, which needs a C compiler on the user's machine.
     torch.compiler.set_stance("force_eager")
     platform = find_platform(device_index)

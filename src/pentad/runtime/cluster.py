@@ -10,13 +10,19 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pentad.config.cluster import RaySettings
 from pentad.errors import UserError
 from pentad.layout import Allocation, Component
 from pentad.runtime.gang import Gang, Processes
+from pentad.runtime.placement import place
 
 _PLACEMENT_S = 60.0
 _CONNECT_S = 10.0
@@ -30,7 +36,8 @@ class Cluster:
         allocation: what is to be placed.
 
     Raises:
-        UserError: the cluster cannot be reached, or has fewer GPUs than the allocation needs.
+        UserError: the cluster cannot be reached, has fewer GPUs than the allocation needs, or has them on machines
+            between which a group of tensor-parallel ranks would be split.
     """
 
     def __init__(self, settings: RaySettings, allocation: Allocation) -> None:
@@ -39,6 +46,8 @@ class Cluster:
         self.on_gpus = False
         self.processes = Processes()
         self._group: PlacementGroup | None = None
+        # Of each device.
+        self._bundles: list[int] = []
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -93,6 +102,8 @@ class Cluster:
                 f"{world} GPUs were not free within {_PLACEMENT_S:.0f} s ({free:g} of {gpus} are)",
                 "wait for the other job, or choose a smaller allocation",
             )
+        machines = placement_group_table(self._group)["bundles_to_node_id"]
+        self._bundles = place(self.allocation, [machines[bundle] for bundle in range(world)])
 
     def spawn(self, actor_class: Any, name: str, component: Component, deadline_s: float) -> Gang:
         """One process on each device of a component.
@@ -110,7 +121,7 @@ class Cluster:
             if self._group is not None:
                 options["num_gpus"] = 1.0 / sharing
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                    placement_group=self._group, placement_group_bundle_index=device
+                    placement_group=self._group, placement_group_bundle_index=self._bundles[device]
                 )
             actors.append(actor_class.options(**options).remote(rank, len(devices)))
         return Gang(name, actors, self.processes, deadline_s)

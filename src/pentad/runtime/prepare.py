@@ -13,6 +13,7 @@ from pentad.config.run import RunSettings
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
 from pentad.errors import UserError
 from pentad.layout import Allocation
+from pentad.layout.cluster_checks import check_projections
 from pentad.layout.validate import check_layout, refuse
 from pentad.models.checkpoint import CheckpointReader
 from pentad.models.facts import model_facts
@@ -53,9 +54,10 @@ def prepare(sources: Sources) -> Prepared:
     settings, allocation, directory = sources.settings, sources.allocation, sources.directory
     config = load_config(directory)
     facts = model_facts(config)
-    refuse(check_layout(facts, allocation.trainer.layout), f"allocation {allocation}")
+    layout = allocation.trainer.layout
+    refuse([*check_layout(facts, layout), *check_projections(facts, layout)], f"allocation {allocation}")
     CheckpointReader(directory).check(expected_shapes(config), tied=facts.tied)
-    if settings.megatron.transformer:
+    if any(overrides for _, overrides in settings.megatron):
         _check_passthrough(config, settings, allocation)
     tokenizer_path = settings.model.tokenizer or str(directory)
     tokenizer = load_tokenizer(tokenizer_path)
@@ -75,9 +77,13 @@ def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocati
 
     platform = enter_platform()
     from pentad.models.build import transformer_config
+    from pentad.trainer.optimizer import ddp_config, optimizer_config
 
-    dtype = platform.dtype(settings.trainer.dtype)
-    transformer_config(config, allocation.trainer.layout, dtype, settings.megatron.transformer)
+    megatron, trainer = settings.megatron, settings.trainer
+    dtype = platform.dtype(trainer.dtype)
+    transformer_config(config, allocation.trainer.layout, dtype, megatron.transformer)
+    distributed = ddp_config(megatron.ddp).use_distributed_optimizer
+    optimizer_config(trainer.optimizer, trainer.schedule, dtype, megatron.optimizer, distributed=distributed)
 
 
 def _check_lengths(

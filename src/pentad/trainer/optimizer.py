@@ -38,6 +38,21 @@ _SETTLED_FOR_DDP = {
 }
 
 
+def ddp_config(overrides: dict[str, Any]) -> DistributedDataParallelConfig:
+    """How gradients are held and reduced.
+
+    Args:
+        overrides: fields that the user sets (`megatron.ddp`).
+
+    Raises:
+        UserError: there is no such field, it is not the user's to set, or Megatron refuses its value.
+    """
+    defaults = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True}
+    return make_config(
+        DistributedDataParallelConfig, defaults, overrides, prefix="megatron.ddp", settled=_SETTLED_FOR_DDP
+    )
+
+
 def wrap_data_parallel(
     chunks: list[GPTModel], config: TransformerConfig, overrides: dict[str, Any], groups: ProcessGroupCollection
 ) -> list[DistributedDataParallel]:
@@ -46,12 +61,9 @@ def wrap_data_parallel(
     Args:
         overrides: fields that the user sets (`megatron.ddp`).
     """
-    defaults = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True}
     wrapped = []
     for chunk in chunks:
-        settings = make_config(
-            DistributedDataParallelConfig, defaults, overrides, prefix="megatron.ddp", settled=_SETTLED_FOR_DDP
-        )
+        settings = ddp_config(overrides)
         try:
             model = DistributedDataParallel(config=config, ddp_config=settings, module=chunk, pg_collection=groups)
         except (ValueError, AssertionError) as error:
@@ -60,6 +72,44 @@ def wrap_data_parallel(
         check_kept(settings, overrides, "megatron.ddp")
         wrapped.append(model)
     return wrapped
+
+
+def optimizer_config(
+    settings: OptimizerSettings,
+    schedule: ScheduleSettings,
+    dtype: torch.dtype,
+    overrides: dict[str, Any],
+    *,
+    distributed: bool,
+) -> OptimizerConfig:
+    """AdamW in Megatron's terms.
+
+    Args:
+        overrides: fields that the user sets (`megatron.optimizer`).
+        distributed: data-parallel ranks share masters and moments out.
+
+    Raises:
+        UserError: there is no such field, it is not the user's to set, or Megatron refuses its value.
+    """
+    return make_config(
+        OptimizerConfig,
+        {
+            "optimizer": "adam",
+            "lr": settings.lr,
+            "min_lr": settings.lr * schedule.min_lr_ratio,
+            "weight_decay": settings.weight_decay,
+            "adam_beta1": settings.betas[0],
+            "adam_beta2": settings.betas[1],
+            "adam_eps": settings.eps,
+            "clip_grad": settings.grad_clip,
+            "bf16": dtype == torch.bfloat16,
+            "params_dtype": dtype,
+            "use_distributed_optimizer": distributed,
+        },
+        overrides,
+        prefix="megatron.optimizer",
+        settled=_SETTLED_BY_TRAINER,
+    )
 
 
 def make_optimizer(
@@ -74,25 +124,8 @@ def make_optimizer(
     Args:
         overrides: fields that the user sets (`megatron.optimizer`).
     """
-    config = make_config(
-        OptimizerConfig,
-        {
-            "optimizer": "adam",
-            "lr": settings.lr,
-            "min_lr": settings.lr * schedule.min_lr_ratio,
-            "weight_decay": settings.weight_decay,
-            "adam_beta1": settings.betas[0],
-            "adam_beta2": settings.betas[1],
-            "adam_eps": settings.eps,
-            "clip_grad": settings.grad_clip,
-            "bf16": dtype == torch.bfloat16,
-            "params_dtype": dtype,
-            "use_distributed_optimizer": chunks[0].ddp_config.use_distributed_optimizer,
-        },
-        overrides,
-        prefix="megatron.optimizer",
-        settled=_SETTLED_BY_TRAINER,
-    )
+    distributed = chunks[0].ddp_config.use_distributed_optimizer
+    config = optimizer_config(settings, schedule, dtype, overrides, distributed=distributed)
     return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
 
 
