@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment that uv.lock describes, in .venv. Needs bash and any Python 3 with pip; finds or installs the rest.
-# A working uv is left at .cache/bin/uv for the Makefile.
+# A working uv is left at .cache/bin/uv for the Makefile. With --tests, optional packages that tests use are installed, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -64,4 +64,13 @@ export UV_PYTHON
 # PYTHONDONTWRITEBYTECODE), a trainer rank would otherwise take twice as long to start.
 export UV_COMPILE_BYTECODE=1
 say "uv $("$uv" --version | cut -d' ' -f2), Python $UV_PYTHON"
-exec "$uv" sync --locked
+extras=()
+if [ "${1:-}" = --tests ]; then
+    if command -v cc >/dev/null || command -v gcc >/dev/null; then
+        extras=(--extra reasoning-gym)
+    else
+        say "no C compiler: reasoning-gym is left out, and its tests are skipped"
+    fi
+fi
+# Inexact: what an earlier call added stays.
+exec "$uv" sync --locked --inexact "${extras[@]}"

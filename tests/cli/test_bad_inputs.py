@@ -218,6 +218,11 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
         ["allocation=hf:d16|megatron:d16"],
         ["only 8 sequences", "trainer.prompts_per_step"],
     ),
+    "ranks do not divide the sequences": (
+        nothing,
+        ["allocation=hf:d3|megatron:d3", "trainer.tokens_per_microbatch=24"],
+        ["has 8 sequences", "in multiples of 3", "set trainer.tokens_per_microbatch to 3"],
+    ),
     "reward unknown": (nothing, ["reward.name=exakt"], ["exakt", "reward.name=exact"]),
     "reward module missing": (nothing, ["reward.name=none_such:score"], ["none_such", "fix:"]),
     "reward function missing": (reward_without_function, ["reward.name=mine:score"], ["score", "mine", "other"]),

@@ -88,6 +88,17 @@ def test_what_would_leave_a_microbatch_empty_is_refused_with_a_value_that_works(
     check(plan_microbatches([90, 90, 90], 2, 180), [90, 90, 90], 2, 180)
 
 
+@given(
+    ranks=st.integers(1, 6),
+    multiple=st.integers(1, 3),
+    lengths=st.lists(st.integers(1, 50), min_size=18, max_size=60),
+)
+def test_any_number_is_packed_where_any_two_fit(ranks: int, multiple: int, lengths: list[int]) -> None:
+    plan = plan_microbatches(lengths, ranks, 2 * max(lengths), multiple=multiple)
+    assert plan.num_microbatches % multiple == 0
+    assert sorted(i for rank in plan.microbatches for bin in rank for i in bin) == list(range(len(lengths)))
+
+
 def test_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="sequence 1 has 0 tokens"):
         plan_microbatches([1, 0], 1, 10)

@@ -113,6 +113,14 @@ def test_absent_values_are_those_of_transformers(family: str) -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0", "whole number"),
         ({"vocab_size": "many"}, "vocab_size is 'many'", "whole number"),
         ({"attention_bias": True}, "asks for attention_bias", "without it"),
+        ({"hidden_act": "gelu"}, "asks for hidden_act other than silu", "without it"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "asks for use_sliding_window", "without it"),
+        ({"model_type": "mixtral", "sliding_window": 4096}, "asks for sliding_window", "without it"),
+        ({"model_type": "qwen2_moe", "qkv_bias": False}, "asks for qkv_bias=false", "without it"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "asks for rotary scaling other than", "without it"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "other than default, linear, llama3, yarn", "without it"),
+        ({"partial_rotary_factor": 0.5}, "asks for partial_rotary_factor", "without it"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "asks for partial_rotary_factor", "without it"),
     ],
 )
 def test_refused(change: dict[str, Any], cause: str, fix: str) -> None:

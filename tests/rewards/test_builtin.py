@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-from reasoning_gym.factory import create_dataset
 
 from pentad.errors import UserError
 from pentad.rewards import builtin
@@ -77,31 +76,6 @@ def test_exact() -> None:
     assert builtin.exact("", " yes\n", "yes") == 1.0
     assert builtin.exact("", "Yes", "yes") == 0.0
     assert builtin.exact("", "5", 5) == 1.0
-
-
-def test_reasoning_gym_scores_as_the_task_does() -> None:
-    options = {"seed": 3, "min_terms": 2, "max_terms": 2}
-    entry = create_dataset("chain_sum", size=2, **options)[1]
-    truth = entry["answer"]
-    extra = {"task": "chain_sum", "config": options, "entry": entry, "unknown": 1}
-    for response in (
-        f"first <answer>0</answer> no: <answer> {truth} </answer> and so on",
-        f"it is #### {truth}",
-        f"let me think\n{truth}\n",
-        truth,
-    ):
-        assert builtin.reasoning_gym("", response, truth, **extra) == 1.0, response
-    for response in (f"{truth}\n<answer>x</answer>", f"{truth}\nx", ""):
-        assert builtin.reasoning_gym("", response, truth, **extra) < 0.1, response
-
-
-def test_reasoning_gym_task_that_checks_answers_other_than_its_own() -> None:
-    entry = create_dataset("countdown", size=1, seed=1)[0]
-    expression = entry["metadata"]["expression"]
-    extra = {"task": "countdown", "config": {"seed": 1}, "entry": entry}
-    assert builtin.reasoning_gym("", expression, "", **extra) == 1.0
-    assert builtin.reasoning_gym("", f"(({expression}))", "", **extra) == 1.0
-    assert builtin.reasoning_gym("", "1 +", "", **extra) < 1.0
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,9 @@ _NEEDED = {
     "datasets": "datasets",
     "pyarrow": "pyarrow",
     "math-verify": "math_verify",
-    "reasoning-gym": "reasoning_gym",
     "tensorboard": "tensorboard",
 }
-_OPTIONAL = {"wandb": "wandb", "vllm": "vllm"}
+_OPTIONAL = {"reasoning-gym": "reasoning_gym", "wandb": "wandb", "vllm": "vllm"}
 
 
 def examine() -> int:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 from pentad.data.rows import PromptRow
 from pentad.errors import UserError
+from pentad.extras import require
 
 PREFIX = "reasoning_gym:"
 TRAIN_SEED = 0
@@ -87,6 +88,7 @@ def check_fresh(train: str, evaluation: str, options: Mapping[str, Any], *, sett
 
 
 def _parse(source: str, options: Mapping[str, Any], role: str, setting: str) -> _Source:
+    require("reasoning_gym", "reasoning-gym", f"{setting}={source}", "use a file")
     from reasoning_gym.factory import DATASETS  # takes seconds to import
 
     names, _, query = source.removeprefix(PREFIX).partition("?")

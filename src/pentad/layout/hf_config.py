@@ -4,7 +4,7 @@ Invariant: the facts are those that transformers would give from the same file; 
 transformers would take, and what Pentad does not compute is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pentad.errors import UserError
@@ -35,7 +35,51 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 FAMILIES = tuple(_DEFAULTS)
 
-_REFUSED = ("attention_bias", "mlp_bias")
+# Rotary scaling that depends on positions alone, and never on how long a batch is.
+ROTARY = ("default", "linear", "llama3", "yarn")
+
+Values = Mapping[str, Any]
+
+
+def _rotary(values: Values) -> Values:
+    """It had another name, and its kind as well, in older files."""
+    return values.get("rope_parameters") or values.get("rope_scaling") or {}
+
+
+def _rotary_type(values: Values) -> str:
+    return _rotary(values).get("rope_type") or _rotary(values).get("type") or "default"
+
+
+def _rotated_part(values: Values) -> float:
+    return _rotary(values).get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
+
+
+# What a configuration may ask for, beyond what is computed here: how it is called, and the test.
+_REFUSED: tuple[tuple[str, Callable[[Values], Any]], ...] = (
+    ("attention_bias", lambda values: values.get("attention_bias")),
+    ("mlp_bias", lambda values: values.get("mlp_bias")),
+    ("hidden_act other than silu", lambda values: values.get("hidden_act", "silu") != "silu"),
+    ("use_sliding_window", lambda values: values.get("use_sliding_window")),
+    ("sliding_window", lambda values: values["model_type"] == "mixtral" and values.get("sliding_window")),
+    ("qkv_bias=false", lambda values: not values.get("qkv_bias", True)),
+    (f"rotary scaling other than {', '.join(ROTARY)}", lambda values: _rotary_type(values) not in ROTARY),
+    ("partial_rotary_factor", lambda values: _rotated_part(values) != 1.0),
+)
+
+
+def check_supported(config: Values, where: str = "config.json") -> None:
+    """
+    Raises:
+        UserError: an unsupported architecture, or something of it that is not computed.
+    """
+    family = config.get("model_type")
+    if family not in _DEFAULTS:
+        what = "has no model_type" if family is None else f"is of architecture {family!r}, which is not supported"
+        raise UserError(f"{where} {what}", f"use a model of architecture {', '.join(sorted(FAMILIES))}")
+    values = {**_DEFAULTS[family], **{key: value for key, value in config.items() if value is not None}}
+    for what, asks in _REFUSED:
+        if asks(values):
+            raise UserError(f"{where} asks for {what}, which is not supported", "use a model without it")
 
 
 def facts_from_config(config: Mapping[str, Any], where: str = "config.json") -> ModelFacts:
@@ -48,13 +92,8 @@ def facts_from_config(config: Mapping[str, Any], where: str = "config.json") -> 
     Raises:
         UserError: an unsupported architecture; a size that is missing or is not a whole number above 0.
     """
-    family = config.get("model_type")
-    if family not in _DEFAULTS:
-        what = "has no model_type" if family is None else f"is of architecture {family!r}, which is not supported"
-        raise UserError(f"{where} {what}", f"use a model of architecture {', '.join(sorted(FAMILIES))}")
-    for name in _REFUSED:
-        if config.get(name):
-            raise UserError(f"{where} asks for {name}, which is not supported", "use a model without it")
+    check_supported(config, where)
+    family = config["model_type"]
     values = {**_DEFAULTS[family], **{key: value for key, value in config.items() if value is not None}}
 
     def size(name: str) -> int:

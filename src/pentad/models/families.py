@@ -1,16 +1,17 @@
 """The model families that Pentad trains, each as data: Megatron settings and weight names.
 
-Invariant: a family says everything that tells it from the others; no code elsewhere asks which family it has. What
-a configuration asks for and Pentad would not compute exactly as transformers does is refused.
+Invariant: a family says everything that tells it from the others; no code elsewhere asks which family it has.
+`pentad.layout.hf_config` refuses what a configuration asks for and Pentad would not compute as transformers does.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from pentad.errors import UserError
+from pentad.layout.hf_config import check_supported
 from pentad.models.rules import QKV, Experts, Gated, Replicated, Row, Rule, Vocab
 
 _LAYER = "model.layers.{layer}."
@@ -68,8 +69,6 @@ _SHARED_EXPERT = (
     Replicated(f"{_DECODER}mlp.shared_experts.gate_weight", (f"{_LAYER}mlp.shared_expert_gate.weight",)),
 )
 
-Predicate = Callable[[PreTrainedConfig], bool]
-
 
 @dataclass(frozen=True)
 class Family:
@@ -79,31 +78,15 @@ class Family:
         model_type: as in config.json.
         layer_rules: weights of one decoder layer.
         transformer: fields of Megatron's TransformerConfig besides the sizes, from the configuration.
-        refused: what a configuration may ask for that this family's implementation does not do: name and test.
     """
 
     model_type: str
     layer_rules: tuple[Rule, ...]
     transformer: Callable[[PreTrainedConfig], dict[str, Any]] = lambda config: {}
-    refused: dict[str, Predicate] = field(default_factory=dict)
 
     def rules(self, tied: bool) -> tuple[Rule, ...]:
         """All rules of a model. The last of several pipeline stages holds a tied embedding's copy as output layer."""
         return (_EMBEDDING, *self.layer_rules, _FINAL_NORM, _TIED_HEAD if tied else _HEAD)
-
-
-def _asks(name: str) -> Predicate:
-    return lambda config: bool(getattr(config, name, False))
-
-
-_ACTIVATION: dict[str, Predicate] = {"hidden_act other than silu": lambda config: config.hidden_act != "silu"}
-_SLIDING = {"use_sliding_window": _asks("use_sliding_window")}
-
-# Layers without experts among those with experts.
-_SPARSE: dict[str, Predicate] = {
-    "decoder_sparse_step other than 1": lambda config: config.decoder_sparse_step != 1,
-    "mlp_only_layers": _asks("mlp_only_layers"),
-}
 
 
 def _routing(normalized: bool) -> dict[str, Any]:
@@ -123,25 +106,21 @@ FAMILIES: dict[str, Family] = {
         Family(
             "llama",
             (*_NORMS, *_ATTENTION, *_DENSE_MLP),
-            refused={**_ACTIVATION, "attention_bias": _asks("attention_bias"), "mlp_bias": _asks("mlp_bias")},
         ),
         Family(
             "qwen2",
             (*_NORMS, *_ATTENTION, _qkv("bias"), *_DENSE_MLP),
             transformer=lambda config: {"add_qkv_bias": True},
-            refused={**_ACTIVATION, **_SLIDING},
         ),
         Family(
             "qwen3",
             (*_NORMS, *_ATTENTION, *_QK_NORM, *_DENSE_MLP),
             transformer=lambda config: {"qk_layernorm": True},
-            refused={**_ACTIVATION, **_SLIDING, "attention_bias": _asks("attention_bias")},
         ),
         Family(
             "qwen3_moe",
             (*_NORMS, *_ATTENTION, *_QK_NORM, *_QWEN_EXPERTS),
             transformer=lambda config: {"qk_layernorm": True, **_routing(config.norm_topk_prob)},
-            refused={**_ACTIVATION, **_SLIDING, **_SPARSE, "attention_bias": _asks("attention_bias")},
         ),
         Family(
             "qwen2_moe",
@@ -152,13 +131,11 @@ FAMILIES: dict[str, Family] = {
                 "moe_shared_expert_gate": True,
                 **_routing(config.norm_topk_prob),
             },
-            refused={**_ACTIVATION, **_SLIDING, **_SPARSE, "qkv_bias=false": lambda config: not config.qkv_bias},
         ),
         Family(
             "mixtral",
             (*_NORMS, *_ATTENTION, *_experts("block_sparse_moe", "w1", "w3", "w2")),
             transformer=lambda config: _routing(True),
-            refused={**_ACTIVATION, "sliding_window": _asks("sliding_window")},
         ),
     )
 }
@@ -170,16 +147,11 @@ def family_of(config: PreTrainedConfig) -> Family:
     Raises:
         UserError: the architecture, or something that its configuration asks for, is not supported.
     """
-    family = FAMILIES.get(config.model_type)
-    if family is None:
+    check_supported(config.to_dict())
+    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
         raise UserError(
-            f"the model's architecture {config.model_type!r} is not supported",
-            f"use one of {', '.join(sorted(FAMILIES))}",
+            "the model's config.json has layers without experts among those with them (mlp_only_layers, "
+            "decoder_sparse_step), which Pentad plans but does not train",
+            "use a model without them",
         )
-    for what, asks in family.refused.items():
-        if asks(config):
-            raise UserError(
-                f"the model's config.json asks for {what}, which Pentad does not compute for {config.model_type}",
-                "use a model without it",
-            )
-    return family
+    return FAMILIES[config.model_type]

@@ -1,7 +1,7 @@
 """Rotary position tables, computed by transformers so that every scaling rule agrees with it.
 
 Su et al., RoFormer, https://arxiv.org/abs/2104.09864. Invariant: tables depend on positions alone, never on the
-batch; scaling rules that do depend on the batch are refused.
+batch; `pentad.layout.hf_config` refuses scaling rules that do depend on the batch.
 """
 
 import torch
@@ -9,25 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pentad.errors import UserError
-
-_POSITION_ONLY = ("default", "linear", "llama3", "yarn")
-
 
 class RotaryTable:
     """Grows on demand; one a model."""
 
     def __init__(self, config: PreTrainedConfig, device: torch.device) -> None:
-        """
-        Raises:
-            UserError: the model's rotary scaling changes with the length of the batch.
-        """
-        kind = config.rope_parameters["rope_type"]
-        if kind not in _POSITION_ONLY:
-            raise UserError(
-                f"the model's config.json asks for rotary scaling {kind!r}, which Pentad does not compute",
-                f"use a model with one of {', '.join(_POSITION_ONLY)}",
-            )
         self._module = LlamaRotaryEmbedding(config).to(device)
         self._device = device
         self._tables: tuple[Tensor, Tensor] | None = None

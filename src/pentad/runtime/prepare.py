@@ -66,8 +66,8 @@ def prepare(sources: Sources) -> Prepared:
     encode = encode_examples if settings.algorithm.name == "sft" else encode_prompts
     train = encode(sources.train.rows, tokenizer, settings.data)
     evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
-    _check_lengths(settings, train, evals, config.max_position_embeddings)
-    _check_occupied(settings, allocation)
+    longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
+    _check_occupied(settings, allocation, longest)
     return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals)
 
 
@@ -88,7 +88,8 @@ def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocati
 
 def _check_lengths(
     settings: RunSettings, train: EncodedPrompts | EncodedExamples, evals: dict[str, EncodedPrompts], positions: int
-) -> None:
+) -> int:
+    """Whether microbatches and the model hold every sequence; returns the tokens of the longest that is trained on."""
     budget, response = settings.trainer.tokens_per_microbatch, settings.rollout.max_response_tokens
     if isinstance(train, EncodedExamples):
         lengths = [len(prompt) + len(answer) for prompt, answer in train.examples]
@@ -115,16 +116,30 @@ def _check_lengths(
                 f"{positions} positions of the model",
                 f"lower rollout.max_response_tokens to {max(1, positions - prompt)}",
             )
+    return longest
 
 
-def _check_occupied(settings: RunSettings, allocation: Allocation) -> None:
-    """Every data-parallel rank needs a sequence in each optimizer step; interleaved stages need one each."""
-    layout, rows, grpo = allocation.trainer.layout, settings.trainer.prompts_per_step, settings.algorithm.name == "grpo"
-    # The smallest minibatch: groups stay together.
-    least = rows // settings.algorithm.optimizer_steps * settings.rollout.n if grpo else rows
+def _check_occupied(settings: RunSettings, allocation: Allocation, longest: int) -> None:
+    """Every data-parallel rank needs equally many microbatches in each optimizer step, and none may be empty.
+
+    That works for a number of sequences that the ranks divide, and for any number of sequences of which two always
+    fit into a microbatch.
+    """
+    layout, rows = allocation.trainer.layout, settings.trainer.prompts_per_step
     needed = layout.data * (layout.pipeline if layout.virtual > 1 else 1)
-    if least < needed:
+    # Minibatches are rounded to whole groups.
+    grpo = settings.algorithm.name == "grpo"
+    parts, samples = (settings.algorithm.optimizer_steps, settings.rollout.n) if grpo else (1, 1)
+    sizes = [rows // parts * samples, -(-rows // parts) * samples]
+    if sizes[0] < needed:
         raise UserError(
-            f"an optimizer step may have only {least} sequences, and allocation {allocation.trainer} needs {needed}",
+            f"an optimizer step may have only {sizes[0]} sequences, and allocation {allocation.trainer} needs {needed}",
             "raise trainer.prompts_per_step, or take fewer data-parallel ranks",
+        )
+    uneven = [size for size in sizes if size % needed]
+    if uneven and 2 * longest > settings.trainer.tokens_per_microbatch:
+        raise UserError(
+            f"an optimizer step has {uneven[0]} sequences, which {allocation.trainer} cannot always share out: its "
+            f"{layout.data} data-parallel ranks take them in multiples of {needed}",
+            f"change trainer.prompts_per_step, or set trainer.tokens_per_microbatch to {2 * longest} (any two fit)",
         )

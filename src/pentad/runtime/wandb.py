@@ -6,6 +6,7 @@ Invariant: wandb is imported only when `trainer.logger` names it.
 from collections.abc import Mapping
 
 from pentad.errors import UserError
+from pentad.extras import require
 from pentad.runtime.run_dir import RunDir
 
 _FIX_LOGIN = "run `wandb login`, or `wandb offline`, or remove wandb from trainer.logger"
@@ -20,13 +21,9 @@ class Wandb:
         Raises:
             UserError: wandb is not installed, or refuses to start.
         """
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "trainer.logger names wandb, which is not installed",
-                "pip install 'pentad[wandb]', or remove wandb from trainer.logger",
-            ) from error
+        require("wandb", "wandb", "trainer.logger", "remove wandb from trainer.logger")
+        import wandb
+
         try:
             self._run = wandb.init(project="pentad", name=name, dir=str(run_dir.path), config=dict(settings))
         except wandb.errors.Error as error:

@@ -33,8 +33,8 @@ class Bounds:
 
 
 BOUNDS = {
-    # Megatron sums the squares of the norm in float32: over many millions of elements that is good to about 1e-4.
-    "fp32": Bounds(logprobs=1e-4, loss=1e-6, grad_norm=5e-4, gradients=1e-4, weights=1e-5),
+    # Megatron sums the squares of the norm in float32: on a CPU, over many millions of elements, that is good to 5e-5.
+    "fp32": Bounds(logprobs=1e-4, loss=1e-6, grad_norm=1e-4, gradients=1e-4, weights=1e-5),
     # 8 bits of mantissa. A log-prob is a sum over layers of roundings; a step in the other direction is seen.
     "bf16": Bounds(logprobs=0.05, loss=1e-2, grad_norm=1e-2, gradients=2e-2, weights=1e-2),
 }
