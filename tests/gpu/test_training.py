@@ -9,16 +9,20 @@ import torch
 from command import Command
 from quickstart import REPOSITORY
 
+from pentad.layout import parse_allocation
+
 PRECISIONS = {"fp32": 1e-4, "bf16": 0.3}
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("allocation", ["hf:d1|megatron:d1", "hf:d1+megatron:p2", "hf:d1+megatron:c2"])
+@pytest.mark.parametrize(
+    "allocation", ["hf:d1|megatron:d1", "hf:d1+megatron:d1", "hf:d2|megatron:p2", "hf:d2|megatron:c2"]
+)
 def test_engine_and_trainer_agree(
     allocation: str, dtype: str, quickstart: Path, pentad: Callable[..., Command], tmp_path: Path
 ) -> None:
-    if torch.cuda.device_count() < (3 if "+" in allocation else 1):
-        pytest.skip("needs 3 GPUs")
+    if torch.cuda.device_count() < parse_allocation(allocation).world_size:
+        pytest.skip("needs more GPUs")
     run = tmp_path / "run"
     command = pentad(
         "train",
