@@ -23,7 +23,7 @@ test: ## check style, types and floors, and run all tests
 
 FAMILIES := llama_tied qwen2 qwen3 qwen3_moe qwen2_moe mixtral
 
-verify: bootstrap ## compare all 297 small layouts of all families with one process; half an hour on two cores
+verify: bootstrap ## compare all 297 small layouts of all families with one process; a quarter of an hour on two cores
 	set -e; for family in $(FAMILIES); do $(RUN) pentad verify layouts $$family --max-ranks 8; done
 
 lint: bootstrap
