@@ -51,6 +51,12 @@ SCHEMA_FAULTS = {
         "unknown key",
         "here it is megatron.transformer.recompute_granularity",
     ),
+    "AReaL determinism": (
+        "",
+        ["actor.megatron.use_deterministic_algorithms=true"],
+        "unknown key",
+        "here it is megatron.use_deterministic_algorithms",
+    ),
     "siiRL sequence parallel": (
         "",
         ["actor_rollout_ref.actor.megatron.sequence_parallel=true"],

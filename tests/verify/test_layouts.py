@@ -79,9 +79,13 @@ def test_layers_that_stages_do_not_divide(family, layers, layout, tmp_path):
 
 
 SETTINGS = {
-    "full recompute": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    "selective recompute": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-    "deterministic": {"deterministic_mode": True},
+    "full recompute": MegatronSettings(
+        transformer={"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    ),
+    "selective recompute": MegatronSettings(
+        transformer={"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    ),
+    "deterministic": MegatronSettings(use_deterministic_algorithms=True),
 }
 
 
@@ -91,7 +95,7 @@ SETTINGS = {
 )
 def test_settings_that_change_no_result(what, layout, checkpoint, verification):
     plain = verification("qwen3_moe")
-    plain_settings, plain.megatron = plain.megatron, MegatronSettings(transformer=SETTINGS[what])
+    plain_settings, plain.megatron = plain.megatron, SETTINGS[what]
     try:
         report = plain.check(layout)
     finally:

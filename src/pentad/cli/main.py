@@ -6,6 +6,7 @@ put right; 130 interrupted.
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ class _Version(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `arguments` default to those of the process."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # torch warns of a CUDA toolkit without a GPU, for the compiling of extensions; there is none here.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         return _run(arguments)
     except KeyboardInterrupt as interrupt:

@@ -6,7 +6,6 @@ of the answer appears when it is known.
 
 import argparse
 import json
-import logging
 import sys
 import tempfile
 import warnings
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="KEY=VALUE",
         default=[],
-        help="settings, as transformer.deterministic_mode=true",
+        help="settings, as transformer.recompute_granularity=selective or use_deterministic_algorithms=true",
     )
     parser.add_argument("--deadline", type=float, default=_DEADLINE_S, help="seconds for one layout (default 120)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
@@ -78,7 +77,6 @@ def verify_layouts(options: argparse.Namespace) -> int:
 
 def _import_quietly() -> None:
     """Megatron warns on import of every optional package that Pentad does without on purpose."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers.utils import logging as transformers_logging
@@ -209,14 +207,19 @@ def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
 
     from pentad.config.megatron import MegatronSettings
 
-    parts = tuple(MegatronSettings.model_fields)
-    found: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    switch = "use_deterministic_algorithms"
+    parts = tuple(name for name in MegatronSettings.model_fields if name != switch)
+    found: dict[str, Any] = {part: {} for part in parts}
     for pair in pairs:
         name, _, value = pair.partition("=")
         part, _, key = name.partition(".")
-        if part not in found or not key or not value:
-            raise UserError(f"--megatron {pair} is not PART.KEY=VALUE", f"begin it with one of {', '.join(parts)}")
-        found[part][key] = yaml.safe_load(value)
+        if name == switch and value in ("true", "false"):
+            found[switch] = value == "true"
+        elif part in parts and key and value:
+            found[part][key] = yaml.safe_load(value)
+        else:
+            hint = f"begin it with one of {', '.join(parts)}, or write {switch}=true"
+            raise UserError(f"--megatron {pair} is not PART.KEY=VALUE", hint)
     return MegatronSettings(**found)
 
 

@@ -119,6 +119,7 @@ _TABLE: tuple[tuple[str, Translation], ...] = (
     (r"generator\.(inference_engine_tensor_parallel_size|num_inference_engines|backend)", Translation("allocation")),
     # Megatron, wherever the system keeps it
     (r".*\b(override_transformer_config|transformer_config_kwargs)\.(\w+)", Translation("megatron.transformer.\\2")),
+    (r".*\b(use_deterministic_algorithms|deterministic_mode)", Translation("megatron.use_deterministic_algorithms")),
     (r".*\bddp_config\.(\w+)", Translation("megatron.ddp.\\1")),
     (r".*\boptimizer_config_kwargs\.(\w+)", Translation("megatron.optimizer.\\1")),
     (

@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch.nn import functional
 from transformers import PreTrainedConfig
 
+from pentad.config.megatron import MegatronSettings
 from pentad.layout import Layout
 from pentad.layout.pipeline import stage_layers
 from pentad.models.facts import model_facts
@@ -71,16 +72,17 @@ _SETTLED = {
     "pipeline_dtype": "trainer.dtype",
     "variable_seq_lengths": "Pentad, whose packs differ in length",
     "attention_dropout": "Pentad, whose attention has none",
+    "deterministic_mode": "megatron.use_deterministic_algorithms",
 }
 
 
 def transformer_config(
-    config: PreTrainedConfig, layout: Layout, dtype: torch.dtype, overrides: dict[str, Any]
+    config: PreTrainedConfig, layout: Layout, dtype: torch.dtype, megatron: MegatronSettings
 ) -> TransformerConfig:
     """Megatron's configuration of a model under a layout.
 
     Args:
-        overrides: fields that the user sets (`megatron.transformer`).
+        megatron: what the user sets.
 
     Raises:
         UserError: a field that does not exist, is settled elsewhere, or that Megatron refuses.
@@ -110,6 +112,7 @@ def transformer_config(
         "gradient_accumulation_fusion": False,
         "apply_rope_fusion": False,
         "persist_layer_norm": False,
+        "deterministic_mode": megatron.use_deterministic_algorithms,
         # Weights come from a checkpoint.
         "perform_initialization": False,
         "calculate_per_token_loss": True,
@@ -126,7 +129,9 @@ def transformer_config(
         **_mixture(geometry),
         **family_of(config).transformer(config),
     }
-    return make_config(TransformerConfig, settings, overrides, prefix="megatron.transformer", settled=_SETTLED)
+    return make_config(
+        TransformerConfig, settings, megatron.transformer, prefix="megatron.transformer", settled=_SETTLED
+    )
 
 
 def _pipeline(config: PreTrainedConfig, layout: Layout) -> dict[str, Any]:

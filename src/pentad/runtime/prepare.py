@@ -81,7 +81,7 @@ def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocati
 
     megatron, trainer = settings.megatron, settings.trainer
     dtype = platform.dtype(trainer.dtype)
-    transformer_config(config, allocation.trainer.layout, dtype, megatron.transformer)
+    transformer_config(config, allocation.trainer.layout, dtype, megatron)
     distributed = ddp_config(megatron.ddp).use_distributed_optimizer
     optimizer_config(trainer.optimizer, trainer.schedule, dtype, megatron.optimizer, distributed=distributed)
 

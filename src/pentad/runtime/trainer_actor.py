@@ -16,6 +16,7 @@ from pentad.config.trainer import TrainerSettings
 from pentad.data.batch import Batch
 from pentad.data.plan import Plan
 from pentad.layout import Layout
+from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import Platform, enter_platform
 from pentad.runtime.process import GROUPS, Process
 
@@ -55,6 +56,8 @@ class TrainerActor(Process):
         # Megatron takes seconds to import; the driver, which imports this file, has no use for it. It warns then of
         # what Pentad does without, so the platform comes first.
         self.platform = enter_platform()
+        if megatron.use_deterministic_algorithms:
+            make_deterministic()
         from pentad.models.checkpoint import CheckpointReader
         from pentad.models.source import load_config
         from pentad.trainer.parallel import join_ranks, make_groups

@@ -73,7 +73,7 @@ class Trainer:
         self.settings = settings
         self.dtype = platform.dtype(settings.dtype)
         self.mapping = WeightMapping(config, groups)
-        self.megatron = transformer_config(config, layout, self.dtype, megatron.transformer)
+        self.megatron = transformer_config(config, layout, self.dtype, megatron)
         self.chunks = build_chunks(config, self.megatron, layout, groups)
         for chunk in self.chunks:
             chunk.module.to(platform.device)

@@ -24,6 +24,7 @@ from pentad.layout import Layout
 from pentad.models.checkpoint import CheckpointReader
 from pentad.models.mapping import expected_shapes
 from pentad.models.source import load_config
+from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import DTypeName, Platform, enter_platform
 from pentad.trainer.parallel import join_ranks, make_groups
 from pentad.trainer.trainer import Trainer
@@ -68,6 +69,8 @@ def compute(rank: int, meeting: str, job: Job) -> RankFindings:
     platform = enter_platform(rank)
     if not platform.is_cuda:
         torch.set_num_threads(1)
+    if job.megatron.use_deterministic_algorithms:
+        make_deterministic()
     join_ranks(platform, rank, job.layout.world, meeting, job.deadline_s)
     groups = make_groups(job.layout, _SEED, job.deadline_s)
     watch.lap("join")
