@@ -48,6 +48,23 @@ REFUSED = [
     ("transformer", {"calculate_per_token_loss": False}, "settled by", "remove"),
     ("optimizer", {"lr": 1.0}, "settled by trainer.optimizer.lr", "remove"),
     ("optimizer", {"clip_grad": 1.0}, "settled by trainer.optimizer.grad_clip", "remove"),
+    # Megatron has them; here they would do nothing, fail in a rank, or train another model.
+    ("transformer", {"rotary_interleaved": True}, "is not supported", "remove megatron.transformer.rotary_interleaved"),
+    ("transformer", {"hidden_dropout": 0.1}, "is not supported", "remove megatron.transformer.hidden_dropout"),
+    ("transformer", {"moe_expert_capacity_factor": 1.0}, "is not supported", "remove"),
+    ("transformer", {"cpu_offloading": True}, "is not supported", "what may be set here is deallocate"),
+    (
+        "transformer",
+        {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "layernorm"]},
+        "recompute_modules='layernorm' is not supported",
+        "use core_attn or mlp or moe or shared_experts",
+    ),
+    ("transformer", {"moe_router_load_balancing_type": "sinkhorn"}, "'sinkhorn' is not supported", "none"),
+    ("ddp", {"use_megatron_fsdp": True}, "is not supported", "remove megatron.ddp.use_megatron_fsdp"),
+    ("ddp", {"num_distributed_optimizer_instances": 2}, "is not supported", "remove"),
+    ("optimizer", {"optimizer": "sgd"}, "is not supported", "remove megatron.optimizer.optimizer"),
+    ("optimizer", {"loss_scale": 128.0}, "is not supported", "remove megatron.optimizer.loss_scale"),
+    ("transformer", {"deterministic_mode": True}, "settled by megatron.use_deterministic_algorithms", "remove"),
     ("transformer", {"fp8": "hybrid"}, "needs Transformer Engine", "remove"),
     ("transformer", {"apply_rope_fusion": True}, "needs Transformer Engine", "remove"),
     ("transformer", {"gradient_accumulation_fusion": True}, "needs Transformer Engine", "remove"),
@@ -61,13 +78,15 @@ REFUSED = [
     # Megatron forgets it unless gradients are reduced while they are computed.
     ("ddp", {"bucket_size": 1000}, "megatron.ddp.bucket_size", "megatron.ddp"),
     ("ddp", {"overlap_grad_reduce": True, "overlap_param_gather": True}, "settled by Pentad", "remove"),
-    ("ddp", {"average_in_collective": True}, "Megatron refuses", "megatron.ddp"),
+    ("ddp", {"average_in_collective": True}, "is not supported", "megatron.ddp"),
     # It would contradict megatron.ddp.
     ("optimizer", {"use_distributed_optimizer": False}, "settled by megatron.ddp.use_distributed_optimizer", "remove"),
 ]
 ACCEPTED = [
     ("transformer", {}),
     ("transformer", {"apply_rope_fusion": False, "fp8": None}),
+    # As it is anyhow.
+    ("transformer", {"hidden_dropout": 0.0, "cpu_offloading": False}),
     ("transformer", {"recompute_granularity": "selective"}),
     ("ddp", {"overlap_grad_reduce": True, "bucket_size": 1000}),
     ("optimizer", {"log_num_zeros_in_grad": True}),

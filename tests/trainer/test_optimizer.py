@@ -95,7 +95,7 @@ def rate(schedule: ScheduleSettings, peak: float, step: int, total: int) -> floa
         return peak * step / schedule.warmup_steps
     if schedule.name == "constant":
         return peak
-    done = min(1.0, (step - schedule.warmup_steps) / (total - schedule.warmup_steps))
+    done = min(1.0, (step - schedule.warmup_steps) / (total + 1 - schedule.warmup_steps))
     share = 1 - done if schedule.name == "linear" else (1 + math.cos(math.pi * done)) / 2
     lowest = peak * schedule.min_lr_ratio
     return lowest + (peak - lowest) * share

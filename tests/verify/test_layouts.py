@@ -7,11 +7,14 @@ layout of the dense dimensions runs for one of them; `make verify` runs them all
 from itertools import combinations
 
 import pytest
+import torch
 
 from pentad.config.megatron import MegatronSettings
+from pentad.errors import UserError
 from pentad.layout import Layout
 from pentad.layout.hf_config import facts_from_config
 from pentad.layout.layout import LETTERS
+from pentad.verify import rank
 from pentad.verify.layouts import small_layouts
 from pentad.verify.models import TINY, tiny_config, write_random_model
 from pentad.verify.verification import Verification
@@ -113,3 +116,36 @@ def test_bf16(family, tmp_path):
         reports += [verification.check(layout) for layout in (Layout(tensor=2), Layout(context=2), Layout(data=2))]
     for report in reports:
         assert report.passed, (report.subject, report.problems)
+
+
+def test_a_padding_token_is_like_any_other(tmp_path):
+    """The batch has every token of a small vocabulary, the one that the tokenizer pads with among them."""
+    config = tiny_config("llama_tied", layers=1)
+    config.pad_token_id = 3
+    write_random_model(config, tmp_path / "model", torch.float32)
+    with Verification(tmp_path / "model") as verification:
+        assert 3 in verification.batch.tokens
+        report = verification.check_transformers()
+    assert report.passed, report.problems
+
+
+def test_what_is_refused_on_a_layout_is_that_layouts_own(tmp_path, monkeypatch):
+    right = rank.make_groups
+
+    def make_groups(layout: Layout, *arguments: object) -> object:
+        if layout.tensor > 1:
+            raise UserError("Megatron refuses this configuration", "change megatron.transformer")
+        return right(layout, *arguments)
+
+    monkeypatch.setattr(rank, "make_groups", make_groups)
+    write_random_model(tiny_config("llama", layers=1), tmp_path / "model", torch.float32)
+    with Verification(tmp_path / "model") as verification:
+        refused = verification.check(Layout(tensor=2))
+        assert not refused.passed and "Megatron refuses this configuration" in refused.problems[0]
+        assert verification.check(Layout(data=2)).passed
+
+
+def test_router_losses_cannot_be_verified(checkpoint):
+    settings = MegatronSettings(transformer={"moe_z_loss_coeff": 1e-3})
+    with pytest.raises(UserError, match="moe_z_loss_coeff cannot be verified"):
+        Verification(checkpoint("qwen3_moe"), megatron=settings)

@@ -22,7 +22,7 @@ from pentad.layout.pipeline import stage_layers
 from pentad.models.facts import model_facts
 from pentad.models.families import family_of
 from pentad.models.geometry import Geometry
-from pentad.models.passthrough import make_config
+from pentad.models.passthrough import Supported, make_config
 from pentad.models.provider import block_spec
 
 # What the layout, the model or the precision settles; a user who sets it in a dictionary would contradict them.
@@ -73,6 +73,19 @@ _SETTLED = {
     "variable_seq_lengths": "Pentad, whose packs differ in length",
     "attention_dropout": "Pentad, whose attention has none",
     "deterministic_mode": "megatron.use_deterministic_algorithms",
+}
+
+
+_SUPPORTED: Supported = {
+    "recompute_granularity": None,
+    "recompute_method": None,
+    "recompute_num_layers": None,
+    "recompute_modules": frozenset({"core_attn", "mlp", "moe", "shared_experts"}),
+    "deallocate_pipeline_outputs": None,
+    "moe_shared_expert_overlap": None,
+    "moe_router_load_balancing_type": frozenset({"none", "aux_loss"}),
+    "moe_aux_loss_coeff": None,
+    "moe_z_loss_coeff": None,
 }
 
 
@@ -130,7 +143,12 @@ def transformer_config(
         **family_of(config).transformer(config),
     }
     return make_config(
-        TransformerConfig, settings, megatron.transformer, prefix="megatron.transformer", settled=_SETTLED
+        TransformerConfig,
+        settings,
+        megatron.transformer,
+        prefix="megatron.transformer",
+        settled=_SETTLED,
+        supported=_SUPPORTED,
     )
 
 

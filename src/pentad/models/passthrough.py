@@ -11,6 +11,9 @@ from typing import Any
 
 from pentad.errors import UserError
 
+# Fields that are shown to work, and the values that are; none means all that Megatron takes.
+Supported = Mapping[str, frozenset[Any] | None]
+
 # What Megatron without Transformer Engine accepts and then does not do, or only refuses in mid-run.
 _NEEDS_TRANSFORMER_ENGINE = (
     "fp8",
@@ -29,6 +32,7 @@ def make_config[T](
     *,
     prefix: str,
     settled: Mapping[str, str],
+    supported: Supported,
 ) -> T:
     """One of Megatron's configurations, of Pentad's settings and the user's.
 
@@ -38,11 +42,14 @@ def make_config[T](
         overrides: what the user sets.
         prefix: where that stands in the configuration, as `megatron.transformer`.
         settled: fields that the user may not set, and which setting decides them.
+        supported: fields that the user may set. Of all others Megatron has many that would do nothing here, fail in
+            the ranks, or train another model than the one that is read, generated with and exported.
 
     Raises:
-        UserError: a field does not exist, is settled elsewhere, needs Transformer Engine, or is refused by Megatron.
+        UserError: a field does not exist, is settled elsewhere or not supported, or is refused by Megatron.
     """
     _check(dataclass, overrides, prefix, settled)
+    _check_supported(dataclass(**defaults), overrides, prefix, supported)
     try:
         config = dataclass(**{**defaults, **overrides})
     except (ValueError, AssertionError, TypeError, RuntimeError) as error:
@@ -79,4 +86,23 @@ def _check(dataclass: type, overrides: Mapping[str, Any], prefix: str, settled: 
         if key in _NEEDS_TRANSFORMER_ENGINE and value:
             raise UserError(
                 f"{prefix}.{key} needs Transformer Engine or Apex, which Pentad does without", f"remove {prefix}.{key}"
+            )
+
+
+def _check_supported(plain: object, overrides: Mapping[str, Any], prefix: str, supported: Supported) -> None:
+    """What changes nothing may be said of any field."""
+    for key, value in overrides.items():
+        if value == getattr(plain, key):
+            continue
+        if key not in supported:
+            raise UserError(
+                f"{prefix}.{key} is not supported: nothing shows that training with it is right",
+                f"remove {prefix}.{key}; what may be set here is {', '.join(sorted(supported))}",
+            )
+        known = supported[key]
+        wrong = [item for item in (value if isinstance(value, list) else [value]) if known and item not in known]
+        if wrong:
+            raise UserError(
+                f"{prefix}.{key}={wrong[0]!r} is not supported",
+                f"use {' or '.join(sorted(map(str, known or ())))}",
             )

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pentad.config.trainer import OptimizerSettings, ScheduleSettings
 from pentad.errors import UserError
-from pentad.models.passthrough import check_kept, make_config
+from pentad.models.passthrough import Supported, check_kept, make_config
 
 _SETTLED_BY_TRAINER = {
     "lr": "trainer.optimizer.lr",
@@ -32,9 +32,21 @@ _SETTLED_BY_TRAINER = {
     "use_distributed_optimizer": "megatron.ddp.use_distributed_optimizer",
 }
 
+_SUPPORTED_BY_TRAINER: Supported = {"decoupled_weight_decay": None, "log_num_zeros_in_grad": None}
+
 _SETTLED_FOR_DDP = {
     # With it, other ranks' parts of the weights would arrive only in the next forward pass.
     "overlap_param_gather": "Pentad, which reads the weights after every step",
+}
+
+
+_SUPPORTED_FOR_DDP: Supported = {
+    "bucket_size": None,
+    "check_for_nan_in_grad": None,
+    "grad_reduce_in_fp32": None,
+    "overlap_grad_reduce": None,
+    "pad_buckets_for_high_nccl_busbw": None,
+    "use_distributed_optimizer": None,
 }
 
 
@@ -48,8 +60,18 @@ def ddp_config(overrides: dict[str, Any]) -> DistributedDataParallelConfig:
         UserError: there is no such field, it is not the user's to set, or Megatron refuses its value.
     """
     defaults = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True}
+    if overrides.get("bucket_size") and not overrides.get("overlap_grad_reduce"):
+        raise UserError(
+            "megatron.ddp.bucket_size has no effect without megatron.ddp.overlap_grad_reduce",
+            "remove it, or set megatron.ddp.overlap_grad_reduce=true",
+        )
     return make_config(
-        DistributedDataParallelConfig, defaults, overrides, prefix="megatron.ddp", settled=_SETTLED_FOR_DDP
+        DistributedDataParallelConfig,
+        defaults,
+        overrides,
+        prefix="megatron.ddp",
+        settled=_SETTLED_FOR_DDP,
+        supported=_SUPPORTED_FOR_DDP,
     )
 
 
@@ -109,6 +131,7 @@ def optimizer_config(
         overrides,
         prefix="megatron.optimizer",
         settled=_SETTLED_BY_TRAINER,
+        supported=_SUPPORTED_BY_TRAINER,
     )
 
 
@@ -132,7 +155,9 @@ def make_optimizer(
 def make_schedule(
     optimizer: MegatronOptimizer, optimizer_settings: OptimizerSettings, schedule: ScheduleSettings, total_steps: int
 ) -> OptimizerParamScheduler:
-    """Linear warmup, then constant, linear or cosine decay to `min_lr_ratio` at the last step.
+    """Linear warmup, then constant, linear or cosine decay to `min_lr_ratio`.
+
+    That is reached one step after the last: at a rate of 0 a step would train nothing.
 
     Args:
         total_steps: optimizer steps of the whole run.
@@ -144,7 +169,7 @@ def make_schedule(
         max_lr=optimizer_settings.lr,
         min_lr=optimizer_settings.lr * schedule.min_lr_ratio,
         lr_warmup_steps=schedule.warmup_steps,
-        lr_decay_steps=max(total_steps, schedule.warmup_steps + 1),
+        lr_decay_steps=max(total_steps, schedule.warmup_steps) + 1,
         lr_decay_style=schedule.name,
         start_wd=decay,
         end_wd=decay,

@@ -176,6 +176,10 @@ class Trainer:
         self.optimizer.zero_grad()
         tokens, denominator = count(batch, "tokens"), count(batch, loss.normalizer)
 
+        # Megatron weighs a router's auxiliary losses by the tokens of their microbatch.
+        self.megatron.moe_grad_scale_func = lambda: self.optimizer.scale_loss(
+            torch.full((1,), 1 / batch.num_tokens, device=self.platform.device)
+        )
         reset_expert_load(self._modules)
         self.trained_samples = []
         # Of the ranks that compute the same loss, the first tells.
@@ -211,8 +215,9 @@ class Trainer:
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}")
         self.schedule.step(increment=1)
-        self.optimizer.step()
-        return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"]}
+        _, _, zeros = self.optimizer.step()
+        counted = {} if zeros is None else {"train/grad_zeros": float(zeros)}
+        return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
 
     def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, float]:
         """Sums over all microbatches of all data-parallel ranks, on every rank; only the last stage has results."""
@@ -254,14 +259,15 @@ class Trainer:
         forward_only: bool,
     ) -> list[dict[str, Tensor]]:
         """Megatron's schedule over this rank's microbatches; `finish` turns log-probs into a loss."""
-        made: dict[int, Microbatch] = {}
+        # Every virtual stage has an iterator of its own over the same microbatches; the last to ask lets them go.
+        made: dict[int, tuple[Microbatch, int]] = {}
         done = 0
 
         def microbatches() -> Iterator[Microbatch]:
-            # Every virtual stage has an iterator of its own over the same microbatches.
             for number, chosen in enumerate(indices):
-                if number not in made:
-                    made[number] = make_microbatch(
+                microbatch, asked = made.pop(number, (None, 0))
+                if microbatch is None:
+                    microbatch = make_microbatch(
                         batch,
                         chosen,
                         tensor_ranks=self.groups.tp.size(),
@@ -270,7 +276,9 @@ class Trainer:
                         device=self.platform.device,
                         dtype=self.dtype,
                     )
-                yield made[number]
+                if asked + 1 < len(self.models):
+                    made[number] = (microbatch, asked + 1)
+                yield microbatch
 
         def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
             nonlocal done

@@ -4,6 +4,7 @@ Invariant: one sequence at a time, in float32, by the plainest implementation th
 """
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ def consult(rank: int, meeting: str, checkpoint: Path, reference: Path, gradient
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     ).to(device)
+    # transformers gives a padding token's embedding no gradient; there is no padding here, and it is any other token.
+    cast(torch.nn.Embedding, model.get_input_embeddings()).padding_idx = None
     ours = Reference(reference)
     batch = make_batch(model.config.vocab_size).to(device)
     with torch.no_grad():

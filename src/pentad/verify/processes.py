@@ -48,7 +48,9 @@ class Ranks:
         try:
             for rank in range(number):
                 ours, theirs = context.Pipe()
-                arguments = (rank, theirs, self._log(rank), os.getpid())
+                # A fork has copies of our ends as well, and would never see them closed.
+                inherited = [*self._pipes, ours] if start == "fork" else []
+                arguments = (rank, theirs, self._log(rank), os.getpid(), inherited)
                 process = context.Process(target=_serve, args=arguments, daemon=True, name=f"pentad rank {rank}")
                 with warnings.catch_warnings():
                     # Threads of this process are lost in the child, which has no use for them.
@@ -142,8 +144,10 @@ class Ranks:
         return Path(self._folder.name) / f"rank-{rank}.log"
 
 
-def _serve(rank: int, pipe: Connection, log: Path, parent: int) -> None:
+def _serve(rank: int, pipe: Connection, log: Path, parent: int, inherited: list[Connection]) -> None:
     """Answer calls until the parent is gone."""
+    for connection in inherited:
+        connection.close()
     _end_with(parent)
     # Ctrl-C reaches the whole process group; the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -39,7 +39,7 @@ class Verification:
         deadline_s: longest time of one layout.
 
     Raises:
-        UserError: the model is not supported or cannot be read.
+        UserError: the model is not supported or cannot be read; a setting cannot be verified.
         RankFailedError: one process cannot compute the model.
     """
 
@@ -58,6 +58,7 @@ class Verification:
         self.devices = devices
         self.deadline_s = deadline_s
         self.megatron = megatron or MegatronSettings()
+        _check_losses(self.megatron)
         self.batch: Batch = make_batch(load_config(checkpoint).vocab_size)
         self._ranks: Ranks | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="pentad-verify-")
@@ -74,7 +75,8 @@ class Verification:
         started = time.monotonic()
         try:
             ranks = self._call(compute, layout.world, self._job(layout, writes=False))
-        except RankFailedError as error:
+        except (RankFailedError, UserError) as error:
+            # Megatron may refuse a setting on some layouts only; the others are still worth knowing.
             return Report(f"megatron:{layout}", layout.world, time.monotonic() - started, error=str(error))
         return judge(
             f"megatron:{layout}",
@@ -145,6 +147,16 @@ class Verification:
         if self._ranks is not None:
             self._ranks.close()
             self._ranks = None
+
+
+def _check_losses(megatron: MegatronSettings) -> None:
+    asked = [name for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff") if megatron.transformer.get(name)]
+    if asked:
+        raise UserError(
+            f"megatron.transformer.{asked[0]} cannot be verified: what pads a pack takes part in that loss, "
+            "and it is of a microbatch, of which layouts have different ones",
+            "leave it out here; it may be used in training",
+        )
 
 
 def usable_devices() -> int:
