@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pentad.algorithms.sft import SFTLoss
 from pentad.config.algorithm import AlgorithmSettings
+from pentad.config.megatron import MegatronSettings
 from pentad.config.trainer import OptimizerSettings, ScheduleSettings, TrainerSettings
 from pentad.data.batch import Batch
 from pentad.data.plan import plan_microbatches
@@ -21,10 +22,15 @@ LOSS = SFTLoss(AlgorithmSettings(name="sft"))
 
 
 def train(
-    rank: Rank, directory: Path, settings: TrainerSettings, batches: list[Batch], optimizer_steps: int
+    rank: Rank,
+    directory: Path,
+    settings: TrainerSettings,
+    batches: list[Batch],
+    optimizer_steps: int,
+    megatron: MegatronSettings | None = None,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """Metrics of each step, and the weights after the last."""
-    trainer = rank.trainer(directory, settings, optimizer_steps=optimizer_steps)
+    trainer = rank.trainer(directory, settings, megatron, optimizer_steps)
     metrics = []
     for batch in batches:
         trainer.forward_backward(batch, plan_microbatches(batch.lengths, rank.layout.data, 64), LOSS)
@@ -33,7 +39,11 @@ def train(
 
 
 def adamw(
-    tiny: TinyModel, settings: OptimizerSettings, rates: list[float], batches: list[Batch]
+    tiny: TinyModel,
+    settings: OptimizerSettings,
+    rates: list[float],
+    batches: list[Batch],
+    kind: type[torch.optim.Adam] = torch.optim.AdamW,
 ) -> tuple[list[float], dict[str, Tensor]]:
     """The same with transformers and torch: gradient norms and weights.
 
@@ -41,7 +51,7 @@ def adamw(
     """
     model = deepcopy(tiny.model)
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
+    optimizer = kind(
         [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
             {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
@@ -87,6 +97,23 @@ def test_steps_equal_adamw(layout, family, clip, decay, tiny_models):
         for name, value in expected.items():
             assert float((weights[name] - value).abs().max()) <= 1e-6, name
             assert float((start[name] - value).abs().max()) > 1e-4, f"{name} hardly moved; the test shows nothing"
+
+
+def test_megatrons_own_settings_of_the_optimizer(tiny_models):
+    """Weight decay as a part of the gradient, which is plain Adam; and how much of the gradient is zero."""
+    asked = MegatronSettings(optimizer={"decoupled_weight_decay": False, "log_num_zeros_in_grad": True})
+    optimizer = OptimizerSettings(lr=1e-3, weight_decay=0.5, grad_clip=0.0, eps=1e-5)
+    settings, batches = TrainerSettings(total_steps=3, optimizer=optimizer), [ragged_batch(seed) for seed in range(3)]
+    _, expected = adamw(tiny_models("llama"), optimizer, [1e-3] * 3, batches, torch.optim.Adam)
+    _, decoupled = adamw(tiny_models("llama"), optimizer, [1e-3] * 3, batches)
+    ((metrics, weights),) = run_on(
+        Layout(), train, tiny_models("llama").directory, settings, batches, 3, asked
+    )  # fmt: skip
+    for name, value in expected.items():
+        assert float((weights[name] - value).abs().max()) <= 1e-5, name
+    assert max(float((decoupled[name] - value).abs().max()) for name, value in expected.items()) > 1e-4
+    # At least the rows of the embedding of tokens that no sequence has.
+    assert all(step["train/grad_zeros"] > 0 for step in metrics)
 
 
 def rate(schedule: ScheduleSettings, peak: float, step: int, total: int) -> float:

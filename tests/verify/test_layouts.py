@@ -88,7 +88,16 @@ SETTINGS = {
     "selective recompute": MegatronSettings(
         transformer={"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     ),
+    "recompute of experts": MegatronSettings(
+        transformer={"recompute_granularity": "selective", "recompute_modules": ["moe", "shared_experts"]}
+    ),
+    "shared expert beside": MegatronSettings(transformer={"moe_shared_expert_overlap": True}),
+    "outputs freed": MegatronSettings(transformer={"deallocate_pipeline_outputs": True}),
     "deterministic": MegatronSettings(use_deterministic_algorithms=True),
+    "buckets": MegatronSettings(
+        ddp={"overlap_grad_reduce": True, "bucket_size": 1000, "pad_buckets_for_high_nccl_busbw": True}
+    ),
+    "gradients as weights are": MegatronSettings(ddp={"grad_reduce_in_fp32": False, "check_for_nan_in_grad": True}),
 }
 
 
@@ -97,7 +106,7 @@ SETTINGS = {
     "layout", [Layout(tensor=2, context=2, expert=2), Layout(pipeline=2, virtual=2, data=2)], ids=str
 )
 def test_settings_that_change_no_result(what, layout, checkpoint, verification):
-    plain = verification("qwen3_moe")
+    plain = verification("qwen2_moe")
     plain_settings, plain.megatron = plain.megatron, SETTINGS[what]
     try:
         report = plain.check(layout)
