@@ -83,6 +83,19 @@ def test_ranking(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert all(item["reason"] for item in found) and {item["fits"] for item in found} == {True, False}
 
 
+def test_speed_is_of_the_tokens_that_were_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "ranking.json"
+    step = ("--tokens", 8192, "--step-tokens", 8193)
+    assert plan(capsys, "--model", "Qwen/Qwen2.5-0.5B", "--gpus", 8, *step, "--json", file)[0] == 0
+    layouts = json.loads(file.read_text())["layouts"]
+    assert {item["microbatches"] for item in layouts} >= {1, 2}
+    for item in layouts:
+        time = item["step"]
+        assert time["tokens_per_second"] * time["seconds"] == pytest.approx(8193)
+    # The operations are those of the same tokens, whatever the layout.
+    assert len({round(item["step"]["mfu"] * item["step"]["seconds"], 9) for item in layouts}) == 1
+
+
 def test_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(CONFIG)
@@ -101,6 +114,79 @@ def test_configuration_with_recompute(capsys: pytest.CaptureFixture[str], tmp_pa
     file.write_text(CONFIG)
     _, out, _ = plan(capsys, file, "megatron.transformer.recompute_granularity=full")
     assert "recompute full" in out
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Path:
+    """A model that was made for 64 tokens, as that of the quickstart."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128}
+    more = {"vocab_size": 128, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 64}
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", **sizes, **more}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("quickstart.yaml", "samples of 64 tokens: the model's positions; the settings would allow 1,032"),
+        ("quickstart/sft.yaml", "rows of 64 tokens: the model's positions; the settings would allow 1,024"),
+    ],
+)
+def test_quickstart(name: str, note: str, small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path(__file__).parents[2] / "examples" / name
+    code, out, err = plan(capsys, config, f"model.path={small_model}")
+    assert (code, err) == (0, "")
+    assert f"note: microbatches are counted for {note}" in out
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "sft"])
+def test_sequences_are_capped_at_the_models_positions(
+    algorithm: str, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, written = tmp_path / "run.yaml", tmp_path / "plan.json"
+    file.write_text(CONFIG.replace("rollout: {n: 8, max_response_tokens: 512}\n", ""))
+    small = [f"model.path={small_model}", f"algorithm.name={algorithm}", "allocation=megatron:d1", "--json", written]
+    response = ["rollout.max_response_tokens=8"] if algorithm == "grpo" else []
+    code, out, err = plan(capsys, file, *response, *small)
+    assert (code, err) == (0, "")
+    assert "of 64 tokens: the model's positions; the settings would allow 5" in out
+    # 64 prompts of 8 samples, or 64 rows; 128 sequences of 64 tokens to a microbatch of 8,192.
+    found = json.loads(written.read_text())
+    assert (found["sequence"], found["microbatches"]) == (64, 4 if algorithm == "grpo" else 1)
+
+
+@pytest.mark.parametrize("overrides", [[], ["algorithm.name=sft", "data.eval={a: b}"]])
+@pytest.mark.parametrize("response", [64, 256])
+def test_response_that_leaves_no_room_for_a_prompt(
+    overrides: list[str], response: int, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(CONFIG.replace("n: 8, max_response_tokens: 512", f"max_response_tokens: {response}"))
+    code, out, err = plan(capsys, file, f"model.path={small_model}", "allocation=megatron:d1", *overrides)
+    assert (code, out) == (2, "")
+    assert f"rollout.max_response_tokens is {response}" in err and "made for 64 tokens" in err
+    assert "set rollout.max_response_tokens to 63 or less" in err
+
+
+def test_sequence_of_a_small_model(small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.json"
+    for form in (("--allocation", "megatron:d2"), ("--gpus", 2)):
+        assert plan(capsys, "--model", small_model, *form, "--json", file)[0] == 0
+        assert json.loads(file.read_text())["sequence"] == 64
+        code, out, err = plan(capsys, "--model", small_model, *form, "--sequence", 65)
+        assert (code, out) == (2, "")
+        assert "--sequence 65: a sequence has 65 tokens, but the model was made for 64" in err
+
+
+def test_largest_minibatch_is_planned(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file, written = tmp_path / "run.yaml", tmp_path / "plan.json"
+    file.write_text(CONFIG)
+    overrides = ["trainer.prompts_per_step=3", "rollout.n=16", "algorithm.optimizer_steps=2", "allocation=megatron:d1"]
+    assert plan(capsys, file, *overrides, "--json", written)[0] == 0
+    # 2 prompts of 16 samples of 1,024 tokens, 8 to a microbatch; 1 prompt in the other minibatch.
+    assert json.loads(written.read_text())["microbatches"] == 4
 
 
 LAYOUT = ("--model", QWEN, "--allocation")
@@ -132,6 +218,11 @@ REFUSED = {
     "top": (("--model", QWEN, "--gpus", "8", "--top", "0"), "--top 0 shows nothing", "1 or more"),
     "not a number": (("--model", QWEN, "--gpus", "many"), "invalid int value", "--help"),
     "step tokens": (("--model", QWEN, "--gpus", "8", "--step-tokens", "0"), "--step-tokens 0", "1 or more"),
+    "less than a microbatch": (
+        ("--model", QWEN, "--gpus", "8", "--tokens", "4096", "--step-tokens", "4095"),
+        "--step-tokens 4095 does not fill one microbatch of 4096 tokens",
+        "give 4096 or more",
+    ),
 }
 
 

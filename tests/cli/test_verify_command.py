@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from pentad.cli.main import main
+from pentad.cli.verify import _megatron
+from pentad.config.megatron import MegatronSettings
 from pentad.verify.models import tiny_config, write_random_model
 
 
@@ -79,6 +81,34 @@ def test_list(capsys):
     assert " ".join(sorted(listed)).replace("megatron:", "") == "c2 c2e2 c2x2 d2 d2e2 d2x2 p2 p2v2 t2 t2e2 t2x2"
 
 
+def test_a_trainer_is_verified_once_and_alone(capsys):
+    """Both are said, beside the list, which stays one of layouts."""
+    assert verify("llama", "--list", "--allocations", "hf:d1+megatron:t2", "megatron:d1t2", "megatron:d2") == 0
+    shown = capsys.readouterr()
+    assert shown.out.split() == ["megatron:t2", "megatron:d2"]
+    assert shown.err.splitlines() == [
+        "note: only the trainer of hf:d1+megatron:t2 is verified, megatron:t2",
+        "note: megatron:d1t2 has the trainer of hf:d1+megatron:t2, megatron:t2, which is verified once",
+    ]
+    assert verify("llama", "--list", "--allocations", "megatron:t2", "megatron:d2") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_megatron_settings_are_read_as_in_a_configuration():
+    read = _megatron(
+        [
+            "optimizer.a=1e-6",
+            "optimizer.b=on",
+            "transformer.c=no",
+            "transformer.d=[core_attn, 2]",
+            "use_deterministic_algorithms=True",
+        ]
+    )
+    assert read.optimizer == {"a": 1e-6, "b": "on"} and read.transformer == {"c": "no", "d": ["core_attn", 2]}
+    assert read.use_deterministic_algorithms and read.ddp == {}
+    assert _megatron([]) == MegatronSettings()
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause", "fix"),
     [
@@ -101,6 +131,30 @@ def test_list(capsys):
             "nonsense is not a field",
             "remove",
         ),
+        (["llama", "--megatron", "transformer.x=[a"], "the value is not valid YAML", "transformer.x='"),
+        (["llama", "--megatron", "transformer.x=1", "transformer.x=2"], "transformer.x is given twice", "keep one"),
+        (["llama", "--megatron", "transformer.x=1", "transformer.x.y=2"], "are both given", "give the whole"),
+        (["llama", "--megatron", "transformer.x="], "has no value", "transformer.x=null"),
+        (["llama", "--megatron", "transformer.x"], "transformer.x is not PART.KEY=VALUE", "transformer, ddp"),
+        (
+            ["llama", "--megatron", "use_deterministic_algorithms=on"],
+            "use_deterministic_algorithms is 'on'",
+            "=true, or false",
+        ),
+        (
+            ["llama", "--megatron", "use_deterministic_algorithms=true", "use_deterministic_algorithms=false"],
+            "is given twice",
+            "keep one",
+        ),
+        (["llama", "--list", "--json", "x.json"], "--json is not read together with --list", "leave --json"),
+        (["llama", "--list", "--megatron", "ddp.x=1"], "--megatron is not read together with --list", "leave"),
+        (["llama", "--list", "--dtype", "fp32"], "--dtype is not read together with --list", "leave"),
+        (["llama", "--list", "--deadline", "60"], "--deadline is not read together with --list", "leave"),
+        (["llama", "--deadline", "nan"], "--deadline nan is not a number of seconds from 1 to 1,000,000", "120"),
+        (["llama", "--deadline", "inf"], "--deadline inf is not a number of seconds", "120"),
+        (["llama", "--deadline", "0.25"], "--deadline 0.25 is not", "120"),
+        (["llama", "--deadline", "-3"], "--deadline -3 is not", "120"),
+        (["llama", "--json", "/tmp"], "--json: /tmp is a directory", "give a file, as /tmp/layouts.json"),
         (["./nothing", "--allocations", "megatron:t2"], "there is no directory ./nothing", "check the path"),
         (["llama", "--json", "/nowhere/at/all.json"], "there is no directory /nowhere/at", "make it"),
     ],

@@ -160,9 +160,9 @@ RULES = {
     ),
     "val without eval": (["trainer.val_before_train=true"], "data.eval is empty", "data.eval={test: FILE}"),
     "too many minibatches": (
-        ["trainer.prompts_per_step=2", "rollout.n=2", "algorithm.optimizer_steps=5"],
-        "only 4 samples",
-        "to 4 or less",
+        ["trainer.prompts_per_step=2", "algorithm.optimizer_steps=3"],
+        "only 2 prompts to divide, trainer.prompts_per_step (command line)",
+        "set algorithm.optimizer_steps to 2 or less, or trainer.prompts_per_step to 3 or more",
     ),
     "small microbatch": (["trainer.tokens_per_microbatch=1000"], "one sample may have 1280 tokens", "to 1280 or more"),
     "small microbatch, sft": (["trainer.tokens_per_microbatch=1000", "algorithm.name=sft"], "no room", "above 1024"),

@@ -8,9 +8,10 @@ from pentad.layout import Layout
 from pentad.layout.cluster_checks import (
     check_cluster,
     check_dtype,
-    check_lengths,
     check_microbatches,
     check_projections,
+    check_response,
+    check_sequence,
 )
 from pentad.layout.known_models import known_models
 
@@ -69,11 +70,15 @@ def test_projections() -> None:
 
 
 def test_lengths() -> None:
-    (problem,) = check_lengths(SMALL, tokens=1024, longest=1025)
-    assert "1025 tokens, but a microbatch holds 1024" in problem.cause and "1025" in problem.fix
-    (problem,) = check_lengths(replace(SMALL, max_positions=512), tokens=2048, longest=1024)
-    assert "the model was made for 512" in problem.cause and "512" in problem.fix
-    assert check_lengths(SMALL, 1024, 1024) == []
+    short = replace(SMALL, max_positions=512)
+    (problem,) = check_response(short, 512)
+    assert "rollout.max_response_tokens is 512" in problem.cause and "made for 512 tokens" in problem.cause
+    assert problem.fix == "set rollout.max_response_tokens to 511 or less"
+    (problem,) = check_sequence(short, 513)
+    assert "513 tokens, but the model was made for 512" in problem.cause and "512" in problem.fix
+    assert check_response(short, 511) == check_sequence(short, 512) == []
+    unknown = replace(SMALL, max_positions=None)
+    assert check_response(unknown, 10**6) == check_sequence(unknown, 10**6) == []
 
 
 def test_microbatches() -> None:

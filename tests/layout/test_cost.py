@@ -1,5 +1,6 @@
 """Predicted times: near what was measured, and moved by what moves them in practice."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,8 @@ from pentad.layout.coefficients import GIB
 from pentad.layout.cost import PARTS, StepTime, predict_time
 from pentad.layout.gpus import GPUS, gpu_of
 from pentad.layout.known_models import known_models
-from pentad.layout.memory import Workload
-from pentad.layout.rank import legal_layouts, rank_layouts
+from pentad.layout.memory import Workload, predict_peak
+from pentad.layout.rank import Candidate, legal_layouts, rank_layouts
 from pentad.layout.validate import check_layout
 
 MODELS = known_models()
@@ -88,6 +89,14 @@ def test_legal_layouts_are_legal_and_complete() -> None:
     assert {layout.tensor for layout in odd} == {1, 2}
 
 
+def test_legal_layouts_split_every_expert_evenly() -> None:
+    facts = replace(MODELS["Qwen/Qwen1.5-MoE-A2.7B"], shared_ffn_hidden_size=66, moe_ffn_hidden_size=1410)
+    assert {layout.tensor for layout in legal_layouts(facts, 8, H200)} == {1, 2}
+    layouts = list(legal_layouts(replace(facts, shared_ffn_hidden_size=5632), 8, H200))
+    assert {layout.tensor for layout in layouts} == {1, 2, 4, 8}
+    assert {layout.expert_tensor for layout in layouts} == {1, 2}
+
+
 def test_ranking() -> None:
     candidates = rank_layouts(MODELS["Qwen/Qwen2.5-7B"], 8, gpu_of("h100"), Workload(16384), 16384 * 32)
     fitting = [item for item in candidates if item.fits]
@@ -100,9 +109,27 @@ def test_ranking() -> None:
     for item in candidates:
         done = item.microbatches * item.layout.data * 16384
         assert done >= 16384 * 32 and (item.layout.virtual == 1 or item.microbatches % item.layout.pipeline == 0)
+        assert item.time.tokens_per_second * item.time.total == pytest.approx(16384 * 32)
     assert fitting[0].reason(fitting[0]).startswith("fastest")
     assert all(item.reason(fitting[0]).startswith("+") for item in fitting[1:])
     assert all("GiB too much" in item.reason() for item in others)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "microbatches", "text"),
+    [("d8", 64, "of the step is computing; next is "), ("p8", 2, "of the step is waiting in p8; next is computing, ")],
+)
+def test_reason_names_the_larger_share_first(sizes: str, microbatches: int, text: str) -> None:
+    layout = parse_allocation(f"megatron:{sizes}").trainer.layout
+    work = Workload(8192, microbatches)
+    facts = MODELS["Qwen/Qwen2.5-7B"]
+    candidate = Candidate(
+        layout, microbatches, predict_time(facts, layout, work, H200), predict_peak(facts, layout, work), excess=0
+    )
+    reason = candidate.reason(candidate)
+    assert text in reason
+    first, second = (float(share) for share in re.findall(r"([0-9.]+)%", reason))
+    assert first >= second
 
 
 def test_small_model_is_not_split() -> None:

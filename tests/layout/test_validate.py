@@ -32,6 +32,7 @@ MOE = replace(
     moe_ffn_hidden_size=768,
     experts_per_token=8,
 )
+SHARED = replace(MOE, family="qwen2_moe", num_heads=16, num_kv_heads=16, shared_ffn_hidden_size=66)
 
 LEGAL = [
     (SMOL, "t3"),
@@ -45,6 +46,8 @@ LEGAL = [
     (QWEN, "p5"),  # uneven stages
     (MOE, "d4t2c2p4e16"),
     (MOE, "t4e2x2"),
+    (SHARED, "t2"),
+    (SHARED, "d4t2e2x4"),  # x does not split the shared expert
 ]
 
 
@@ -68,6 +71,8 @@ ILLEGAL = [
     (QWEN, "d2e2", "qwen2 is a dense model; e2 needs experts", "leave e2 out"),
     (QWEN, "d2x2", "qwen2 is a dense model; x2 needs experts", "leave x2 out"),
     (MOE, "d3e3", "128 experts of qwen3_moe cannot be spread evenly over e3", "use e2 or e4"),
+    (SHARED, "t4", "shared expert width 66 of qwen2_moe cannot be split by t4", "use t2"),
+    (replace(SHARED, shared_ffn_hidden_size=72), "t16", "shared expert width 72", "use t8"),
     (MOE, "d5x5", "expert width 768 of qwen3_moe cannot be split by x5", "use x4 or x6"),
 ]
 
@@ -81,7 +86,7 @@ def test_illegal_layouts(facts: ModelFacts, sizes: str, cause: str, fix: str) ->
 
 
 def test_suggested_tensor_sizes_are_legal() -> None:
-    for facts in (SMOL, QWEN, MOE):
+    for facts in (SMOL, QWEN, MOE, SHARED):
         for size in range(2, 40):
             for problem in check_layout(facts, Layout(tensor=size)):
                 for word in problem.fix.removeprefix("use ").split(" or "):

@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, help=f"tokens of a microbatch on one replica (default {_TOKENS})")
     parser.add_argument("--microbatches", type=int, help=f"of a step on one replica (default {_MICROBATCHES})")
     parser.add_argument("--step-tokens", type=int, help="with --gpus: tokens of a step (default 4 * tokens * gpus)")
-    parser.add_argument("--sequence", type=int, help=f"tokens of a sequence (default {_SEQUENCE}, at most --tokens)")
+    parser.add_argument(
+        "--sequence",
+        type=int,
+        help=f"tokens of a sequence (default {_SEQUENCE}, at most --tokens and the model's positions)",
+    )
     parser.add_argument("--recompute", help="none (default), selective or full")
     parser.add_argument("--dtype", help="bf16 (default) or fp32")
     parser.add_argument("--top", type=int, help=f"with --gpus: how many layouts are shown (default {_TOP})")
@@ -83,7 +87,7 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     """
     from pentad.config.load import load_settings
     from pentad.layout import parse_allocation
-    from pentad.layout.cluster_checks import check_lengths
+    from pentad.layout.cluster_checks import check_response
     from pentad.layout.gpus import gpu_of
     from pentad.layout.model_files import facts_of
     from pentad.layout.plan import make_plan
@@ -92,9 +96,9 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     settings = load_settings(path, overrides).settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
+    if settings.algorithm.name == "grpo" or settings.data.eval:
+        refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
     work, notes = _workload(settings, facts, allocation)
-    if settings.algorithm.name == "grpo":
-        refuse(check_lengths(facts, work.tokens, work.sequence), settings.model.path)
     notes += tuple(item.cause for item in check_supported(allocation))
     return make_plan(settings.model.path, facts, allocation, gpu_of(gpu), work, notes)
 
@@ -124,14 +128,19 @@ def _form(options: argparse.Namespace) -> str:
     return form
 
 
-def _work(options: argparse.Namespace) -> "Workload":
+def _work(options: argparse.Namespace, facts: "ModelFacts") -> "Workload":
+    from pentad.layout.cluster_checks import check_sequence
     from pentad.layout.memory import Workload
+    from pentad.layout.validate import refuse
 
     tokens = _TOKENS if options.tokens is None else options.tokens
+    if options.sequence is not None:
+        refuse(check_sequence(facts, options.sequence), f"--sequence {options.sequence}")
+    sequence = min(_SEQUENCE, tokens, facts.max_positions or tokens)
     return Workload(
         tokens=tokens,
         microbatches=_MICROBATCHES if options.microbatches is None else options.microbatches,
-        sequence=min(_SEQUENCE, tokens) if options.sequence is None else options.sequence,
+        sequence=sequence if options.sequence is None else options.sequence,
         dtype=options.dtype or "bf16",
         recompute=options.recompute or "none",
     )
@@ -145,7 +154,7 @@ def _plan_layout(options: argparse.Namespace) -> "Plan":
 
     facts = facts_of(options.model)
     allocation = parse_allocation(options.allocation)
-    return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), _work(options))
+    return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), _work(options, facts))
 
 
 def _rank(options: argparse.Namespace) -> int:
@@ -154,7 +163,8 @@ def _rank(options: argparse.Namespace) -> int:
     from pentad.layout.model_files import facts_of
     from pentad.layout.plan import make_ranking, ranking_to_json
 
-    facts, gpu, work = facts_of(options.model), gpu_of(options.gpu or _GPU), _work(options)
+    facts, gpu = facts_of(options.model), gpu_of(options.gpu or _GPU)
+    work = _work(options, facts)
     top = _TOP if options.top is None else options.top
     if top < 1:
         raise UserError(f"--top {top} shows nothing", "give 1 or more")
@@ -175,14 +185,20 @@ def _workload(
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
     grpo = algorithm.name == "grpo"
     if grpo:
-        longest = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens
-        samples = trainer.prompts_per_step * settings.rollout.n / algorithm.optimizer_steps
-        notes = [f"microbatches are counted for samples of {longest:,} tokens, the longest; shorter ones make fewer"]
+        bound, what = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens, "samples"
+        # Minibatches are of whole groups; the largest is planned.
+        samples = -(-trainer.prompts_per_step // algorithm.optimizer_steps) * settings.rollout.n
+        why = "the longest; shorter ones make fewer"
     else:
-        longest, samples = settings.data.max_prompt_tokens, trainer.prompts_per_step
-        notes = [f"microbatches are counted for rows of {longest:,} tokens (data.max_prompt_tokens)"]
+        bound, what, why = settings.data.max_prompt_tokens, "rows", "data.max_prompt_tokens"
+        samples = trainer.prompts_per_step
+    longest = min(bound, facts.max_positions or bound)
+    if longest < bound:
+        # The settings are a bound, and often a default; a run looks at the prompts that it has.
+        why = f"the model's positions; the settings would allow {bound:,}, and a run checks whether its prompts fit"
+    notes = [f"microbatches are counted for {what} of {longest:,} tokens: {why}"]
     together = max(1, trainer.tokens_per_microbatch // longest)
-    microbatches = max(1, -(-int(samples) // (layout.data * together)))
+    microbatches = max(1, -(-samples // (layout.data * together)))
     if layout.virtual > 1:
         microbatches = -(-microbatches // layout.pipeline) * layout.pipeline
 

@@ -17,11 +17,15 @@ from pentad.errors import UserError
 
 if TYPE_CHECKING:
     from pentad.config.megatron import MegatronSettings
-    from pentad.layout import Layout
+    from pentad.layout import Allocation, Layout
     from pentad.layout.validate import ModelFacts
     from pentad.verify.findings import Report
 
-_MOST_RANKS_CPU, _LAYERS, _EXPERTS, _DEADLINE_S = 4, 4, 8, 120.0
+_MOST_RANKS_CPU, _LAYERS, _EXPERTS = 4, 4, 8
+# Seconds; a deadline is shown in whole ones, and torch cannot wait for ever.
+_SHORTEST_S, _LONGEST_S = 1, 1_000_000
+# Filled in once it is known that an option was not given: --list does not read them.
+_DEFAULTS = {"dtype": "fp32", "deadline": 120.0}
 _COLUMNS = (("log-probs", 9), ("loss", 7), ("gradient norm", 9), ("gradients", 9), ("weights", 7))
 _WIDTH = 26
 
@@ -41,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-ranks", type=int, help="without --allocations: largest layout (default: GPUs, or 4 on CPU)"
     )
     parser.add_argument("--list", action="store_true", help="print the layouts and verify nothing")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="what is computed in (default fp32)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="what is computed in (default fp32)")
     parser.add_argument("--shrink", action="store_true", help="random weights, few layers and experts, real widths")
     parser.add_argument("--layers", type=int, help=f"layers of a built-in or shrunk model (default {_LAYERS})")
     parser.add_argument("--experts", type=int, help=f"with --shrink: most experts (default {_EXPERTS})")
@@ -50,17 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--megatron",
         nargs="+",
         metavar="KEY=VALUE",
-        default=[],
         help="settings, as transformer.recompute_granularity=selective or use_deterministic_algorithms=true",
     )
-    parser.add_argument("--deadline", type=float, default=_DEADLINE_S, help="seconds for one layout (default 120)")
+    parser.add_argument("--deadline", type=float, help="seconds for one layout (default 120)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
 
 
 def verify_layouts(options: argparse.Namespace) -> int:
     """Print a table, one line a layout; 0 if all agree, 1 if one does not."""
     _check(options)
-    megatron = _megatron(options.megatron)
+    for name, value in _DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    megatron = _megatron(options.megatron or ())
     _import_quietly()
     from pentad.layout.model_files import facts_of
     from pentad.verify.verification import usable_devices
@@ -128,14 +134,30 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is read with --shrink only", f"add --shrink, or leave --{name} out")
     if options.allocations and options.max_ranks is not None:
         raise UserError("--max-ranks is not read together with --allocations", "leave one of the two out")
-    for name in ("layers", "experts", "scale", "max_ranks", "deadline"):
+    for name in ("json", "megatron", "dtype", "deadline"):
+        if options.list and getattr(options, name) is not None:
+            raise UserError(f"--{name} is not read together with --list", f"leave --{name} or --list out")
+    for name in ("layers", "experts", "scale", "max_ranks"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value} is not above 0", "give 1 or more")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
+    deadline = options.deadline
+    # Written so that nan is refused, too.
+    if deadline is not None and not _SHORTEST_S <= deadline <= _LONGEST_S:
         raise UserError(
-            f"--json: there is no directory {options.json.absolute().parent}", "make it, or give another file"
+            f"--deadline {deadline:g} is not a number of seconds from {_SHORTEST_S} to {_LONGEST_S:,}",
+            "give the seconds that one layout may take, as 120",
         )
+    if options.json is not None:
+        _check_file(options.json)
+
+
+def _check_file(path: Path) -> None:
+    """Say now what would only be found when the first result is written."""
+    if path.is_dir():
+        raise UserError(f"--json: {path} is a directory", f"give a file, as {path / 'layouts.json'}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json: there is no directory {path.absolute().parent}", "make it, or give another file")
 
 
 def _config_directory(options: argparse.Namespace, folder: Path) -> Path:
@@ -188,9 +210,10 @@ def _layouts(options: argparse.Namespace, facts: "ModelFacts", devices: int) -> 
     from pentad.verify.verification import check_devices
 
     if options.allocations:
-        layouts = [parse_allocation(text).trainer.layout for text in options.allocations]
-        for text, layout in zip(options.allocations, layouts, strict=True):
-            refuse(problems(facts, layout), f"allocation {text}")
+        allocations = [parse_allocation(text) for text in options.allocations]
+        for text, allocation in zip(options.allocations, allocations, strict=True):
+            refuse(problems(facts, allocation.trainer.layout), f"allocation {text}")
+        layouts = _trainers(options.allocations, allocations)
     else:
         layouts = small_layouts(facts, options.max_ranks or devices or _MOST_RANKS_CPU)
     if not layouts:
@@ -201,25 +224,42 @@ def _layouts(options: argparse.Namespace, facts: "ModelFacts", devices: int) -> 
     return layouts
 
 
-def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
-    """`transformer.KEY=VALUE` and so on; values are read as YAML reads them."""
-    import yaml
+def _trainers(texts: Sequence[str], allocations: "Sequence[Allocation]") -> "list[Layout]":
+    """The trainers' layouts, each once; what is left out is said on stderr, as --list is of layouts only."""
+    first: dict[Layout, str] = {}
+    for text, allocation in zip(texts, allocations, strict=True):
+        layout = allocation.trainer.layout
+        if layout in first:
+            note = f"{text} has the trainer of {first[layout]}, megatron:{layout}, which is verified once"
+        elif allocation.rollout is not None:
+            note = f"only the trainer of {text} is verified, megatron:{layout}"
+        else:
+            note = ""
+        first.setdefault(layout, text)
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    return list(first)
 
+
+def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
+    """`transformer.KEY=VALUE` and so on, read as overrides of a configuration are."""
+    from pentad.config.load import join
     from pentad.config.megatron import MegatronSettings
+    from pentad.config.overrides import apply_overrides
 
     switch = "use_deterministic_algorithms"
     parts = tuple(name for name in MegatronSettings.model_fields if name != switch)
-    found: dict[str, Any] = {part: {} for part in parts}
     for pair in pairs:
-        name, _, value = pair.partition("=")
+        name, equals, _ = pair.partition("=")
         part, _, key = name.partition(".")
-        if name == switch and value in ("true", "false"):
-            found[switch] = value == "true"
-        elif part in parts and key and value:
-            found[part][key] = yaml.safe_load(value)
-        else:
+        if not equals or (name != switch and not (part in parts and key)):
             hint = f"begin it with one of {', '.join(parts)}, or write {switch}=true"
             raise UserError(f"--megatron {pair} is not PART.KEY=VALUE", hint)
+    found: dict[str, Any] = {}
+    if problems := apply_overrides(found, {}, pairs):
+        raise join(problems, "--megatron")
+    if type(found.get(switch, False)) is not bool:
+        raise UserError(f"--megatron {switch} is {found[switch]!r}", f"write {switch}=true, or false")
     return MegatronSettings(**found)
 
 

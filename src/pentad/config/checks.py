@@ -133,12 +133,13 @@ def _grpo(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserEr
             f"{named('rollout.n')} is 1: a group of one sample has no advantage (algorithm grpo), so nothing is learnt",
             "set rollout.n to 2 or more",
         )
-    samples = trainer.prompts_per_step * rollout.n
-    if algorithm.optimizer_steps > samples:
+    steps, prompts = algorithm.optimizer_steps, trainer.prompts_per_step
+    # All samples of a prompt stay in one minibatch.
+    if steps > prompts:
         yield UserError(
-            f"{named('algorithm.optimizer_steps')} is {algorithm.optimizer_steps}, but a step has only {samples} "
-            "samples (trainer.prompts_per_step * rollout.n)",
-            f"set algorithm.optimizer_steps to {samples} or less",
+            f"{named('algorithm.optimizer_steps')} is {steps}, but a step has only {prompts} "
+            f"{'prompt' if prompts == 1 else 'prompts'} to divide, {named('trainer.prompts_per_step')}",
+            f"set algorithm.optimizer_steps to {prompts} or less, or trainer.prompts_per_step to {steps} or more",
         )
     longest = data.max_prompt_tokens + rollout.max_response_tokens
     if trainer.tokens_per_microbatch < longest:

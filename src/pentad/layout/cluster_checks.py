@@ -68,21 +68,23 @@ def check_projections(facts: ModelFacts, layout: Layout) -> list[Problem]:
     return [Problem(f"{cause} t{layout.tensor}", f"use t{max(size for size in legal if size < layout.tensor)}")]
 
 
-def check_lengths(facts: ModelFacts, tokens: int, longest: int) -> list[Problem]:
-    """Whether sequences fit into a microbatch and into the model.
+def check_response(facts: ModelFacts, tokens: int) -> list[Problem]:
+    """Whether the model has a position left for a prompt before a response of that many tokens."""
+    if facts.max_positions is None or tokens < facts.max_positions:
+        return []
+    cause = (
+        f"rollout.max_response_tokens is {tokens}, which leaves no room for a prompt: the model was made for "
+        f"{facts.max_positions} tokens"
+    )
+    return [Problem(cause, f"set rollout.max_response_tokens to {facts.max_positions - 1} or less")]
 
-    Args:
-        tokens: budget of one microbatch on one data-parallel rank.
-        longest: tokens of the longest sequence, prompt and response together.
-    """
-    problems = []
-    if longest > tokens:
-        cause = f"a sequence may have {longest} tokens, but a microbatch holds {tokens}"
-        problems.append(Problem(cause, f"raise the microbatch to {longest} tokens, or shorten the sequences"))
-    if facts.max_positions is not None and longest > facts.max_positions:
-        cause = f"a sequence may have {longest} tokens, but the model was made for {facts.max_positions}"
-        problems.append(Problem(cause, f"shorten prompt and response to {facts.max_positions} tokens together"))
-    return problems
+
+def check_sequence(facts: ModelFacts, tokens: int) -> list[Problem]:
+    """Whether the model was made for sequences of that many tokens."""
+    if facts.max_positions is None or tokens <= facts.max_positions:
+        return []
+    cause = f"a sequence has {tokens} tokens, but the model was made for {facts.max_positions}"
+    return [Problem(cause, f"give a sequence of {facts.max_positions} tokens or less")]
 
 
 def check_microbatches(layout: Layout, microbatches: int) -> list[Problem]:

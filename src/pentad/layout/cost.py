@@ -56,7 +56,7 @@ class StepTime:
     Attributes:
         parts: part (`PARTS`) -> seconds.
         bubble: part of the pipeline's time in which a stage waits: `(p - 1) / (v * m)` of its work.
-        tokens_per_second: of all GPUs together, for full microbatches.
+        tokens_per_second: of all GPUs together.
         mfu: model FLOPs utilization: the model's operations over what the GPUs could do.
     """
 
@@ -71,8 +71,20 @@ class StepTime:
         return sum(self.parts.values())
 
 
-def predict_time(facts: ModelFacts, layout: Layout, work: Workload, gpu: Gpu, rates: Rates = DEFAULT) -> StepTime:
-    """Predicted time of one optimizer step. The layout must be legal for the model."""
+def predict_time(
+    facts: ModelFacts,
+    layout: Layout,
+    work: Workload,
+    gpu: Gpu,
+    rates: Rates = DEFAULT,
+    step_tokens: int | None = None,
+) -> StepTime:
+    """Predicted time of one optimizer step. The layout must be legal for the model.
+
+    Args:
+        step_tokens: what the step is wanted for, where its microbatches are not all full: speed and utilization count
+            these tokens only, the time that of full microbatches. None if all are full.
+    """
     stages = [pipeline_chunks(facts, layout)[stage] for stage in distinct_stages(facts, layout)]
     per_microbatch = max(
         (_microbatch(facts, layout, work, gpu, chunks, rates) for chunks in stages),
@@ -85,7 +97,7 @@ def predict_time(facts: ModelFacts, layout: Layout, work: Workload, gpu: Gpu, ra
     updates = [_update(layout, work, gpu, chunk_parameters(facts, layout, chunks), rates) for chunks in stages]
     parts["data"], parts["optimizer"] = max(updates, key=sum)
     total = sum(parts.values())
-    tokens = work.tokens * work.microbatches * layout.data
+    tokens = work.tokens * work.microbatches * layout.data if step_tokens is None else step_tokens
     operations = flops_per_token(facts, work.sequence) * tokens
     peak = gpu.tflops[work.dtype] * 1e12 * layout.world
     return StepTime({part: parts[part] for part in PARTS}, bubble, tokens / total, operations / total / peak)

@@ -88,6 +88,9 @@ def make_ranking(facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_to
     if gpus < 1 or step_tokens < 1:
         what = f"--gpus {gpus}" if gpus < 1 else f"--step-tokens {step_tokens}"
         raise UserError(f"{what} is not a whole number above 0", "give 1 or more")
+    if step_tokens < work.tokens:
+        cause = f"--step-tokens {step_tokens} does not fill one microbatch of {work.tokens} tokens on any layout"
+        raise UserError(cause, f"give {work.tokens} or more, or smaller microbatches with --tokens")
     return rank_layouts(facts, gpus, gpu, work, step_tokens)
 
 

@@ -57,19 +57,23 @@ class Candidate:
             return f"{self.excess / GIB:.1f} GiB too much; {part} take {size / GIB:.1f} GiB"
         times = self.time.parts
         if best is None or best is self:
-            computing = times["compute"] / self.time.total
-            return f"fastest: {computing:.0%} of the step is computing; next is {self._blame(times)}"
+            shares = [(times["compute"], "computing"), self._blame(times)]
+            (most, what), (less, other) = sorted(shares, reverse=True)
+            return f"fastest: {self._share(most)} of the step is {what}; next is {other}, {self._share(less)}"
         slower = self.time.total / best.time.total - 1
         grown = {name: seconds - best.time.parts[name] for name, seconds in times.items()}
         if max(grown, key=lambda name: grown[name]) == "compute":
             return f"+{slower:.1%}: the slowest stage computes more ({self._slowest()})"
-        return f"+{slower:.1%}: {self._blame(grown)}"
+        seconds, what = self._blame(grown)
+        return f"+{slower:.1%}: {what}, {self._share(seconds)} of the step"
 
-    def _blame(self, times: dict[str, float]) -> str:
-        """The largest part besides computing, in words, and its share of the step."""
+    def _blame(self, times: dict[str, float]) -> tuple[float, str]:
+        """Of the parts besides computing the one with the largest time in `times`: its seconds, and it in words."""
         part = max((name for name in times if name != "compute"), key=lambda name: times[name])
-        what = _BLAME[part].format(self.layout, self.layout.data * self.layout.context)
-        return f"{what}, {self.time.parts[part] / self.time.total:.1%} of the step"
+        return self.time.parts[part], _BLAME[part].format(self.layout, self.layout.data * self.layout.context)
+
+    def _share(self, seconds: float) -> str:
+        return f"{seconds / self.time.total:.1%}"
 
     def _slowest(self) -> str:
         layout = self.layout
@@ -130,7 +134,8 @@ def _candidate(facts: ModelFacts, layout: Layout, gpu: Gpu, work: Workload, step
     own = replace(work, microbatches=microbatches)
     peak = predict_peak(facts, layout, own)
     excess = peak.total - int(gpu.memory_gib * GIB)
-    return Candidate(layout, microbatches, predict_time(facts, layout, own, gpu), peak, excess)
+    time = predict_time(facts, layout, own, gpu, step_tokens=step_tokens)
+    return Candidate(layout, microbatches, time, peak, excess)
 
 
 def _divisors(number: int) -> list[int]:

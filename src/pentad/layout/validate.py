@@ -97,6 +97,8 @@ def check_supported(allocation: Allocation) -> list[Problem]:
 
 def _tensor_and_context(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
     tensor, context, heads, kv_heads = layout.tensor, layout.context, facts.num_heads, facts.num_kv_heads
+    # The shared expert is split by t as a dense layer is; routed experts are split by x.
+    widths = {"feed-forward": facts.ffn_hidden_size, "shared expert": facts.shared_ffn_hidden_size}
 
     def heads_fit(parts: int) -> bool:
         return heads % parts == 0
@@ -106,7 +108,7 @@ def _tensor_and_context(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
         return kv_heads % parts == 0 or parts % kv_heads == 0
 
     def tensor_fits(size: int) -> bool:
-        return heads_fit(size) and kv_fits(size) and facts.ffn_hidden_size % size == 0
+        return heads_fit(size) and kv_fits(size) and all(width % size == 0 for width in widths.values())
 
     def fix_tensor() -> str:
         return _nearest("t", tensor, heads, tensor_fits)
@@ -118,11 +120,9 @@ def _tensor_and_context(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
             f"the {kv_heads} key/value heads of {facts.family} can neither be split by t{tensor} nor replicated evenly",
             fix_tensor(),
         )
-    if facts.ffn_hidden_size % tensor:
-        yield Problem(
-            f"the feed-forward width {facts.ffn_hidden_size} of {facts.family} cannot be split by t{tensor}",
-            fix_tensor(),
-        )
+    for name, width in widths.items():
+        if width % tensor:
+            yield Problem(f"the {name} width {width} of {facts.family} cannot be split by t{tensor}", fix_tensor())
     if context == 1 or not heads_fit(tensor) or not kv_fits(tensor):
         return
     parts = tensor * context
