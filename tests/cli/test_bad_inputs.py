@@ -144,6 +144,28 @@ def no_ground_truth(bench: Bench) -> None:
     bench.data(ROW, {"prompt": "sort 4132="})
 
 
+def ground_truth_is_nan(bench: Bench) -> None:
+    bench.data(ROW, {"prompt": "sort 4132=", "ground_truth": float("nan")})
+
+
+def ground_truth_is_a_mapping(bench: Bench) -> None:
+    bench.data(ROW, {"prompt": "sort 4132=", "ground_truth": {"value": "1234"}})
+
+
+def half_a_surrogate_pair(bench: Bench) -> None:
+    bench.data(ROW, '{"prompt": "sort \\ud800", "ground_truth": "1"}')
+
+
+def a_prompt_longer_than_the_model(bench: Bench) -> None:
+    bench.data(ROW, {"prompt": "sort " + "4" * 66 + "=", "ground_truth": "1"}, ROW)
+
+
+def an_evaluation_longer_than_the_model(bench: Bench) -> None:
+    a_prompt_longer_than_the_model(bench)
+    (bench.folder / "train.jsonl").rename(bench.folder / "eval.jsonl")
+    bench.data(ROW)
+
+
 def reward_without_function(bench: Bench) -> None:
     (bench.folder / "mine.py").write_text("def other(prompt, response, ground_truth):\n    return 0.0\n")
 
@@ -193,7 +215,20 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
     "bad JSON line": (bad_json, [], ["train.jsonl:3", "fix:"]),
     "prompt of a wrong type": (prompt_of_a_wrong_type, [], ["train.jsonl:1", "'prompt'", "int"]),
     "prompt empty": (empty_prompt, [], ["train.jsonl:2", "prompt"]),
-    "ground truth missing": (no_ground_truth, [], ["row 1", "ground truth", "exact"]),
+    "ground truth missing": (no_ground_truth, [], ["train.jsonl:2 has no ground truth", "exact"]),
+    "ground truth NaN": (ground_truth_is_nan, [], ["train.jsonl:2 has no ground truth", "exact"]),
+    "ground truth a mapping": (ground_truth_is_a_mapping, [], ["train.jsonl:2", "type dict", "exact"]),
+    "half a surrogate pair": (half_a_surrogate_pair, [], ["train.jsonl:2", "'prompt'", "\\ud800", "character 6"]),
+    "prompt longer than the model": (
+        a_prompt_longer_than_the_model,
+        ["data.max_prompt_tokens=100", "trainer.tokens_per_microbatch=128"],
+        ["train.jsonl:2", "64 positions", "data.max_prompt_tokens=56 and data.too_long=drop"],
+    ),
+    "prompts of an evaluation longer than the model": (
+        an_evaluation_longer_than_the_model,
+        ["data.max_prompt_tokens=100", "trainer.tokens_per_microbatch=128", "data.eval={mine: eval.jsonl}"],
+        ["data.eval.mine", "eval.jsonl:2", "64 positions", "data.max_prompt_tokens=56 and data.too_long=drop"],
+    ),
     "prompt too long": (nothing, ["data.max_prompt_tokens=6"], ["max_prompt_tokens=6", "data.max_prompt_tokens=7"]),
     "all prompts dropped": (
         nothing,
@@ -231,8 +266,8 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
     "run is a file": (run_is_a_file, [], ["run is, or lies below, a file", "experiment.dir"]),
     "Megatron field unknown": (
         nothing,
-        ["megatron.transformer.attention_droput=0.1"],
-        ["attention_droput", "did you mean megatron.transformer.attention_dropout?"],
+        ["megatron.transformer.moe_z_loss_coef=0.1"],
+        ["moe_z_loss_coef", "did you mean megatron.transformer.moe_z_loss_coeff?"],
     ),
     "Megatron DDP has no such setting": (
         nothing,
@@ -260,6 +295,7 @@ def test_refused(bench: Bench, capfd: pytest.CaptureFixture[str], name: str) -> 
     said = capfd.readouterr()
     check_refusal(code, said.err, *texts)
     assert "Warning" not in said.out
+    assert (bench.folder / "run").exists() == name.startswith("run "), "a refused run leaves nothing"
 
 
 def check_refusal(code: int, said: str, *texts: str) -> None:
@@ -279,6 +315,47 @@ def test_run_locked_by_another(bench: Bench, capfd: pytest.CaptureFixture[str]) 
         fcntl.flock(lock, fcntl.LOCK_EX)
         code = main(["train", str(bench.config)])
     check_refusal(code, capfd.readouterr().err, "another process", "experiment.name")
+
+
+def test_the_suggested_length_works(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    """With the fix for prompts longer than the model, the next thing wrong is something else."""
+    a_prompt_longer_than_the_model(bench)
+    given = ["data.max_prompt_tokens=56", "data.too_long=drop", "ray.address=127.0.0.1:9"]
+    code = main(["train", str(bench.config), *given])
+    check_refusal(code, capfd.readouterr().err, "ray.address")
+
+
+REFUSED_LATE = {
+    "logger": (nothing, ["trainer.logger=[wandb]"]),
+    "lengths": (nothing, ["rollout.max_response_tokens=60", "trainer.tokens_per_microbatch=128"]),
+    "tokenizer": (no_tokenizer, []),
+    "cluster": (nothing, ["ray.address=127.0.0.1:9"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_LATE)
+def test_a_refused_run_leaves_the_old_one_where_it_is(bench: Bench, pentad: Callable[..., Command], name: str) -> None:
+    if name == "logger" and _installed("wandb"):
+        pytest.skip("wandb is installed")
+    spoil, overrides = REFUSED_LATE[name]
+    spoil(bench)
+    run_exists(bench)
+    before = sorted(bench.folder.rglob("*"))
+    command = pentad("train", str(bench.config), "experiment.overwrite=true", *overrides)
+    check_refusal(command.ends_within(60), command.stderr)
+    after = sorted(bench.folder.rglob("*"))
+    assert [path for path in after if path.name not in ("stdout.txt", "stderr.txt")] == before
+    assert (bench.folder / "run" / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("setting", ["path", "tokenizer"])
+def test_a_run_does_not_move_its_own_model_away(bench: Bench, capfd: pytest.CaptureFixture[str], setting: str) -> None:
+    run_exists(bench)
+    shutil.copytree(bench.model, bench.folder / "run" / "model")
+    overrides = [f"model.{setting}=run/model", "experiment.overwrite=true"]
+    code = main(["train", str(bench.config), *overrides])
+    check_refusal(code, capfd.readouterr().err, f"model.{setting}", "lies in the run directory", "experiment.name")
+    assert not list(bench.folder.glob("run.old-*"))
 
 
 @pytest.fixture
@@ -340,19 +417,54 @@ def score(prompt, response, ground_truth):
         time.sleep(600)
     if prompt == "sort 2222=":
         return float("nan")
-    os._exit(3)
+    if prompt == "sort 3333=":
+        os._exit(3)
+    return 1.0
 """
     )
-    bench.data(*({"prompt": f"sort {digit * 4}=", "ground_truth": "0"} for digit in "0123"))
-    command = pentad("train", str(bench.config), "reward.name=mine:score", "reward.timeout_s=0.5")
+    bench.data(*({"prompt": f"sort {digit * 4}=", "ground_truth": "0"} for digit in "01234"))
+    command = pentad(
+        "train",
+        str(bench.config),
+        "reward.name=mine:score",
+        "reward.timeout_s=0.5",
+        "trainer.prompts_per_step=5",
+    )
     assert command.ends_within(180) == 0, command.stderr
     assert command.stderr == ""
     assert "4 timeouts, 4 crashes, 4 exceptions, 4 bad_values" in command.stdout
-    assert "ValueError: no digits" in command.stdout
+    lines = command.stdout.splitlines()
+    told = [line for line in lines if line.startswith("reward failed (")]
+    assert len(told) == 4, "the first of each kind is told"
+    assert lines.index(told[-1]) < next(i for i, line in enumerate(lines) if line.startswith("step 1/2"))
+    assert any(line.startswith("reward failed (exception): ValueError: no digits (") for line in told)
+    assert [line for line in lines if "reward failures 8" in line and line.startswith("step ")]
     rows = [json.loads(line) for line in (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["reward/failures"] for row in rows] == [8, 8]
-    assert [row["data/samples_consumed"] for row in rows] == [8, 8]
+    assert [row["data/samples_consumed"] for row in rows] == [10, 10]
     assert (bench.folder / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "overrides", "texts"),
+    [
+        ("raise ValueError('two' + chr(10) + 'lines')", [], ["all 8 calls", "ValueError: two lines", "reward.name"]),
+        ("return None", ["trainer.val_before_train=true", "data.eval={mine: train.jsonl}"], ["all 3 calls", "None"]),
+        ("import time; time.sleep(600)", ["reward.timeout_s=0.3"], ["reward.timeout_s (now 0.3)", "longer than"]),
+    ],
+)
+def test_a_reward_that_never_works_ends_the_run(
+    bench: Bench, pentad: Callable[..., Command], body: str, overrides: list[str], texts: list[str]
+) -> None:
+    (bench.folder / "mine.py").write_text(f"def score(prompt, response, ground_truth):\n    {body}\n")
+    bench.data(*[ROW] * 3)
+    command = pentad("train", str(bench.config), "reward.name=mine:score", *overrides)
+    check_refusal(command.ends_within(120), command.stderr, *texts)
+    assert command.stdout.count("reward failed (") == 1
+    assert "step 1/2" not in command.stdout
+    # What was wrong is put right, and the run started again.
+    (bench.folder / "mine.py").write_text("def score(prompt, response, ground_truth):\n    return 1.0\n")
+    assert pentad("train", str(bench.config), "reward.name=mine:score", *overrides).ends_within(120) == 0
 
 
 def _installed(module: str) -> bool:

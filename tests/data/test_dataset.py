@@ -67,6 +67,35 @@ def test_ground_truth_goes_before_answer_and_may_be_absent(tmp_path: Path) -> No
     assert second.ground_truth is None
 
 
+@pytest.mark.parametrize("column", ["ground_truth", "answer"])
+def test_nan_is_a_missing_ground_truth(tmp_path: Path, column: str) -> None:
+    table = pyarrow.table({"prompt": ["x", "y"], column: [5.0, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert [row.ground_truth for row in load_train_rows(settings_for(tmp_path / "a.parquet"))] == [5.0, None]
+    path = write_jsonl(tmp_path / "a.jsonl", [VERL_ROW | {"reward_model": {"ground_truth": float("nan")}}])
+    refuse(path, "a.jsonl:1: column 'reward_model' has no 'ground_truth'")
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
+    """Valid JSON, and nothing that a tokenizer takes."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "fine \U0001f600"}, {"prompt": "ab\ud800"}])
+    refuse(path, "a.jsonl:2: column 'prompt'", "\\ud800, as character 3")
+    conversation = [{"role": "user", "content": "ok"}, {"role": "user", "content": "\udfff"}]
+    path = write_jsonl(tmp_path / "b.jsonl", [{"prompt": conversation}])
+    refuse(path, "b.jsonl:1: message 1 of 'prompt' (user)", "\\udfff")
+    path = write_jsonl(tmp_path / "c.jsonl", [{"prompt": "x", "response": "\ud800"}])
+    with pytest.raises(UserError, match=r"c\.jsonl:1: column 'response' has half a surrogate"):
+        load_train_rows(settings_for(path), with_response=True)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\r\n{"prompt": "y"}\r\n')
+    assert [(row.id, row.prompt) for row in load_train_rows(settings_for(tmp_path / "a.jsonl"))] == [
+        ("a.jsonl:1", "x"),
+        ("a.jsonl:2", "y"),
+    ]
+
+
 def test_a_directory_of_shards_is_read_in_order(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "b.jsonl", [{"prompt": "2"}])
     write_jsonl(tmp_path / "a.jsonl", [{"prompt": "0"}, {"prompt": "1"}])

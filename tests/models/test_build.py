@@ -37,9 +37,9 @@ REFUSED = [
     ("ddp", {"overlap_grad_reduction": True}, "not a field", "did you mean megatron.ddp.overlap_grad_reduce?"),
     (
         "optimizer",
-        {"use_precision_aware_optimiser": True},
+        {"decoupled_weightdecay": True},
         "not a field",
-        "megatron.optimizer.use_precision_aware_optimizer?",
+        "megatron.optimizer.decoupled_weight_decay?",
     ),
     ("transformer", {"num_layers": 3}, "settled by model.path", "remove"),
     ("transformer", {"tensor_model_parallel_size": 2}, "settled by allocation", "remove"),

@@ -78,6 +78,16 @@ def test_exact() -> None:
     assert builtin.exact("", "5", 5) == 1.0
 
 
+def test_whole_floats_are_whole_numbers() -> None:
+    """As Parquet has them where a column of whole numbers lacked some."""
+    assert builtin.exact("", "1234", 1234.0) == 1.0
+    assert builtin.exact("", "-1234", -1234.0) == 1.0
+    assert builtin.exact("", "12.5", 12.5) == 1.0
+    assert builtin.gsm8k("", "#### 100000000000000000000", 1e20) == 1.0
+    assert builtin.math("", r"\boxed{7}", 7.0) == 1.0
+    assert builtin.truth_text(float("inf")) == "inf"
+
+
 @pytest.mark.parametrize(
     ("data_source", "name"),
     [

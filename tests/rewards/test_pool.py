@@ -126,6 +126,32 @@ def test_each_failure_costs_its_own_sample_only(directory: Path) -> None:
             assert (result.score, result.failure) == (0.0, bad[response]), response
 
 
+def test_the_first_failure_of_a_kind_is_told_when_it_happens(directory: Path) -> None:
+    told: list[tuple[str, str, float]] = []
+    with pool_for(directory, workers=1, timeout_s=0.5) as pool:
+        began = time.monotonic()
+        for _ in range(2):
+            pool.score(
+                items("nan", "raise", "none", "sleep"),
+                lambda failure, message: told.append((failure, message, time.monotonic() - began)),
+            )
+    assert [failure for failure, _, _ in told] == ["bad_value", "exception", "timeout"]
+    assert told[1][1].startswith("KeyError: 'oops' (")
+    assert told[2][2] - told[0][2] > 0.4, "the first two were told before the third"
+
+
+def test_only_results_that_all_failed_are_refused(directory: Path) -> None:
+    with pool_for(directory, timeout_s=0.3) as pool:
+        pool.check_results([])
+        pool.check_results(pool.score(items("fine", "raise")))
+        with pytest.raises(UserError, match=r"all 2 calls .* \(exception\): KeyError: 'oops'") as caught:
+            pool.check_results(pool.score(items("raise", "sleep")))
+        assert "reward.name=mine:reward" in caught.value.fix
+        with pytest.raises(UserError) as caught:
+            pool.check_results(pool.score(items("sleep")))
+        assert "reward.timeout_s (now 0.3)" in caught.value.fix
+
+
 def test_a_hang_is_ended_in_time_even_if_it_locks_the_interpreter(directory: Path) -> None:
     with pool_for(directory, timeout_s=0.3) as pool:
         started = time.monotonic()
@@ -236,8 +262,13 @@ def test_check_refuses_rows_that_could_not_be_scored(directory: Path) -> None:
         assert "reward.options.level" in caught.value.fix
     with pool_for(directory, "auto", workers=1) as pool:
         pool.check([RewardItem("", "", "5", "openai/gsm8k")])
-        with pytest.raises(UserError, match="no ground truth"):
+        with pytest.raises(UserError, match="row 0 of the data has no ground truth"):
             pool.check([RewardItem("", "", None, "openai/gsm8k")])
+        with pytest.raises(UserError, match=r"^a\.jsonl:7 has no ground truth"):
+            pool.check([RewardItem("", "", None, "openai/gsm8k", id="a.jsonl:7")])
+        for truth in ({"value": "5"}, ["5"]):
+            with pytest.raises(UserError, match=r"^a\.jsonl:7 has a ground truth of type"):
+                pool.check([RewardItem("", "", truth, "openai/gsm8k", id="a.jsonl:7")])
         with pytest.raises(UserError, match="knows no reward"):
             pool.check([RewardItem("", "", "5", "mine")])
 

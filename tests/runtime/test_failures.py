@@ -127,3 +127,17 @@ def test_death_of_the_driver_in_training(start_sft: Start) -> None:
     command = start_sft("allocation=megatron:t2")
     command.process.kill()
     command.ends_within(EXIT_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("delay_s", [0.5, 2.0])
+def test_signal_to_the_driver_while_ray_starts(
+    start_sft: Start, tmp_path: Path, number: signal.Signals, delay_s: float
+) -> None:
+    command = start_sft(until="starting megatron:d1")
+    time.sleep(delay_s)
+    command.process.send_signal(number)
+    assert command.ends_within(EXIT_S) == 130, command.stderr
+    assert command.stderr.startswith(f"interrupted by {number.name} during start-up"), command.stderr
+    assert len(command.stderr.splitlines()) == 2, command.stderr
+    assert not (tmp_path / "run").exists()

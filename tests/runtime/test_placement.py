@@ -20,6 +20,9 @@ from pentad.runtime.placement import place
         # Ray numbers bundles without regard to machines.
         ("hf:d4|megatron:t2p2", "abab", [0, 2, 1, 3]),
         ("megatron:t2+hf:d1", "aba", [0, 2, 1]),
+        # What makes no whole group on a machine is left to the engines.
+        ("hf:d1+megatron:d2t2", "aaabb", [2, 0, 1, 3, 4]),
+        ("hf:d2+megatron:(attn:d2t2|ffn:t4)", "aaaaab", [4, 5, 0, 1, 2, 3]),
     ],
 )
 def test_trainer_ranks_fill_machines(allocation: str, machines: str, expected: list[int]) -> None:

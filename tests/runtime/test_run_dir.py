@@ -67,6 +67,23 @@ def test_overwrite_follows_a_link_and_keeps_it(tmp_path: Path) -> None:
     assert len(list((tmp_path / "big_disk").glob("a.old-*/metrics.jsonl"))) == 1
 
 
+def test_a_reservation_changes_nothing(tmp_path: Path) -> None:
+    a_run(tmp_path / "a")
+    (tmp_path / "a" / ".lock").unlink()
+    before = contents(tmp_path / "a")
+    with RunDir.reserve(tmp_path / "a", overwrite=True) as run_dir:
+        assert run_dir.moves_aside
+        with pytest.raises(UserError, match="another process"):
+            RunDir.reserve(tmp_path / "a", overwrite=True)
+    assert contents(tmp_path / "a") == before
+    with RunDir.reserve(tmp_path / "new" / "b"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with RunDir.reserve(tmp_path / "new" / "b") as run_dir:
+        (tmp_path / "new" / "mine").write_text("put there meanwhile")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
+
+
 def test_a_run_that_failed_before_its_first_step_may_be_started_again(tmp_path: Path) -> None:
     RunDir.create(tmp_path / "a", "old: 1\n").close()
     with RunDir.create(tmp_path / "a", SETTINGS) as run_dir:

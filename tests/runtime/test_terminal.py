@@ -62,6 +62,20 @@ def test_a_pipe_gets_one_plain_line_a_step() -> None:
     ]
 
 
+def test_reward_failures_are_shown_when_there_are_any() -> None:
+    terminal, out = plain()
+    with terminal:
+        terminal.step(1, {"reward/mean": 0.5, "reward/failures": 0})
+        terminal.step(2, {"reward/mean": 0.5, "reward/failures": 3})
+    assert out.getvalue().splitlines()[1:] == ["step 1/12  reward 0.500", "step 2/12  reward 0.500  reward failures 3"]
+    terminal, _ = live()
+    with terminal:
+        terminal.step(1, {"reward/mean": 0.5, "reward/failures": 0})
+        assert "failures" not in screen(terminal)
+        terminal.step(2, {"reward/mean": 0.5, "reward/failures": 3})
+        assert "reward failures" in screen(terminal)
+
+
 def test_a_long_phase_in_a_log_shows_that_it_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pentad.runtime.terminal._PLAIN_PHASE_S", 0.0)
     terminal, out = plain()

@@ -7,6 +7,7 @@ wrong. Nothing is skipped, and no column is guessed.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from pentad.data.files import read_files
 from pentad.data.hub import read_hub
 from pentad.data.procedural import PREFIX as PROCEDURAL
 from pentad.data.procedural import check_fresh, read_procedural
-from pentad.data.rows import PromptRow, Rows, parse_prompt
+from pentad.data.rows import PromptRow, Rows, check_text, parse_prompt
 from pentad.errors import UserError
 
 HUB = "hf:"
@@ -114,17 +115,22 @@ def _parse_row(row_id: str, record: Mapping[str, Any], settings: DataSettings, w
     taken = {column, settings.response_column, "data_source"}
     if record.get("reward_model") is not None:
         reward_model = record["reward_model"]
-        if not isinstance(reward_model, Mapping) or reward_model.get("ground_truth") is None:
+        if not isinstance(reward_model, Mapping) or _present(reward_model.get("ground_truth")) is None:
             raise UserError(
                 f"{row_id}: column 'reward_model' has no 'ground_truth'", "make it {style: rule, ground_truth: ...}"
             )
         ground_truth, extra = reward_model["ground_truth"], record.get("extra_info")
     else:
         truth_column = next((name for name in TRUTH_COLUMNS if name in record and name not in taken), None)
-        ground_truth = record[truth_column] if truth_column else None
+        ground_truth = _present(record[truth_column]) if truth_column else None
         rest = {name: value for name, value in record.items() if name not in taken | {truth_column, "extra_info"}}
         extra = {**rest, **_mapping(row_id, record.get("extra_info"))}
     return PromptRow(row_id, prompt, data_source, ground_truth, _mapping(row_id, extra), response)
+
+
+def _present(value: Any) -> Any:
+    """The value, or None for NaN: pandas writes that where a value is missing."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _mapping(row_id: str, value: Any) -> dict[str, Any]:
@@ -147,6 +153,7 @@ def _parse_response(row_id: str, record: Mapping[str, Any], column: str) -> str:
             f"{row_id}: column {column!r} is {found}; supervised training needs text to learn from",
             "set data.response_column to a column of strings, or mend the row",
         )
+    check_text(response, f"{row_id}: column {column!r}")
     return response
 
 

@@ -68,7 +68,8 @@ def _nearby(path: Path) -> str:
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     line_number = 0
     try:
-        with path.open(encoding="utf-8") as file:
+        # -sig: Windows programs put a mark before the text.
+        with path.open(encoding="utf-8-sig") as file:
             for line_number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

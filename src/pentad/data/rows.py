@@ -67,6 +67,7 @@ def parse_prompt(value: Any, row_id: str, column: str) -> str | tuple[Message, .
     if isinstance(value, str):
         if not value.strip():
             raise UserError(f"{row_id}: column {column!r} is empty", "give every row a prompt, or remove the row")
+        check_text(value, f"{row_id}: column {column!r}")
         return value
     if not isinstance(value, list | tuple):
         raise UserError(
@@ -86,6 +87,22 @@ def parse_prompt(value: Any, row_id: str, column: str) -> str | tuple[Message, .
     return messages
 
 
+def check_text(text: str, where: str) -> None:
+    """Refuse what no tokenizer takes: half of a surrogate pair, which JSON can write and Unicode does not have.
+
+    Raises:
+        UserError: there is one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where} has half a surrogate pair, \\u{ord(text[error.start]):04x}, as character {error.start + 1}; "
+            "that is not text",
+            "mend or remove the row; what cut the text must not cut within a character",
+        ) from None
+
+
 def _parse_message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         found = f"keys {', '.join(map(repr, message))}" if isinstance(message, Mapping) else _kind(message)
@@ -97,6 +114,7 @@ def _parse_message(message: Any, where: str) -> Message:
         raise UserError(f"{where} has content that is {_kind(content)}, not a string", "give it plain text")
     if not content.strip():
         raise UserError(f"{where} ({role}) is empty", "give it text, or remove the message")
+    check_text(content, f"{where} ({role})")
     return {"role": role, "content": content}
 
 

@@ -48,7 +48,7 @@ def make_config[T](
     Raises:
         UserError: a field does not exist, is settled elsewhere or not supported, or is refused by Megatron.
     """
-    _check(dataclass, overrides, prefix, settled)
+    _check(dataclass, overrides, prefix, settled, supported)
     _check_supported(dataclass(**defaults), overrides, prefix, supported)
     try:
         config = dataclass(**{**defaults, **overrides})
@@ -72,11 +72,13 @@ def check_kept(config: object, overrides: Mapping[str, Any], prefix: str) -> Non
             )
 
 
-def _check(dataclass: type, overrides: Mapping[str, Any], prefix: str, settled: Mapping[str, str]) -> None:
+def _check(
+    dataclass: type, overrides: Mapping[str, Any], prefix: str, settled: Mapping[str, str], supported: Supported
+) -> None:
     known = {field.name for field in fields(dataclass)}
     for key, value in overrides.items():
         if key not in known:
-            near = get_close_matches(key, known - settled.keys(), 1)
+            near = get_close_matches(key, supported, 1)
             raise UserError(
                 f"{prefix}.{key} is not a field of Megatron's {dataclass.__name__}",
                 f"did you mean {prefix}.{near[0]}?" if near else f"remove {prefix}.{key}",

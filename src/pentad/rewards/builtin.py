@@ -31,7 +31,7 @@ def gsm8k(prompt: str, response: str, ground_truth: Any, **extra: Any) -> float:
     `$`, thousands separators and trailing zeros do not matter; text after the number does not either. The ground
     truth may be a number or a whole GSM8K solution with its `#### number`.
     """
-    truth = _number(str(ground_truth).rpartition("####")[2])
+    truth = _number(truth_text(ground_truth).rpartition("####")[2])
     if truth is None:
         raise ValueError(f"the ground truth {ground_truth!r} is not a number")
     _, mark, answer = response.rpartition("####")
@@ -40,7 +40,7 @@ def gsm8k(prompt: str, response: str, ground_truth: Any, **extra: Any) -> float:
 
 def exact(prompt: str, response: str, ground_truth: Any, **extra: Any) -> float:
     """1.0 if the response equals the ground truth, white space around either aside."""
-    return float(response.strip() == str(ground_truth).strip())
+    return float(response.strip() == truth_text(ground_truth).strip())
 
 
 def math(prompt: str, response: str, ground_truth: Any, **extra: Any) -> float:
@@ -50,7 +50,7 @@ def math(prompt: str, response: str, ground_truth: Any, **extra: Any) -> float:
     """
     from math_verify import parse, verify
 
-    text = str(ground_truth)
+    text = truth_text(ground_truth)
     gold = parse(text if "\\boxed" in text or "$" in text else f"\\boxed{{{text}}}")
     if not gold:
         raise ValueError(f"the ground truth {ground_truth!r} cannot be read as mathematics")
@@ -80,6 +80,19 @@ BUILTIN: Mapping[str, Callable[..., float]] = {
     "exact": exact,
     "reasoning_gym": reasoning_gym,
 }
+
+# Those that compare with the text of the ground truth.
+TEXT_REWARDS = frozenset({"gsm8k", "math", "exact"})
+
+
+def truth_text(ground_truth: Any) -> str:
+    """The text that a response is compared with.
+
+    A column of whole numbers of which some were missing is one of floats in Parquet; its 1234.0 is meant as 1234.
+    """
+    if isinstance(ground_truth, float) and ground_truth.is_integer():
+        return str(int(ground_truth))
+    return str(ground_truth)
 
 
 def warm_up(name: str) -> None:

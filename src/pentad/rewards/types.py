@@ -29,6 +29,7 @@ class RewardItem:
         ground_truth: what the data says is right; None where it says nothing.
         data_source: chooses the reward when `reward.name` is auto.
         extra: further columns of the row, passed to the reward by name.
+        id: says where the row is, for messages.
     """
 
     prompt: str
@@ -36,6 +37,7 @@ class RewardItem:
     ground_truth: Any = None
     data_source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,8 @@ class RewardResult:
     failure: Failure | None = None
     message: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """The message on one line."""
+        return " ".join(self.message.split())

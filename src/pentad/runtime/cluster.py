@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -23,6 +24,7 @@ from pentad.errors import UserError
 from pentad.layout import Allocation, Component
 from pentad.runtime.gang import Gang, Processes
 from pentad.runtime.placement import place
+from pentad.runtime.ray_session import RaySession
 
 _PLACEMENT_S = 60.0
 _CONNECT_S = 10.0
@@ -45,6 +47,7 @@ class Cluster:
         self.allocation = allocation
         self.on_gpus = False
         self.processes = Processes()
+        self._session: RaySession | None = None
         self._group: PlacementGroup | None = None
         # Of each device.
         self._bundles: list[int] = []
@@ -56,14 +59,26 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.settings.address is not None:
             _check_reachable(self.settings.address)
+        if self.settings.address is None:
+            options |= {"address": "local", "include_dashboard": False}
+        else:
+            options |= {"address": self.settings.address}
+        self._session = RaySession(options)
         try:
-            if self.settings.address is None:
-                ray.init(address="local", include_dashboard=False, **options)
-            else:
-                ray.init(address=self.settings.address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            self._session.start()
+        except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
+            self.close()
+            if _asks_for_token(error):
+                raise UserError(
+                    f"ray.address: the Ray cluster {self.settings.address} asks for a token, and has not been given "
+                    "the right one",
+                    "export RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token",
+                ) from None
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise _no_cluster(self.settings.address or "on this machine", reason) from None
+        except BaseException:
+            self.close()
+            raise
         try:
             self._place()
         except BaseException:
@@ -76,13 +91,15 @@ class Cluster:
 
     def close(self) -> None:
         """Kill this run's actors; stop the cluster if it was started for the run. May be called again."""
-        if not ray.is_initialized():
-            return
-        self.processes.kill()
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
-        ray.shutdown()
+        if ray.is_initialized():
+            self.processes.kill()
+            if self._group is not None:
+                remove_placement_group(self._group)
+                self._group = None
+            ray.shutdown()
+        if self._session is not None:
+            self._session.end()
+            self._session = None
 
     def _place(self) -> None:
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -136,6 +153,16 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _asks_for_token(error: BaseException) -> bool:
+    """Ray puts its AuthenticationError into the text of another error."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, AuthenticationError) or AuthenticationError.__name__ in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
 
 
 def _no_cluster(where: str, reason: str) -> UserError:

@@ -16,7 +16,7 @@ from pentad.data.batch import Completion
 from pentad.models.source import load_tokenizer
 from pentad.platform.device import find_platform
 from pentad.rollout.protocol import GenerateRequest
-from pentad.runtime.process import GROUPS, Process
+from pentad.runtime.process import GROUPS, Process, check_visible
 from pentad.sync.check import check_checksums
 
 if TYPE_CHECKING:
@@ -32,7 +32,18 @@ class EngineActor(Process):
         self._built: EmbeddedEngine | None = None
 
     def build(self, directory: Path, tokenizer: str, settings: RolloutSettings, seed: int, threads: int) -> torch.dtype:
-        """Make the engine, without weights; returns its dtype."""
+        """Make the engine, without weights; returns its dtype.
+
+        Args:
+            directory: of the model, absolute.
+            tokenizer: an absolute directory or a hub id.
+
+        Raises:
+            UserError: this machine does not see a directory.
+        """
+        check_visible("model.path", directory)
+        if Path(tokenizer).is_absolute():
+            check_visible("model.tokenizer", Path(tokenizer))
         # Imported here, because the driver, which imports this file, has no use for it.
         from pentad.rollout.embedded import EmbeddedEngine
 

@@ -37,6 +37,7 @@ def train_grpo(session: Session) -> None:
         session.progress("reward")
         with session.timer.phase("reward"):
             results = session.score(rows, completions)
+        session.check_rewards(results)
         batch = make_batch(session, completions, results, step)
         session.log_samples(step, "train", rows, completions, results)
         metrics = train(session, batch)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from pentad.errors import UserError
+from pentad.extras import require
 from pentad.runtime.jsonl import JsonLines
 from pentad.runtime.run_dir import RunDir
 
@@ -164,6 +165,16 @@ class Sinks:
         with ExitStack() as stack:
             for sink in self._sinks:
                 stack.callback(sink.close)
+
+
+def check_loggers(loggers: Sequence[str]) -> None:
+    """Whether what `trainer.logger` names is installed; nothing is imported.
+
+    Raises:
+        UserError: it is not.
+    """
+    if "wandb" in loggers:
+        require("wandb", "wandb", "trainer.logger", "remove wandb from trainer.logger")
 
 
 def open_sinks(

@@ -1,9 +1,10 @@
 """Which GPU of a cluster each device of an allocation is.
 
 Invariant: ranks that exchange every layer's activations (the groups of t and of x) share a machine, or the run is
-refused; the trainer's ranks fill machines one after the other before anything else is placed.
+refused; the trainer's ranks fill machines one after the other, with whole groups, before anything else is placed.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -29,9 +30,22 @@ def place(allocation: Allocation, machines: Sequence[str]) -> list[int]:
     bundles = sorted(range(len(machines)), key=lambda index: (-sizes[machines[index]], machines[index], index))
     trainer = allocation.devices(allocation.trainer)
     others = [device for device in range(allocation.world_size) if device not in trainer]
+    layout = allocation.trainer.layout
+    bundles = _whole_groups_first(bundles, machines, math.lcm(layout.tensor, layout.expert_tensor))
     found = dict(zip([*trainer, *others], bundles, strict=True))
     _check(allocation, [machines[found[device]] for device in trainer])
     return [found[device] for device in range(allocation.world_size)]
+
+
+def _whole_groups_first(bundles: Sequence[int], machines: Sequence[str], size: int) -> list[int]:
+    """Of each machine as many bundles as make whole groups of `size`, in the given order; then what is over."""
+    left = {machine: count // size * size for machine, count in Counter(machines).items()}
+    first, over = [], []
+    for bundle in bundles:
+        machine = machines[bundle]
+        (first if left[machine] else over).append(bundle)
+        left[machine] = max(left[machine] - 1, 0)
+    return first + over
 
 
 def _check(allocation: Allocation, machines: Sequence[str]) -> None:

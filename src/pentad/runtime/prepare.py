@@ -51,7 +51,9 @@ def prepare(sources: Sources) -> Prepared:
     # What is wrong is raised; transformers would say the rest in between.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    settings, allocation, directory = sources.settings, sources.allocation, sources.directory
+    settings, allocation = sources.settings, sources.allocation
+    # Other processes, on other machines too, have working directories of their own.
+    directory = sources.directory.absolute()
     config = load_config(directory)
     facts = model_facts(config)
     layout = allocation.trainer.layout
@@ -59,7 +61,7 @@ def prepare(sources: Sources) -> Prepared:
     CheckpointReader(directory).check(expected_shapes(config), tied=facts.tied)
     if any(overrides for _, overrides in settings.megatron):
         _check_passthrough(config, settings, allocation)
-    tokenizer_path = settings.model.tokenizer or str(directory)
+    tokenizer_path = _tokenizer_path(settings.model.tokenizer, directory)
     tokenizer = load_tokenizer(tokenizer_path)
     if sources.chat_template is not None:
         tokenizer.chat_template = sources.chat_template
@@ -69,6 +71,14 @@ def prepare(sources: Sources) -> Prepared:
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)
     return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals)
+
+
+def _tokenizer_path(setting: str | None, directory: Path) -> str:
+    """A directory, absolute, or a hub id as it is."""
+    if setting is None:
+        return str(directory)
+    local = Path(setting).expanduser()
+    return str(local.absolute()) if local.is_dir() else setting
 
 
 def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocation: Allocation) -> None:
@@ -95,28 +105,47 @@ def _check_lengths(
         lengths = [len(prompt) + len(answer) for prompt, answer in train.examples]
         longest = max(lengths)
         what = f"{train.rows[lengths.index(longest)].id} takes {longest} tokens (prompt and response)"
-        shorten = "shorten the row"
+        if longest > positions:
+            raise UserError(f"{what}, more than the {positions} positions of the model", "shorten the row")
     else:
         prompt = max(map(len, train.tokens))
         longest = prompt + response
         what = f"a sample may take {prompt} + {response} = {longest} tokens (longest prompt, longest response)"
-        shorten = f"lower rollout.max_response_tokens to {max(1, positions - prompt)}"
+        _check_positions("data.train", train, response, positions)
+    for name, prompts in evals.items():
+        _check_positions(f"data.eval.{name}", prompts, response, positions)
     if longest > budget:
         raise UserError(
             f"{what}, more than trainer.tokens_per_microbatch = {budget}",
             f"set trainer.tokens_per_microbatch to {longest} or more, or make them shorter",
         )
-    if longest > positions:
-        raise UserError(f"{what}, more than the {positions} positions of the model", shorten)
-    for name, prompts in evals.items():
-        prompt = max(map(len, prompts.tokens))
-        if prompt + response > positions:
-            raise UserError(
-                f"data.eval.{name}: prompt and response may take {prompt} + {response} tokens, more than the "
-                f"{positions} positions of the model",
-                f"lower rollout.max_response_tokens to {max(1, positions - prompt)}",
-            )
     return longest
+
+
+def _check_positions(setting: str, prompts: EncodedPrompts, response: int, positions: int) -> None:
+    lengths = [len(tokens) for tokens in prompts.tokens]
+    longest = max(lengths)
+    if longest + response <= positions:
+        return
+    cause = (
+        f"{setting}: a sample may take {longest} + {response} = {longest + response} tokens (longest prompt, "
+        f"{prompts.rows[lengths.index(longest)].id}, and longest response), more than the {positions} positions of the "
+        "model"
+    )
+    room = positions - response
+    if longest < positions:
+        fix = f"lower rollout.max_response_tokens to {positions - longest}"
+    elif min(lengths) <= room:
+        fix = f"set data.max_prompt_tokens={room} and data.too_long=drop, or shorten the row"
+    elif min(lengths) < positions:
+        shortest = min(lengths)
+        fix = (
+            f"set rollout.max_response_tokens={positions - shortest}, data.max_prompt_tokens={shortest} and "
+            "data.too_long=drop, or shorten the rows"
+        )
+    else:
+        fix = "shorten the prompts, or take a model of more positions"
+    raise UserError(cause, fix)
 
 
 def _check_occupied(settings: RunSettings, allocation: Allocation, longest: int) -> None:

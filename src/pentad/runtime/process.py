@@ -10,10 +10,27 @@ from pathlib import Path
 
 import ray
 
+from pentad.errors import UserError
 from pentad.runtime.gang import ProcessInfo
 
 # For `ray.remote(concurrency_groups=...)` of a class below.
 GROUPS = {"control": 1, "life": 1}
+
+
+def check_visible(setting: str, directory: Path) -> None:
+    """Refuse a directory of the driver's machine that this machine has not got.
+
+    Args:
+        setting: that names it.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not directory.is_dir():
+        raise UserError(
+            f"{setting}: machine {socket.gethostname()} does not see {directory}",
+            "put it on a file system that all machines share, at the same path",
+        )
 
 
 class Process:

@@ -1,7 +1,7 @@
 """The run directory: one run, one directory, every file in a known place.
 
 Invariant: a directory that holds a run is never written to by another run, and nothing in it is ever deleted;
-with `experiment.overwrite` it is moved aside as a whole.
+with `experiment.overwrite` it is moved aside as a whole. A run that is refused before it begins leaves no trace.
 """
 
 import errno
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,13 @@ _OTHER_PLACE = "set experiment.dir to another directory"
 
 
 class RunDir:
-    """The names of a run's files. `RunDir(path)` only names them; `RunDir.create` makes and locks the directory."""
+    """The names of a run's files.
+
+    `RunDir(path)` only names them; `RunDir.reserve` locks the directory, and `begin` makes it this run's.
+
+    Attributes:
+        begun: whether `begin` has been called.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -39,15 +45,28 @@ class RunDir:
         self.samples = self.path / "samples.jsonl"
         self.report = self.path / "report.html"
         self.model = self.path / "model"
+        self.begun = False
         self._lock: int | None = None
+        # What `reserve` has made, to be taken away again by a run that never begins.
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, path: Path | str, settings_yaml: str, overwrite: bool = False, needed_bytes: int = 0) -> Self:
-        """Make the directory, lock it for this process, and write config.yaml and versions.json.
+        """`reserve` and `begin` in one."""
+        run_dir = cls.reserve(path, overwrite, needed_bytes)
+        try:
+            run_dir.begin(settings_yaml)
+        except BaseException:
+            run_dir.close()
+            raise
+        return run_dir
+
+    @classmethod
+    def reserve(cls, path: Path | str, overwrite: bool = False, needed_bytes: int = 0) -> Self:
+        """Lock the directory for this process, and refuse what can be refused; what is in it stays as it is.
 
         Args:
             path: the directory; parents are made. A symbolic link is followed.
-            settings_yaml: the effective settings, as they will stand in config.yaml.
             overwrite: move a directory that already holds a run to `<path>.old-<time>` instead of refusing it.
             needed_bytes: what the run will write in all; checked against the free space.
 
@@ -67,14 +86,31 @@ class RunDir:
                         "choose another experiment.name or experiment.dir, or set experiment.overwrite=true "
                         "to move the old directory aside",
                     )
-                if leftovers:
-                    run_dir._move_aside()
-                run_dir.config.write_text(settings_yaml, encoding="utf-8")
-                run_dir.versions.write_text(json.dumps(collect_versions(), indent=2) + "\n", encoding="utf-8")
             except BaseException:
                 run_dir.close()
                 raise
         return run_dir
+
+    def begin(self, settings_yaml: str) -> None:
+        """Move what an earlier run has left aside, and write config.yaml and versions.json.
+
+        Args:
+            settings_yaml: the effective settings, as they will stand in config.yaml.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        with _writable(self.path), self.writing():
+            if self._leftovers():
+                self._move_aside()
+            self.config.write_text(settings_yaml, encoding="utf-8")
+            self.begun = True
+            self.versions.write_text(json.dumps(collect_versions(), indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def moves_aside(self) -> bool:
+        """Whether `begin` will move what is in the directory."""
+        return not self.begun and bool(self._leftovers())
 
     @contextmanager
     def writing(self) -> Generator[None]:
@@ -91,8 +127,10 @@ class RunDir:
             ) from error
 
     def close(self) -> None:
-        """Give up the lock. The files stay."""
+        """Give up the lock. The files of a run that has begun stay; of any other nothing does."""
         if self._lock is not None:
+            if not self.begun:
+                self._unmake()
             os.close(self._lock)
             self._lock = None
 
@@ -115,9 +153,18 @@ class RunDir:
             found.append(self.config.name)
         return found
 
+    def _unmake(self) -> None:
+        """Take away what `reserve` made, while the lock is held; not what somebody has put something into since."""
+        for path in reversed(self._made):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        self._made = []
+
     def _take(self) -> None:
         """Make the directory and lock it; the lock is released by the kernel when the process ends, however."""
         while True:
+            missing = [path for path in (self._lock_file, self.path, *self.path.parents) if not path.exists()]
+            self._made = missing[::-1]
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -155,7 +202,9 @@ class RunDir:
             count += 1
             target = self.path.with_name(f"{self.path.name}.old-{stamp}-{count}")
         self.path.rename(target)
-        self.close()
+        lock, self._lock = self._lock, None
+        assert lock is not None
+        os.close(lock)
         self._take()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pentad.data.batch import Batch, Completion
 from pentad.data.prompts import EncodedPrompts
 from pentad.data.rows import PromptRow
+from pentad.rewards.builtin import truth_text
 from pentad.rewards.pool import RewardPool
 from pentad.rewards.types import RewardResult
 from pentad.rollout.protocol import GenerateRequest, SamplingParams
@@ -109,7 +110,20 @@ class Session:
         if self.rewards is None:
             raise RuntimeError("there are no rewards")
         texts = self.decode(completions)
-        return self.rewards.score([reward_item(row, text) for row, text in zip(rows, texts, strict=True)])
+        items = [reward_item(row, text) for row, text in zip(rows, texts, strict=True)]
+        return self.rewards.score(items, self._tell_failure)
+
+    def check_rewards(self, results: Sequence[RewardResult]) -> None:
+        """End the run where every reward call failed; a part of them is only counted.
+
+        Raises:
+            UserError: that is so.
+        """
+        if self.rewards is not None:
+            self.rewards.check_results(results)
+
+    def _tell_failure(self, failure: str, message: str) -> None:
+        self.terminal.message(f"reward failed ({failure}): {message}; it scores 0, and further ones are only counted")
 
     def decode(self, completions: Sequence[Completion]) -> list[str]:
         """Responses as text, without special tokens."""
@@ -118,12 +132,17 @@ class Session:
         )
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Accuracy on every evaluation set, written to the sinks at `step`."""
+        """Accuracy on every evaluation set, written to the sinks at `step`.
+
+        Raises:
+            UserError: before the first step every reward call failed.
+        """
         settings = self.prepared.settings.rollout
         params = SamplingParams(
             temperature=settings.eval_temperature, max_tokens=settings.max_response_tokens, stop=tuple(settings.stop)
         )
         metrics: dict[str, float] = {}
+        answers: dict[str, tuple[list[Completion], list[RewardResult]]] = {}
         with self.timer.phase("eval"):
             for name, prompts in self.prepared.eval.items():
                 requests = [
@@ -131,11 +150,14 @@ class Session:
                     for index, tokens in enumerate(prompts.tokens)
                 ]
                 completions = [answer[0] for answer in self.generate(requests, f"eval {name}")]
-                results = self.score(prompts.rows, completions)
+                answers[name] = (completions, self.score(prompts.rows, completions))
+            if step == 0:  # later there is a model to be kept
+                self.check_rewards([result for _, results in answers.values() for result in results])
+            for name, (completions, results) in answers.items():
                 metrics[accuracy_name(name)] = fmean(result.score >= _CORRECT for result in results)
                 metrics[f"eval/{name}/reward"] = fmean(result.score for result in results)
                 metrics[f"eval/{name}/response_length_mean"] = fmean(len(c.response_tokens) for c in completions)
-                self.log_samples(step, name, prompts.rows, completions, results)
+                self.log_samples(step, name, self.prepared.eval[name].rows, completions, results)
         self.sinks.write(step, metrics)
         return metrics
 
@@ -154,7 +176,7 @@ class Session:
         for row, prompt, text, completion, result in zip(
             rows[few], prompts, texts, completions[few], results[few], strict=True
         ):
-            answer = None if row.ground_truth is None else str(row.ground_truth)
+            answer = None if row.ground_truth is None else truth_text(row.ground_truth)
             self.samples.write(
                 step, prompt, text, result.score, source=source, finish_reason=completion.finish_reason, answer=answer
             )

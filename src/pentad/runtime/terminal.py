@@ -21,6 +21,7 @@ from rich.text import Text
 # terminal of less than 100 columns.
 _COLUMNS: tuple[tuple[str, str, str, bool], ...] = (
     ("reward", "reward/mean", ".3f", False),
+    ("reward failures", "reward/failures", ".0f", False),
     ("loss", "train/loss", "#.3g", True),
     ("KL", "train/kl", "#.2g", False),
     ("grad norm", "train/grad_norm", "#.3g", False),
@@ -28,6 +29,8 @@ _COLUMNS: tuple[tuple[str, str, str, bool], ...] = (
     ("length", "rollout/response_length_mean", ".0f", True),
     ("tokens/s", "perf/tokens_per_s", ",.0f", False),
 )
+# Shown only where it is not 0.
+_TROUBLE = "reward/failures"
 _ROWS = 8
 _NARROW = 100
 _PLAIN_PHASE_S = 60.0
@@ -212,7 +215,7 @@ class Terminal:
         columns = [
             (head, name, form)
             for head, name, form, optional in _COLUMNS
-            if any(name in row for _, row in rows) and not (narrow and optional and name != self._main(rows))
+            if any(_is_shown(name, row) for _, row in rows) and not (narrow and optional and name != self._main(rows))
         ]
         phases = dict.fromkeys(name for _, row in rows for name in row if name.startswith("time/"))
         phases.pop("time/step", None)
@@ -249,6 +252,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _is_shown(name: str, metrics: Mapping[str, float]) -> bool:
+    return name in metrics and not (name == _TROUBLE and metrics[name] == 0)
+
+
 def _cell(value: float | None, form: str) -> Text:
     if value is None:
         return Text("-", style="dim")
@@ -261,7 +268,7 @@ def _eval_text(name: str, latest: float, best: float, at: int) -> str:
 
 def _plain_step(step: int, total: int, metrics: Mapping[str, float]) -> str:
     parts = [f"step {step}/{total}"]
-    parts += [f"{head} {metrics[name]:{form}}" for head, name, form, _ in _COLUMNS if name in metrics]
+    parts += [f"{head} {metrics[name]:{form}}" for head, name, form, _ in _COLUMNS if _is_shown(name, metrics)]
     evals = {name: value for name, value in metrics.items() if name.startswith("eval/")}
     parts += [
         f"{name} {value:.1%}" if name.endswith("/accuracy") else f"{name} {value:.4g}" for name, value in evals.items()

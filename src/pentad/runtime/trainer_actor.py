@@ -18,7 +18,7 @@ from pentad.data.plan import Plan
 from pentad.layout import Layout
 from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import Platform, enter_platform
-from pentad.runtime.process import GROUPS, Process
+from pentad.runtime.process import GROUPS, Process, check_visible
 
 if TYPE_CHECKING:
     from pentad.trainer.trainer import Trainer
@@ -52,7 +52,12 @@ class TrainerActor(Process):
 
         Returns:
             `dtype` and `device` of the policy.
+
+        Raises:
+            UserError: this machine does not see the model's directory.
         """
+        # Before it meets the others, who would wait for it.
+        check_visible("model.path", directory)
         # Megatron takes seconds to import; the driver, which imports this file, has no use for it. It warns then of
         # what Pentad does without, so the platform comes first.
         self.platform = enter_platform()

@@ -27,11 +27,18 @@ _LOOPS = {"grpo": train_grpo, "sft": train_sft}
 
 
 def train(
-    prepared: Prepared, run_dir: RunDir, rewards: RewardPool | None, status: Status, signals: StopSignals
+    prepared: Prepared,
+    run_dir: RunDir,
+    settings_yaml: str,
+    rewards: RewardPool | None,
+    status: Status,
+    signals: StopSignals,
 ) -> None:
     """Start the processes, run the algorithm's loop, and export the model.
 
     Args:
+        run_dir: reserved; the run begins in it when its processes stand.
+        settings_yaml: for the run directory.
         status: kept up to date.
         signals: told when the run fails, before its processes are ended.
 
@@ -42,22 +49,24 @@ def train(
     settings, start = prepared.settings, time.monotonic()
     with ExitStack() as stack:
         terminal = stack.enter_context(Terminal(settings.trainer.total_steps, settings.experiment.name))
-        sinks = open_sinks(
-            run_dir,
-            settings.trainer.logger,
-            console=terminal,
-            name=settings.experiment.name,
-            settings=settings.model_dump(mode="json"),
-        )
-        stack.callback(sinks.close)
-        samples = SampleLog(run_dir)
-        stack.callback(samples.close)
         terminal.message(f"starting {prepared.allocation} ({prepared.allocation.world_size} devices)")
         terminal.phase("start-up")
         cluster = stack.enter_context(Cluster(settings.ray, prepared.allocation))
         signals.install()
         try:
             trainers, engines = _start(prepared, cluster)
+            # A run that could not be started has not touched the one that it would take the place of.
+            run_dir.begin(settings_yaml)
+            sinks = open_sinks(
+                run_dir,
+                settings.trainer.logger,
+                console=terminal,
+                name=settings.experiment.name,
+                settings=settings.model_dump(mode="json"),
+            )
+            stack.callback(sinks.close)
+            samples = SampleLog(run_dir)
+            stack.callback(samples.close)
             session = Session(prepared, run_dir, terminal, sinks, samples, trainers, engines, rewards, status)
             _LOOPS[settings.algorithm.name](session)
             if settings.trainer.export:
