@@ -127,7 +127,7 @@ class Ranks:
             raise RankFailedError(f"rank {rank}: {cause}")
         if waiting:
             late = ", ".join(str(rank) for rank in sorted(waiting.values()))
-            raise RankFailedError(f"rank {late} did not answer within {deadline_s:.0f} s")
+            raise RankFailedError(f"rank {late} did not answer within {deadline_s:g} s")
         return [answers[rank] for rank in range(world)]
 
     def _death(self, rank: int) -> str:
