@@ -11,10 +11,11 @@ help: ## list the targets
 bootstrap: ## make .venv as uv.lock describes it
 	scripts/bootstrap.sh
 
+# Again and again: earlier runs are moved aside.
 quickstart: bootstrap ## prepare a small task, tune on it, then train with rewards; CPU will do
 	$(RUN) python examples/quickstart/prepare.py
-	$(RUN) pentad train examples/quickstart/sft.yaml
-	$(RUN) pentad train examples/quickstart.yaml
+	$(RUN) pentad train examples/quickstart/sft.yaml experiment.overwrite=true
+	$(RUN) pentad train examples/quickstart.yaml experiment.overwrite=true
 
 test: ## check style, types and floors, and run all tests
 	scripts/bootstrap.sh --tests
