@@ -17,7 +17,7 @@ quickstart: bootstrap ## prepare a small task, tune on it, then train with rewar
 	$(RUN) pentad train examples/quickstart/sft.yaml experiment.overwrite=true
 	$(RUN) pentad train examples/quickstart.yaml experiment.overwrite=true
 
-test: ## check style, types and floors, and run all tests
+test: ## lint, and run all tests
 	scripts/bootstrap.sh --tests
 	$(MAKE) lint
 	$(RUN) pytest
@@ -27,7 +27,7 @@ FAMILIES := llama_tied qwen2 qwen3 qwen3_moe qwen2_moe mixtral
 verify: bootstrap ## compare all 297 small layouts of all families with one process; a quarter of an hour on two cores
 	set -e; for family in $(FAMILIES); do $(RUN) pentad verify layouts $$family --max-ranks 8; done
 
-lint: bootstrap
+lint: bootstrap ## check style, types and floors
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) ty check src
