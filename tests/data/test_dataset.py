@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from rows import refuse, settings_for
 
-from pentad.config.data import DataSettings
 from pentad.data.dataset import load_eval_rows, load_rows, load_train_rows
 from pentad.errors import UserError
 
@@ -22,18 +22,6 @@ VERL_ROW = {
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def settings_for(source: object, **more: Any) -> DataSettings:
-    return DataSettings(train=str(source), **more)
-
-
-def refuse(source: object, *fragments: str, **more: Any) -> UserError:
-    with pytest.raises(UserError) as caught:
-        load_train_rows(settings_for(source, **more))
-    for fragment in fragments:
-        assert fragment in str(caught.value)
-    return caught.value
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

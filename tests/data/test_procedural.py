@@ -1,26 +1,12 @@
 """Problems of reasoning_gym, which is an optional package."""
 
-from typing import Any
-
 import pytest
+from rows import refuse, settings_for
 
-from pentad.config.data import DataSettings
 from pentad.data.dataset import load_eval_rows, load_train_rows
 from pentad.errors import UserError
 
 pytest.importorskip("reasoning_gym")
-
-
-def settings_for(source: object, **more: Any) -> DataSettings:
-    return DataSettings(train=str(source), **more)
-
-
-def refuse(source: object, *fragments: str, **more: Any) -> UserError:
-    with pytest.raises(UserError) as caught:
-        load_train_rows(settings_for(source, **more))
-    for fragment in fragments:
-        assert fragment in str(caught.value)
-    return caught.value
 
 
 SUMS = "reasoning_gym:chain_sum"

@@ -120,13 +120,13 @@ def test_death_of_the_driver_in_rollout(start_grpo: Start) -> None:
     command = start_grpo()
     assert len(command.processes()) > 5  # with Ray's own
     command.process.kill()
-    command.ends_within(EXIT_S)
+    assert command.ends_within(EXIT_S) == -signal.SIGKILL
 
 
 def test_death_of_the_driver_in_training(start_sft: Start) -> None:
     command = start_sft("allocation=megatron:t2")
     command.process.kill()
-    command.ends_within(EXIT_S)
+    assert command.ends_within(EXIT_S) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

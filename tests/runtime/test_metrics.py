@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from run_dirs import begun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pentad.errors import UserError
@@ -20,7 +21,7 @@ from pentad.runtime.tensorboard import TensorBoard
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Iterator[RunDir]:
-    with RunDir.create(tmp_path / "run", "a: 1\n") as run_dir:
+    with begun(tmp_path / "run", "a: 1\n") as run_dir:
         yield run_dir
 
 
@@ -132,7 +133,7 @@ def test_full_disk_is_a_user_error_that_names_the_directory(run_dir: RunDir) -> 
 
 
 def test_a_disk_that_fills_up_leaves_whole_lines(small_disk: Path) -> None:
-    with RunDir.create(small_disk / "run", "a: 1\n") as run_dir:
+    with begun(small_disk / "run", "a: 1\n") as run_dir:
         log = MetricsLog(run_dir)
         with pytest.raises(UserError, match="disk is full"):
             for step in range(100_000):
@@ -145,7 +146,7 @@ def test_a_disk_that_fills_up_leaves_whole_lines(small_disk: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
 def test_tensorboard_on_a_full_disk_is_a_user_error(small_disk: Path) -> None:
-    with RunDir.create(small_disk / "run", "a: 1\n") as run_dir:
+    with begun(small_disk / "run", "a: 1\n") as run_dir:
         sink = TensorBoard(run_dir)
         with pytest.raises(UserError, match="disk is full"):
             for step in range(5000):

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from run_dirs import begun
 
 from pentad.errors import UserError
 from pentad.runtime.charts import smoothed
@@ -27,7 +28,7 @@ QUESTION = (
 def realistic_run(path: Path, steps: int, total: int) -> RunDir:
     """A run directory as a run of `steps` of `total` steps would leave it."""
     rng = random.Random(7)
-    with RunDir.create(path, SETTINGS.format(total=total)) as run_dir:
+    with begun(path, SETTINGS.format(total=total)) as run_dir:
         log, samples = MetricsLog(run_dir), SampleLog(run_dir)
         log.write(0, {"eval/gsm8k/accuracy": 0.051, "eval/math/accuracy": 0.02})
         for step in range(1, steps + 1):
@@ -120,7 +121,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 
 def test_facts(tmp_path: Path) -> None:
-    with RunDir.create(tmp_path / "run", SETTINGS.format(total=4)) as run_dir:
+    with begun(tmp_path / "run", SETTINGS.format(total=4)) as run_dir:
         log = MetricsLog(run_dir)
         for step, accuracy in enumerate((0.1, 0.5, 0.4)):
             log.write(step, {"eval/gsm8k/accuracy": accuracy})
@@ -166,7 +167,7 @@ def test_metrics_alone_are_enough(tmp_path: Path, lines: str, charts: int) -> No
 
 def test_what_models_and_users_write_is_not_markup(tmp_path: Path) -> None:
     attack = "</pre><script>alert(1)</script><img src=x onerror=alert(1)> & \x1b[31m \ud800 $\\alpha$"
-    with RunDir.create(tmp_path / "run", "experiment:\n  name: '<script>x</script>'\n") as run_dir:
+    with begun(tmp_path / "run", "experiment:\n  name: '<script>x</script>'\n") as run_dir:
         MetricsLog(run_dir).write(1, {"reward/mean": 1.0})
         samples = SampleLog(run_dir)
         samples.write(1, attack, attack, 1.0, answer=attack, source=attack.replace("\ud800", ""))

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from run_dirs import begun
 
 from pentad.errors import UserError
 from pentad.runtime.metrics import MetricsLog
@@ -16,7 +17,7 @@ SETTINGS = "experiment:\n  name: test\n"
 
 
 def a_run(path: Path) -> None:
-    with RunDir.create(path, SETTINGS) as run_dir:
+    with begun(path, SETTINGS) as run_dir:
         log = MetricsLog(run_dir)
         log.write(1, {"reward/mean": 0.5})
         log.close()
@@ -27,7 +28,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def test_a_new_directory_says_what_runs(tmp_path: Path) -> None:
-    with RunDir.create(tmp_path / "runs" / "a", SETTINGS) as run_dir:
+    with begun(tmp_path / "runs" / "a", SETTINGS) as run_dir:
         assert run_dir.path == tmp_path / "runs" / "a"
         assert run_dir.config.read_text() == SETTINGS
         versions = json.loads(run_dir.versions.read_text())
@@ -39,13 +40,13 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     a_run(tmp_path / "a")
     before = contents(tmp_path / "a")
     with pytest.raises(UserError, match=r"already holds metrics\.jsonl.*\n.*experiment\.overwrite=true"):
-        RunDir.create(tmp_path / "a", "other: 1\n")
+        begun(tmp_path / "a", "other: 1\n")
     assert contents(tmp_path / "a") == before
 
 
 def test_overwrite_moves_the_old_run_aside_whole(tmp_path: Path) -> None:
     for _ in range(3):
-        with RunDir.create(tmp_path / "a", SETTINGS, overwrite=True) as run_dir:
+        with begun(tmp_path / "a", SETTINGS, overwrite=True) as run_dir:
             assert not run_dir.metrics.exists()
             log = MetricsLog(run_dir)
             log.write(1, {"reward/mean": 0.5})
@@ -61,7 +62,7 @@ def test_overwrite_follows_a_link_and_keeps_it(tmp_path: Path) -> None:
     (tmp_path / "big_disk").mkdir()
     a_run(tmp_path / "big_disk" / "a")
     (tmp_path / "a").symlink_to(tmp_path / "big_disk" / "a")
-    with RunDir.create(tmp_path / "a", SETTINGS, overwrite=True):
+    with begun(tmp_path / "a", SETTINGS, overwrite=True):
         pass
     assert (tmp_path / "a").is_symlink()
     assert len(list((tmp_path / "big_disk").glob("a.old-*/metrics.jsonl"))) == 1
@@ -71,22 +72,22 @@ def test_a_reservation_changes_nothing(tmp_path: Path) -> None:
     a_run(tmp_path / "a")
     (tmp_path / "a" / ".lock").unlink()
     before = contents(tmp_path / "a")
-    with RunDir.reserve(tmp_path / "a", overwrite=True) as run_dir:
+    with RunDir.reserve(tmp_path / "a", SETTINGS, overwrite=True) as run_dir:
         assert run_dir.moves_aside
         with pytest.raises(UserError, match="another process"):
-            RunDir.reserve(tmp_path / "a", overwrite=True)
+            RunDir.reserve(tmp_path / "a", SETTINGS, overwrite=True)
     assert contents(tmp_path / "a") == before
-    with RunDir.reserve(tmp_path / "new" / "b"):
+    with RunDir.reserve(tmp_path / "new" / "b", SETTINGS):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    with RunDir.reserve(tmp_path / "new" / "b") as run_dir:
+    with RunDir.reserve(tmp_path / "new" / "b", SETTINGS) as run_dir:
         (tmp_path / "new" / "mine").write_text("put there meanwhile")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
 
 
 def test_a_run_that_failed_before_its_first_step_may_be_started_again(tmp_path: Path) -> None:
-    RunDir.create(tmp_path / "a", "old: 1\n").close()
-    with RunDir.create(tmp_path / "a", SETTINGS) as run_dir:
+    begun(tmp_path / "a", "old: 1\n").close()
+    with begun(tmp_path / "a", SETTINGS) as run_dir:
         assert run_dir.config.read_text() == SETTINGS
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -95,7 +96,7 @@ def test_a_run_that_failed_before_its_first_step_may_be_started_again(tmp_path: 
 def test_files_of_somebody_else_are_not_written_over(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"already holds {name}"):
-        RunDir.create(tmp_path, SETTINGS)
+        begun(tmp_path, SETTINGS)
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -103,19 +104,19 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="is, or lies below, a file"):
-            RunDir.create(path, SETTINGS, overwrite=True)
+            begun(path, SETTINGS, overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 def test_a_directory_that_cannot_be_written() -> None:
     with pytest.raises(UserError, match="cannot write to the run directory /proc/run"):
-        RunDir.create("/proc/run", SETTINGS)  # not even root may
+        begun("/proc/run", SETTINGS)  # not even root may
 
 
 def test_too_little_space_says_how_much_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"about 1\.0 EB .* but only [\d.]+ .?B are free"):
-        RunDir.create(tmp_path / "deep" / "a", SETTINGS, needed_bytes=10**18)
+        begun(tmp_path / "deep" / "a", SETTINGS, needed_bytes=10**18)
     assert not (tmp_path / "deep").exists()
 
 
@@ -123,7 +124,8 @@ def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pentad.runtime.run_dir import RunDir\n"
-        "run_dir = RunDir.create(sys.argv[1], 'a: 1\\n')\n"
+        "run_dir = RunDir.reserve(sys.argv[1], 'a: 1\\n')\n"
+        "run_dir.begin()\n"
         "print('ready', flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -135,13 +137,13 @@ def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:
         assert other.stdout.readline() == "ready\n"
         for overwrite in (False, True):
             with pytest.raises(UserError, match="another process is writing a run"):
-                RunDir.create(tmp_path / "a", SETTINGS, overwrite=overwrite)
+                begun(tmp_path / "a", SETTINGS, overwrite=overwrite)
         assert (tmp_path / "a" / "config.yaml").read_text() == "a: 1\n"
     finally:
         other.kill()
         other.communicate()
     # Killed, it holds nothing any more.
-    RunDir.create(tmp_path / "a", SETTINGS).close()
+    begun(tmp_path / "a", SETTINGS).close()
 
 
 def test_commit_is_that_of_the_repository_that_tracks_the_package(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ class ScheduleSettings(Settings):
 
     name: Literal["constant", "linear", "cosine"] = Field("constant", description="shape after the warmup")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warmup from 0")
-    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="last learning rate over the highest (linear, cosine)")
+    min_lr_ratio: float = Field(
+        0.0, ge=0, le=1, description="rate one step after the last, over the highest (linear, cosine)"
+    )
 
 
 class TrainerSettings(Settings):

@@ -75,15 +75,14 @@ _SETTLED = {
     "deterministic_mode": "megatron.use_deterministic_algorithms",
 }
 
-
 _SUPPORTED: Supported = {
     "recompute_granularity": None,
     "recompute_method": None,
     "recompute_num_layers": None,
-    "recompute_modules": frozenset({"core_attn", "mlp", "moe", "shared_experts"}),
+    "recompute_modules": ("core_attn", "mlp", "moe", "shared_experts"),
     "deallocate_pipeline_outputs": None,
     "moe_shared_expert_overlap": None,
-    "moe_router_load_balancing_type": frozenset({"none", "aux_loss"}),
+    "moe_router_load_balancing_type": ("none", "aux_loss"),
     "moe_aux_loss_coeff": None,
     "moe_z_loss_coeff": None,
 }

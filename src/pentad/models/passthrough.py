@@ -12,7 +12,7 @@ from typing import Any
 from pentad.errors import UserError
 
 # Fields that are shown to work, and the values that are; none means all that Megatron takes.
-Supported = Mapping[str, frozenset[Any] | None]
+Supported = Mapping[str, tuple[Any, ...] | None]
 
 # What Megatron without Transformer Engine accepts and then does not do, or only refuses in mid-run.
 _NEEDS_TRANSFORMER_ENGINE = (
@@ -106,5 +106,5 @@ def _check_supported(plain: object, overrides: Mapping[str, Any], prefix: str, s
         if wrong:
             raise UserError(
                 f"{prefix}.{key}={wrong[0]!r} is not supported",
-                f"use {' or '.join(sorted(map(str, known or ())))}",
+                f"use {' or '.join(map(str, known or ()))}",
             )

@@ -24,6 +24,7 @@ METRICS: dict[str, str] = {
     "eval/<name>/accuracy": "mean reward on the evaluation set <name>; step 0 is the model before training",
     "train/loss": "loss, averaged over the step's optimizer steps",
     "train/grad_norm": "global gradient norm before clipping",
+    "train/grad_zeros": "elements of the gradient that are zero (megatron.optimizer.log_num_zeros_in_grad)",
     "train/kl": "estimate of KL(policy || initial model) per token",
     "train/entropy": "entropy of the policy per token, in nats",
     "train/clip_fraction": "fraction of tokens whose ratio was clipped",

@@ -47,10 +47,12 @@ def run(loaded: LoadedSettings) -> int:
             rewards = _rewards(sources, stack)
             needed = _LOG_BYTES + (sources.model_bytes if settings.trainer.export else 0)
             run_dir = stack.enter_context(
-                RunDir.reserve(settings.experiment.run_dir, settings.experiment.overwrite, needed)
+                RunDir.reserve(
+                    settings.experiment.run_dir, effective_yaml(loaded), settings.experiment.overwrite, needed
+                )
             )
             _check_apart(sources, run_dir)
-            _train(sources, run_dir, effective_yaml(loaded), rewards, status, signals)
+            _train(sources, run_dir, rewards, status, signals)
         except KeyboardInterrupt as error:
             if signals.received is None:
                 raise
@@ -62,7 +64,6 @@ def run(loaded: LoadedSettings) -> int:
 def _train(
     sources: Sources,
     run_dir: RunDir,
-    settings_yaml: str,
     rewards: RewardPool | None,
     status: Status,
     signals: StopSignals,
@@ -73,7 +74,7 @@ def _train(
         from pentad.runtime.prepare import prepare
         from pentad.runtime.training import train
 
-        train(prepare(sources), run_dir, settings_yaml, rewards, status, signals)
+        train(prepare(sources), run_dir, rewards, status, signals)
     except BaseException as error:
         signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
         facts = {"report": _late_report(run_dir)}

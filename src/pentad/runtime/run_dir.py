@@ -46,27 +46,18 @@ class RunDir:
         self.report = self.path / "report.html"
         self.model = self.path / "model"
         self.begun = False
+        self._settings_yaml = ""
         self._lock: int | None = None
         # What `reserve` has made, to be taken away again by a run that never begins.
         self._made: list[Path] = []
 
     @classmethod
-    def create(cls, path: Path | str, settings_yaml: str, overwrite: bool = False, needed_bytes: int = 0) -> Self:
-        """`reserve` and `begin` in one."""
-        run_dir = cls.reserve(path, overwrite, needed_bytes)
-        try:
-            run_dir.begin(settings_yaml)
-        except BaseException:
-            run_dir.close()
-            raise
-        return run_dir
-
-    @classmethod
-    def reserve(cls, path: Path | str, overwrite: bool = False, needed_bytes: int = 0) -> Self:
+    def reserve(cls, path: Path | str, settings_yaml: str, overwrite: bool = False, needed_bytes: int = 0) -> Self:
         """Lock the directory for this process, and refuse what can be refused; what is in it stays as it is.
 
         Args:
             path: the directory; parents are made. A symbolic link is followed.
+            settings_yaml: the effective settings, as they will stand in config.yaml.
             overwrite: move a directory that already holds a run to `<path>.old-<time>` instead of refusing it.
             needed_bytes: what the run will write in all; checked against the free space.
 
@@ -75,6 +66,7 @@ class RunDir:
                 lies on a file system with too little space.
         """
         run_dir = cls(Path(path).absolute().resolve())
+        run_dir._settings_yaml = settings_yaml
         with _writable(run_dir.path), run_dir.writing():
             _check_space(run_dir.path, needed_bytes)
             run_dir._take()
@@ -91,11 +83,8 @@ class RunDir:
                 raise
         return run_dir
 
-    def begin(self, settings_yaml: str) -> None:
+    def begin(self) -> None:
         """Move what an earlier run has left aside, and write config.yaml and versions.json.
-
-        Args:
-            settings_yaml: the effective settings, as they will stand in config.yaml.
 
         Raises:
             UserError: the directory cannot be written.
@@ -103,7 +92,7 @@ class RunDir:
         with _writable(self.path), self.writing():
             if self._leftovers():
                 self._move_aside()
-            self.config.write_text(settings_yaml, encoding="utf-8")
+            self.config.write_text(self._settings_yaml, encoding="utf-8")
             self.begun = True
             self.versions.write_text(json.dumps(collect_versions(), indent=2) + "\n", encoding="utf-8")
 

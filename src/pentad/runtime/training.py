@@ -29,7 +29,6 @@ _LOOPS = {"grpo": train_grpo, "sft": train_sft}
 def train(
     prepared: Prepared,
     run_dir: RunDir,
-    settings_yaml: str,
     rewards: RewardPool | None,
     status: Status,
     signals: StopSignals,
@@ -38,7 +37,6 @@ def train(
 
     Args:
         run_dir: reserved; the run begins in it when its processes stand.
-        settings_yaml: for the run directory.
         status: kept up to date.
         signals: told when the run fails, before its processes are ended.
 
@@ -56,7 +54,7 @@ def train(
         try:
             trainers, engines = _start(prepared, cluster)
             # A run that could not be started has not touched the one that it would take the place of.
-            run_dir.begin(settings_yaml)
+            run_dir.begin()
             sinks = open_sinks(
                 run_dir,
                 settings.trainer.logger,
