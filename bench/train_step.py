@@ -17,11 +17,11 @@ import torch
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from pentad.layout import parse_allocation
-from pentad.layout.gpus import gpu_of
-from pentad.layout.memory import Workload, predict_memory
-from pentad.layout.parameters import flops_per_token
-from pentad.models.facts import model_facts
+from pentad.planning.gpus import gpu_of
+from pentad.planning.memory import Workload, predict_memory
+from pentad.planning.parameters import flops_per_token
 from pentad.verify.processes import RankFailedError, Ranks
+from pentad.weights.facts import model_facts
 
 QWEN2 = {"head_dim": None, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 MODELS: dict[str, PreTrainedConfig] = {
@@ -83,14 +83,14 @@ CASES: dict[str, Case] = {
 def measure(rank: int, meeting: str, case: Case, microbatches: int) -> dict[str, Any]:
     """One rank's part of a case; returns its peak bytes and the seconds of the second step."""
     from pentad.algorithms.sft import SFTLoss
-    from pentad.config.algorithm import AlgorithmSettings
-    from pentad.config.megatron import MegatronSettings
-    from pentad.config.trainer import TrainerSettings
-    from pentad.data.batch import Batch
-    from pentad.data.plan import plan_microbatches
+    from pentad.config.schema.algorithm import AlgorithmSettings
+    from pentad.config.schema.megatron import MegatronSettings
+    from pentad.config.schema.trainer import TrainerSettings
     from pentad.platform.device import enter_platform
-    from pentad.trainer.parallel import join_ranks, make_groups
-    from pentad.trainer.trainer import Trainer
+    from pentad.samples.batch import Batch
+    from pentad.samples.packing import plan_microbatches
+    from pentad.trainers.megatron.parallel import join_ranks, make_groups
+    from pentad.trainers.megatron.trainer import Trainer
 
     platform = enter_platform(rank)
     layout = parse_allocation(f"megatron:{case.layout}").trainer.layout

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pentad.algorithms.grpo import GRPOLoss, group_advantages, kl_estimate, spread_over_tokens
-from pentad.config.algorithm import AlgorithmSettings
-from pentad.data.batch import Batch
+from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.samples.batch import Batch
 
 LENGTHS = [(2, 5), (1, 1), (3, 8), (4, 2), (2, 0), (1, 6)]
 

@@ -5,8 +5,8 @@ import torch
 
 from pentad.algorithms.reduction import count, token_weights
 from pentad.algorithms.sft import SFTLoss
-from pentad.config.algorithm import AlgorithmSettings
-from pentad.data.batch import Batch
+from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.samples.batch import Batch
 
 LENGTHS = [(2, 5), (1, 1), (3, 0), (4, 2)]
 

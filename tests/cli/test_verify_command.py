@@ -8,7 +8,7 @@ import torch
 
 from pentad.cli.main import main
 from pentad.cli.verify import _megatron
-from pentad.config.megatron import MegatronSettings
+from pentad.config.schema.megatron import MegatronSettings
 from pentad.verify.models import tiny_config, write_random_model
 
 
@@ -35,7 +35,7 @@ def test_layouts_that_agree(tmp_path, capsys):
 
 
 def test_a_difference_is_shown_and_is_exit_code_1(monkeypatch, capsys):
-    import pentad.trainer.trainer as trainer
+    import pentad.trainers.megatron.trainer as trainer
 
     right = trainer.count
     monkeypatch.setattr(trainer, "count", lambda batch, kind: right(batch, kind) // torch.distributed.get_world_size())
@@ -46,7 +46,7 @@ def test_a_difference_is_shown_and_is_exit_code_1(monkeypatch, capsys):
 
 
 def test_a_failing_rank_is_told_and_the_next_layout_runs(monkeypatch, capsys):
-    from pentad.trainer.trainer import Trainer
+    from pentad.trainers.megatron.trainer import Trainer
 
     right = Trainer.step
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pentad.config.foreign import is_ours, targets, translate
-from pentad.config.load import load_settings
+from pentad.config.dialects.foreign import is_ours, targets, translate
+from pentad.config.loading.load import load_settings
 from pentad.errors import UserError
 
 BASE = """\

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pentad.config.keys import known_keys
-from pentad.config.load import load_settings
-from pentad.config.show import effective_yaml, reference_markdown, reference_text
+from pentad.config.loading.keys import known_keys
+from pentad.config.loading.load import load_settings
+from pentad.config.loading.show import effective_yaml, reference_markdown, reference_text
 
 MINIMAL = ["experiment.name=a", "model.path=m", "data.train=t", "trainer.total_steps=5"]
 RUNS = {

@@ -2,7 +2,7 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pentad.config.data import DataSettings
+from pentad.config.schema.data import DataSettings
 from pentad.data.prompts import encode_examples, encode_prompts
 from pentad.data.rows import PromptRow
 from pentad.errors import UserError

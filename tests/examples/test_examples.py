@@ -9,8 +9,8 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from pentad.config.run import RunSettings
-from pentad.rollout.embedded import EmbeddedEngine
+from pentad.config.schema.run import RunSettings
+from pentad.engines.hf.engine import EmbeddedEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pentad.config.megatron import MegatronSettings
+from pentad.config.schema.megatron import MegatronSettings
 from pentad.layout import Layout
 from pentad.verify.models import tiny_config, write_random_model
 from pentad.verify.verification import Verification

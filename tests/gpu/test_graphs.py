@@ -7,9 +7,10 @@ import pytest
 import torch
 from rollout_models import CONFIGS, reference_model
 
-from pentad.rollout.embedded import EmbeddedEngine
-from pentad.rollout.protocol import GenerateRequest, SamplingParams
-from pentad.rollout.weights import WeightTable, checksum
+from pentad.engines.hf.engine import EmbeddedEngine
+from pentad.samples.request import GenerateRequest, SamplingParams
+from pentad.weights.checksum import checksum
+from pentad.weights.table import WeightTable
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pentad.config.megatron import MegatronSettings
-from pentad.config.trainer import TrainerSettings
+from pentad.config.schema.megatron import MegatronSettings
+from pentad.config.schema.trainer import TrainerSettings
 from pentad.layout import Layout
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from pentad.platform.device import Platform
-    from pentad.trainer.trainer import Trainer
+    from pentad.trainers.megatron.trainer import Trainer
 
-_PRELOAD = ["pytest", "pentad.trainer.trainer", "transformers.models.llama.modeling_llama"]
+_PRELOAD = ["pytest", "pentad.trainers.megatron.trainer", "transformers.models.llama.modeling_llama"]
 _WARM_UP_S = 240
 
 
@@ -59,8 +59,8 @@ class Rank:
         """A trainer with the weights of a model directory; `optimizer_steps=None` makes one that never trains."""
         from transformers import AutoConfig
 
-        from pentad.models.checkpoint import CheckpointReader
-        from pentad.trainer.trainer import Trainer
+        from pentad.trainers.megatron.trainer import Trainer
+        from pentad.weights.hf_files import CheckpointReader
 
         trainer = Trainer(
             AutoConfig.from_pretrained(directory),
@@ -163,7 +163,7 @@ def _work(
     number: int, meeting: str, deadline_s: float, function: Callable[..., Any], layout: Layout, args: tuple[Any, ...]
 ) -> Any:
     from pentad.platform.device import enter_platform
-    from pentad.trainer.parallel import join_ranks, make_groups
+    from pentad.trainers.megatron.parallel import join_ranks, make_groups
 
     platform = enter_platform()
     join_ranks(platform, number, layout.world, meeting, deadline_s)

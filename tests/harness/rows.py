@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pentad.config.data import DataSettings
+from pentad.config.schema.data import DataSettings
 from pentad.data.dataset import load_train_rows
 from pentad.errors import UserError
 

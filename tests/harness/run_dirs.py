@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pentad.runtime.run_dir import RunDir
+from pentad.record.run_dir import RunDir
 
 
 def begun(path: Path, settings_yaml: str, overwrite: bool = False, needed_bytes: int = 0) -> RunDir:

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel, Qwen2MoeConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from pentad.data.batch import Batch
-from pentad.data.plan import Plan
+from pentad.samples.batch import Batch
+from pentad.samples.packing import Plan
 
 _THETA = {"rope_theta": 10000.0}
 _ROPE_SCALING: dict[str, dict[str, Any]] = {

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pentad.families.known_models import known_models
 from pentad.layout import Layout
 from pentad.layout.cluster_checks import (
     check_cluster,
@@ -13,7 +14,6 @@ from pentad.layout.cluster_checks import (
     check_response,
     check_sequence,
 )
-from pentad.layout.known_models import known_models
 
 SMALL = known_models()["Qwen/Qwen2.5-0.5B"]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pentad.families.known_models import known_models
 from pentad.layout import Layout
-from pentad.layout.known_models import known_models
 from pentad.layout.pipeline import chunks_in_flight, edge_costs, pipeline_chunks, split_layers, stage_layers
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pentad.errors import UserError
+from pentad.families.facts import ModelFacts
 from pentad.layout import Layout, parse_allocation
-from pentad.layout.validate import ModelFacts, Problem, check_layout, check_supported, refuse
+from pentad.layout.validate import Problem, check_layout, check_supported, refuse
 
 SMOL = ModelFacts(
     family="llama",

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pentad.config.megatron import MegatronSettings
+from pentad.config.schema.megatron import MegatronSettings
 from pentad.layout import Layout
 from pentad.verify.verification import Verification
 

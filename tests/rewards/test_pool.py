@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pentad.config.reward import RewardSettings
+from pentad.config.schema.reward import RewardSettings
 from pentad.errors import UserError
 from pentad.rewards.pool import RewardPool
 from pentad.rewards.types import RewardItem
@@ -219,7 +219,7 @@ def test_no_orphan_when_the_parent_is_killed(directory: Path, response: str) -> 
     code = f"""
 import sys
 from pathlib import Path
-from pentad.config.reward import RewardSettings
+from pentad.config.schema.reward import RewardSettings
 from pentad.rewards.pool import RewardPool
 from pentad.rewards.types import RewardItem
 pool = RewardPool(RewardSettings(name="mine:reward", workers=2, timeout_s=60), Path({str(directory)!r}))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pentad.config.reward import RewardSettings
+from pentad.config.schema.reward import RewardSettings
 from pentad.errors import UserError
 from pentad.rewards import builtin
 from pentad.rewards.pool import RewardPool

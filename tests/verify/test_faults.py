@@ -17,14 +17,14 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
-import pentad.models.build as build
-import pentad.trainer.trainer as trainer
+import pentad.trainers.megatron.build as build
+import pentad.trainers.megatron.trainer as trainer
 from pentad.layout import Layout
-from pentad.models.attention import PackedAttention
-from pentad.models.mapping import WeightMapping
-from pentad.models.norm import RMSNorm
-from pentad.models.packing import PackedInputs
-from pentad.trainer.trainer import Trainer
+from pentad.trainers.megatron.attention import PackedAttention
+from pentad.trainers.megatron.norm import RMSNorm
+from pentad.trainers.megatron.packing import PackedInputs
+from pentad.trainers.megatron.trainer import Trainer
+from pentad.weights.mapping import WeightMapping
 
 
 def gradient_scaled_by_context(patch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from pentad.config.megatron import MegatronSettings
+from pentad.config.schema.megatron import MegatronSettings
 from pentad.errors import UserError
+from pentad.families.hf_config import facts_from_config
 from pentad.layout import Layout
-from pentad.layout.hf_config import facts_from_config
 from pentad.layout.layout import LETTERS
 from pentad.verify import rank
 from pentad.verify.layouts import small_layouts

@@ -6,11 +6,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pentad.errors import UserError
-from pentad.layout.model_files import facts_of
-from pentad.models.mapping import expected_shapes
-from pentad.models.source import load_config
+from pentad.families.model_files import facts_of
 from pentad.verify.batch import make_batch, with_objective
 from pentad.verify.models import TINY, small_config, tiny_config, write_random_model
+from pentad.weights.mapping import expected_shapes
+from pentad.weights.source import load_config
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -10,11 +10,11 @@ import psutil
 import pytest
 import torch
 
-from pentad.config.megatron import MegatronSettings
+from pentad.config.schema.megatron import MegatronSettings
 from pentad.errors import UserError
 from pentad.layout import Layout
 from pentad.platform.device import enter_platform
-from pentad.trainer.parallel import join_ranks
+from pentad.trainers.megatron.parallel import join_ranks
 from pentad.verify.processes import RankFailedError, Ranks
 from pentad.verify.rank import Job, compute
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pentad.algorithms.reduction import token_weights
-from pentad.config.algorithm import AlgorithmSettings
-from pentad.data.batch import Batch
+from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.samples.batch import Batch
 
 _EPSILON = 1e-6
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from pentad.data.batch import Batch
+from pentad.samples.batch import Batch
 
 
 class Loss(Protocol):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pentad.data.batch import Batch
+from pentad.samples.batch import Batch
 
 
 def token_weights(batch: Batch, normalizer: Literal["tokens", "sequences"]) -> Tensor:

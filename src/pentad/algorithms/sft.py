@@ -5,8 +5,8 @@ from typing import Literal
 from torch import Tensor
 
 from pentad.algorithms.reduction import token_weights
-from pentad.config.algorithm import AlgorithmSettings
-from pentad.data.batch import Batch
+from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.samples.batch import Batch
 
 
 class SFTLoss:

@@ -14,7 +14,7 @@ def train(path: Path, overrides: Sequence[str]) -> int:
     from pentad.cli.loading import load_run
 
     loaded = load_run(path, overrides)
-    from pentad.runtime.run import run
+    from pentad.run.run import run
 
     return run(loaded)
 
@@ -24,7 +24,7 @@ def config(path: Path | None, overrides: Sequence[str], keys: bool, markdown: bo
     if keys:
         if path is not None:
             raise UserError(f"--keys lists every setting and reads no file, but {path} is given", "leave the file out")
-        from pentad.config.show import reference_markdown, reference_text
+        from pentad.config.loading.show import reference_markdown, reference_text
 
         sys.stdout.write(reference_markdown() if markdown else reference_text())
         return 0
@@ -33,7 +33,7 @@ def config(path: Path | None, overrides: Sequence[str], keys: bool, markdown: bo
     if path is None:
         raise UserError("no configuration is given", "write `pentad config FILE.yaml`, or `pentad config --keys`")
     from pentad.cli.loading import describe_allocation, load_run
-    from pentad.config.show import effective_yaml
+    from pentad.config.loading.show import effective_yaml
 
     loaded = load_run(path, overrides)
     sys.stdout.write(effective_yaml(loaded))
@@ -45,9 +45,9 @@ def data(dataset: str, source: str | None, out: Path, limit: int | None) -> int:
     """Write a dataset in the form that `data.train` reads."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} keeps nothing", "give 1 or more, or leave it out")
-    from pentad.data import prepare
+    from pentad.data import recipes
 
-    prepared = (prepare.prepare_gsm8k if dataset == "gsm8k" else prepare.prepare_deepscaler)(source, out, limit)
+    prepared = (recipes.prepare_gsm8k if dataset == "gsm8k" else recipes.prepare_deepscaler)(source, out, limit)
     print(f"{prepared.train}: {prepared.train_rows} rows\n{prepared.test}: {prepared.test_rows} rows")
     return 0
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pentad.config.load import LoadedSettings, load_settings
-from pentad.config.run import RunSettings
+from pentad.config.loading.load import LoadedSettings, load_settings
+from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.layout import parse_allocation
 from pentad.layout.validate import check_supported
@@ -48,7 +48,7 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
 
 
 def check_reward(settings: RunSettings) -> Iterator[UserError]:
-    """A reward name that cannot be right. Options that a reward does not take are found by `pentad.config.checks`."""
+    """A reward name that cannot be right. `pentad.config.loading.checks` finds options that a reward does not take."""
     try:
         check_name(settings.reward.name, {})
     except UserError as problem:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from pentad.cli import commands, plan, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
-from pentad.runtime.outcome import RunFailedError
+from pentad.record.outcome import RunFailedError
 
 
 class _Parser(argparse.ArgumentParser):

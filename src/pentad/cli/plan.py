@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pentad.errors import UserError
 
 if TYPE_CHECKING:
-    from pentad.config.run import RunSettings
+    from pentad.config.schema.run import RunSettings
+    from pentad.families.facts import ModelFacts
     from pentad.layout import Allocation
-    from pentad.layout.memory import Workload
-    from pentad.layout.plan import Plan
-    from pentad.layout.validate import ModelFacts
+    from pentad.planning.memory import Workload
+    from pentad.planning.plan import Plan
 
 _TOKENS, _MICROBATCHES, _SEQUENCE, _TOP, _GPU = 8192, 8, 4096, 10, "h200"
 
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(options: argparse.Namespace) -> int:
     """Run the form of the command that the options ask for."""
     form = _form(options)
-    from pentad.layout.gpus import gpu_of
-    from pentad.layout.plan import plan_to_json
+    from pentad.planning.gpus import gpu_of
+    from pentad.planning.plan import plan_to_json
 
     gpu = gpu_of(options.gpu or _GPU)
     if form == "ranking":
@@ -72,7 +72,7 @@ def plan(options: argparse.Namespace) -> int:
         planned = _plan_layout(options)
     else:
         planned = plan_configuration(options.config, options.overrides, gpu.name)
-    from pentad.layout.draw import draw_plan
+    from pentad.planning.draw import draw_plan
 
     sys.stdout.write(draw_plan(planned))
     _write(options.json, plan_to_json(planned))
@@ -85,13 +85,13 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     Raises:
         UserError: something is wrong with the settings, the model or the layout.
     """
-    from pentad.config.load import load_settings
+    from pentad.config.loading.load import load_settings
+    from pentad.families.model_files import facts_of
     from pentad.layout import parse_allocation
     from pentad.layout.cluster_checks import check_response
-    from pentad.layout.gpus import gpu_of
-    from pentad.layout.model_files import facts_of
-    from pentad.layout.plan import make_plan
     from pentad.layout.validate import check_supported, refuse
+    from pentad.planning.gpus import gpu_of
+    from pentad.planning.plan import make_plan
 
     settings = load_settings(path, overrides).settings
     allocation = parse_allocation(settings.allocation)
@@ -130,8 +130,8 @@ def _form(options: argparse.Namespace) -> str:
 
 def _work(options: argparse.Namespace, facts: "ModelFacts") -> "Workload":
     from pentad.layout.cluster_checks import check_sequence
-    from pentad.layout.memory import Workload
     from pentad.layout.validate import refuse
+    from pentad.planning.memory import Workload
 
     tokens = _TOKENS if options.tokens is None else options.tokens
     if options.sequence is not None:
@@ -147,10 +147,10 @@ def _work(options: argparse.Namespace, facts: "ModelFacts") -> "Workload":
 
 
 def _plan_layout(options: argparse.Namespace) -> "Plan":
+    from pentad.families.model_files import facts_of
     from pentad.layout import parse_allocation
-    from pentad.layout.gpus import gpu_of
-    from pentad.layout.model_files import facts_of
-    from pentad.layout.plan import make_plan
+    from pentad.planning.gpus import gpu_of
+    from pentad.planning.plan import make_plan
 
     facts = facts_of(options.model)
     allocation = parse_allocation(options.allocation)
@@ -158,10 +158,10 @@ def _plan_layout(options: argparse.Namespace) -> "Plan":
 
 
 def _rank(options: argparse.Namespace) -> int:
-    from pentad.layout.draw import draw_ranking
-    from pentad.layout.gpus import gpu_of
-    from pentad.layout.model_files import facts_of
-    from pentad.layout.plan import make_ranking, ranking_to_json
+    from pentad.families.model_files import facts_of
+    from pentad.planning.draw import draw_ranking
+    from pentad.planning.gpus import gpu_of
+    from pentad.planning.plan import make_ranking, ranking_to_json
 
     facts, gpu = facts_of(options.model), gpu_of(options.gpu or _GPU)
     work = _work(options, facts)
@@ -180,7 +180,7 @@ def _workload(
     settings: "RunSettings", facts: "ModelFacts", allocation: "Allocation"
 ) -> "tuple[Workload, tuple[str, ...]]":
     """The work of one optimizer step under a configuration, and what had to be assumed."""
-    from pentad.layout.memory import Workload, engine_weights
+    from pentad.planning.memory import Workload, engine_weights
 
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
     grpo = algorithm.name == "grpo"

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Mapping
 
 from pentad.errors import UserError
-from pentad.runtime.outcome import RunFailedError
+from pentad.record.outcome import RunFailedError
 
 
 def user_error_in(error: BaseException) -> UserError | None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pentad.errors import UserError
 
 if TYPE_CHECKING:
-    from pentad.config.megatron import MegatronSettings
+    from pentad.config.schema.megatron import MegatronSettings
+    from pentad.families.facts import ModelFacts
     from pentad.layout import Allocation, Layout
-    from pentad.layout.validate import ModelFacts
     from pentad.verify.findings import Report
 
 _MOST_RANKS_CPU, _LAYERS, _EXPERTS = 4, 4, 8
@@ -68,7 +68,7 @@ def verify_layouts(options: argparse.Namespace) -> int:
             setattr(options, name, value)
     megatron = _megatron(options.megatron or ())
     _import_quietly()
-    from pentad.layout.model_files import facts_of
+    from pentad.families.model_files import facts_of
     from pentad.verify.verification import usable_devices
 
     with tempfile.TemporaryDirectory(prefix="pentad-verify-") as folder:
@@ -162,8 +162,8 @@ def _check_file(path: Path) -> None:
 
 def _config_directory(options: argparse.Namespace, folder: Path) -> Path:
     """A directory with the configuration of the model that is computed; the user's own has its weights, too."""
-    from pentad.models.source import resolve_model
     from pentad.verify.models import TINY, small_config, tiny_config
+    from pentad.weights.source import resolve_model
 
     layers = options.layers or _LAYERS
     if options.shrink:
@@ -187,10 +187,10 @@ def _with_weights(options: argparse.Namespace, directory: Path, folder: Path, de
     """The same directory, or one with random weights."""
     import torch
 
-    from pentad.models.checkpoint import CheckpointReader
-    from pentad.models.mapping import expected_shapes
-    from pentad.models.source import load_config
     from pentad.verify.models import write_random_model
+    from pentad.weights.hf_files import CheckpointReader
+    from pentad.weights.mapping import expected_shapes
+    from pentad.weights.source import load_config
 
     config = load_config(directory)
     if directory != folder / "model":
@@ -243,9 +243,9 @@ def _trainers(texts: Sequence[str], allocations: "Sequence[Allocation]") -> "lis
 
 def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
     """`transformer.KEY=VALUE` and so on, read as overrides of a configuration are."""
-    from pentad.config.load import join
-    from pentad.config.megatron import MegatronSettings
-    from pentad.config.overrides import apply_overrides
+    from pentad.config.loading.load import join
+    from pentad.config.loading.overrides import apply_overrides
+    from pentad.config.schema.megatron import MegatronSettings
 
     switch = "use_deterministic_algorithms"
     parts = tuple(name for name in MegatronSettings.model_fields if name != switch)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pentad.config.data import DataSettings
+from pentad.config.schema.data import DataSettings
 from pentad.data.files import read_files
 from pentad.data.hub import read_hub
 from pentad.data.procedural import PREFIX as PROCEDURAL

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pentad.config.data import DataSettings
+from pentad.config.schema.data import DataSettings
 from pentad.data.rows import PromptRow
 from pentad.errors import UserError
 

@@ -6,8 +6,9 @@ Pure, beside `pentad.layout.validate`: takes facts and sizes, returns problems w
 import difflib
 from collections.abc import Iterator
 
+from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Layout
-from pentad.layout.validate import ModelFacts, Problem
+from pentad.layout.validate import Problem
 
 DTYPES = ("bf16", "fp32")
 

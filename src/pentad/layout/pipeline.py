@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Layout
-from pentad.layout.validate import ModelFacts
 
 # Context at which attention is weighed against the output layer, in tokens: the split must not depend on the batch.
 _NOMINAL_SEQUENCE = 2048

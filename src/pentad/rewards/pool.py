@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pentad.config.reward import RewardSettings
+from pentad.config.schema.reward import RewardSettings
 from pentad.errors import UserError
 from pentad.extras import require
 from pentad.rewards.builtin import BUILTIN, TEXT_REWARDS, resolve_name

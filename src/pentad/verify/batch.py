@@ -7,8 +7,8 @@ not a small difference of large numbers, so that rounding stays rounding.
 import torch
 from torch import Tensor
 
-from pentad.config.algorithm import AlgorithmSettings
-from pentad.data.batch import Batch
+from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.samples.batch import Batch
 
 TEMPERATURE = 0.9
 LOSS = AlgorithmSettings(clip_low=0.2, clip_high=0.25, kl_coef=0.1)

@@ -6,9 +6,10 @@ Invariant: every layout that is listed is legal for the model; the same argument
 from collections.abc import Iterator
 from itertools import product
 
+from pentad.families.facts import ModelFacts
 from pentad.layout import Layout
 from pentad.layout.cluster_checks import check_projections
-from pentad.layout.validate import ModelFacts, Problem, check_layout
+from pentad.layout.validate import Problem, check_layout
 
 # One dimension at a size above the others, where more goes wrong: more ranks than key/value heads, middle stages.
 _LARGE = (Layout(tensor=4), Layout(pipeline=4), Layout(context=4), Layout(data=4), Layout(data=4, expert=4))

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from pentad.errors import UserError
-from pentad.models.geometry import Geometry
-from pentad.models.source import load_config
+from pentad.weights.geometry import Geometry
+from pentad.weights.source import load_config
 
 # The vocabulary of 101 is prime: every split of it has padding. More parts than key/value heads replicate these.
 _SHAPE: dict[str, Any] = {

@@ -13,8 +13,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from pentad.algorithms.grpo import GRPOLoss
 from pentad.algorithms.reduction import count
-from pentad.data.batch import Batch
 from pentad.platform.device import find_platform
+from pentad.samples.batch import Batch
 from pentad.verify.batch import LOSS, TEMPERATURE, make_batch, with_objective
 from pentad.verify.findings import RankFindings
 from pentad.verify.rank import by_sample

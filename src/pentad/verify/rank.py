@@ -16,21 +16,21 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pentad.algorithms.grpo import GRPOLoss
-from pentad.config.megatron import MegatronSettings
-from pentad.config.trainer import OptimizerSettings, TrainerSettings
-from pentad.data.batch import Batch
-from pentad.data.plan import Plan, plan_microbatches
+from pentad.config.schema.megatron import MegatronSettings
+from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
 from pentad.layout import Layout
-from pentad.models.checkpoint import CheckpointReader
-from pentad.models.mapping import expected_shapes
-from pentad.models.source import load_config
 from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import DTypeName, Platform, enter_platform
-from pentad.trainer.parallel import join_ranks, make_groups
-from pentad.trainer.trainer import Trainer
+from pentad.samples.batch import Batch
+from pentad.samples.packing import Plan, plan_microbatches
+from pentad.trainers.megatron.parallel import join_ranks, make_groups
+from pentad.trainers.megatron.trainer import Trainer
 from pentad.verify.batch import LOSS, TEMPERATURE, TOKENS_PER_MICROBATCH, make_batch, with_objective
 from pentad.verify.findings import RankFindings
 from pentad.verify.reference import Reference, relative_number
+from pentad.weights.hf_files import CheckpointReader
+from pentad.weights.mapping import expected_shapes
+from pentad.weights.source import load_config
 
 _SEED = 1
 # A step that is seen against every weight.

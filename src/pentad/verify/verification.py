@@ -11,17 +11,17 @@ from typing import Any, Literal, Self
 
 import torch
 
-from pentad.config.megatron import MegatronSettings
-from pentad.data.batch import Batch
+from pentad.config.schema.megatron import MegatronSettings
 from pentad.errors import UserError
 from pentad.layout import Layout
-from pentad.models.source import load_config
+from pentad.samples.batch import Batch
 from pentad.verify.batch import make_batch
 from pentad.verify.findings import BOUNDS, Quantity, Report, judge
 from pentad.verify.oracle import consult
 from pentad.verify.processes import RankFailedError, Ranks
 from pentad.verify.rank import Job, compute, warm_up
 from pentad.verify.reference import Reference
+from pentad.weights.source import load_config
 
 Precision = Literal["fp32", "bf16"]
 

@@ -1,0 +1,169 @@
+"""The Ray cluster of a run, and where its processes are placed.
+
+Invariant: leaving the context leaves no process of this run behind, whatever happened inside.
+"""
+
+import logging
+import os
+import socket
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import AuthenticationError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from pentad.cluster.gang import Gang, Processes
+from pentad.cluster.placement import place
+from pentad.cluster.ray_session import RaySession
+from pentad.config.schema.ray import RaySettings
+from pentad.errors import UserError
+from pentad.layout import Allocation, Component
+
+_PLACEMENT_S = 60.0
+_CONNECT_S = 10.0
+
+
+class Cluster:
+    """A running cluster, or one started for this run.
+
+    Args:
+        settings: `ray.*`.
+        allocation: what is to be placed.
+
+    Raises:
+        UserError: the cluster cannot be reached, has fewer GPUs than the allocation needs, or has them on machines
+            between which a group of tensor-parallel ranks would be split.
+    """
+
+    def __init__(self, settings: RaySettings, allocation: Allocation) -> None:
+        self.settings = settings
+        self.allocation = allocation
+        self.on_gpus = False
+        self.processes = Processes()
+        self._session: RaySession | None = None
+        self._group: PlacementGroup | None = None
+        # Of each device.
+        self._bundles: list[int] = []
+
+    def __enter__(self) -> Self:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Otherwise Ray hides GPUs from, or shows all of them to, actors that ask for none.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.settings.address is not None:
+            _check_reachable(self.settings.address)
+        if self.settings.address is None:
+            options |= {"address": "local", "include_dashboard": False}
+        else:
+            options |= {"address": self.settings.address}
+        self._session = RaySession(options)
+        try:
+            self._session.start()
+        except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
+            self.close()
+            if _asks_for_token(error):
+                raise UserError(
+                    f"ray.address: the Ray cluster {self.settings.address} asks for a token, and has not been given "
+                    "the right one",
+                    "export RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token",
+                ) from None
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise _no_cluster(self.settings.address or "on this machine", reason) from None
+        except BaseException:
+            self.close()
+            raise
+        try:
+            self._place()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill this run's actors; stop the cluster if it was started for the run. May be called again."""
+        if ray.is_initialized():
+            self.processes.kill()
+            if self._group is not None:
+                remove_placement_group(self._group)
+                self._group = None
+            ray.shutdown()
+        if self._session is not None:
+            self._session.end()
+            self._session = None
+
+    def _place(self) -> None:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.on_gpus = gpus > 0
+        if not self.on_gpus:
+            return
+        world = self.allocation.world_size
+        if world > gpus:
+            raise UserError(
+                f"allocation {self.allocation} needs {world} GPUs; the cluster has {gpus}",
+                f"choose an allocation of at most {gpus}, or add nodes (ray.address)",
+            )
+        self._group = placement_group([{"GPU": 1.0}] * world, strategy="PACK")
+        if not self._group.wait(timeout_seconds=_PLACEMENT_S):
+            free = ray.available_resources().get("GPU", 0)
+            raise UserError(
+                f"{world} GPUs were not free within {_PLACEMENT_S:.0f} s ({free:g} of {gpus} are)",
+                "wait for the other job, or choose a smaller allocation",
+            )
+        machines = placement_group_table(self._group)["bundles_to_node_id"]
+        self._bundles = place(self.allocation, [machines[bundle] for bundle in range(world)])
+
+    def spawn(self, actor_class: Any, name: str, component: Component, deadline_s: float) -> Gang:
+        """One process on each device of a component.
+
+        Args:
+            actor_class: a Ray actor class with `pentad.cluster.process.Process` as its base.
+            name: of one process, as in "trainer rank".
+            deadline_s: longest time of one call, in seconds.
+        """
+        devices = self.allocation.devices(component)
+        sharing = next(len(group) for group in self.allocation.groups if component in group)
+        actors = []
+        for rank, device in enumerate(devices):
+            options: dict[str, Any] = {"num_cpus": 0}
+            if self._group is not None:
+                options["num_gpus"] = 1.0 / sharing
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    placement_group=self._group, placement_group_bundle_index=self._bundles[device]
+                )
+            actors.append(actor_class.options(**options).remote(rank, len(devices)))
+        return Gang(name, actors, self.processes, deadline_s)
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at a cluster's door; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:  # auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _asks_for_token(error: BaseException) -> bool:
+    """Ray puts its AuthenticationError into the text of another error."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, AuthenticationError) or AuthenticationError.__name__ in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def _no_cluster(where: str, reason: str) -> UserError:
+    return UserError(f"ray.address: no Ray cluster {where}: {reason}", "start it, or unset ray.address")

@@ -1,0 +1,68 @@
+"""What every process of a run can do beside its work.
+
+Invariant: these methods are answered while the process works, each on a thread of its own.
+"""
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+import ray
+
+from pentad.cluster.gang import ProcessInfo
+from pentad.errors import UserError
+
+# For `ray.remote(concurrency_groups=...)` of a class below.
+GROUPS = {"control": 1, "life": 1}
+
+
+def check_visible(setting: str, directory: Path) -> None:
+    """Refuse a directory of the driver's machine that this machine has not got.
+
+    Args:
+        setting: that names it.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not directory.is_dir():
+        raise UserError(
+            f"{setting}: machine {socket.gethostname()} does not see {directory}",
+            "put it on a file system that all machines share, at the same path",
+        )
+
+
+class Process:
+    """Base of the actor classes.
+
+    Args:
+        rank: of the process among those of its kind.
+        world_size: how many there are.
+    """
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._done = 0
+
+    @ray.method(concurrency_group="life")
+    def live(self) -> None:
+        """Return never: who holds the reference to the answer learns of this process's death."""
+        threading.Event().wait()
+
+    @ray.method(concurrency_group="control")
+    def info(self) -> ProcessInfo:
+        """Who this process is."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            address = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        # Ray has pointed standard error to a file of this process.
+        output = Path("/proc/self/fd/2")
+        log = os.readlink(output) if output.is_symlink() else "in the logs of Ray's session directory"
+        return ProcessInfo(os.getpid(), address, log)
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> int:
+        """How much of the current call is done, in the units of that call."""
+        return self._done

@@ -1,0 +1,1 @@
+"""Settings of other systems and what they are called here. No torch."""

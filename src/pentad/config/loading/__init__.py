@@ -1,0 +1,1 @@
+"""From a file and overrides to checked settings with origins. No torch."""

@@ -1,0 +1,150 @@
+"""Rules that tie settings together: combinations that cannot work, and settings that nothing would read.
+
+Invariant: a setting that a user wrote is read by the run, or refused here with the reason.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from pentad.config.loading.keys import known_keys
+from pentad.config.schema.run import RunSettings
+from pentad.errors import UserError
+
+# Fields of Megatron's TransformerConfig that follow from the allocation.
+_FROM_ALLOCATION = {
+    "tensor_model_parallel_size": "t",
+    "pipeline_model_parallel_size": "p",
+    "virtual_pipeline_model_parallel_size": "v",
+    "context_parallel_size": "c",
+    "expert_model_parallel_size": "e",
+    "expert_tensor_parallel_size": "x",
+    "sequence_parallel": "t",
+}
+
+
+def check(settings: RunSettings, origins: Mapping[str, str]) -> list[UserError]:
+    """Every broken rule. `origins` maps dotted names to `default`, `file:line` or `command line`."""
+
+    def named(key: str) -> str:
+        return f"{key} ({origins.get(key, 'default')})"
+
+    return [*_unread_but_set(settings, origins), *_impossible(settings, named)]
+
+
+def unread_keys(settings: RunSettings) -> dict[str, tuple[str, str]]:
+    """Settings that a run with these settings does not read: dotted name -> (why, what would make it be read)."""
+    return {key: (why, use) for keys, why, use in _unread(settings) for key in reversed(keys)}
+
+
+def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    algorithm, data = settings.algorithm, settings.data
+    if algorithm.name == "sft":
+        why, use = "algorithm sft does not read it", "or set algorithm.name to grpo"
+        keys = ("clip_low", "clip_high", "kl_coef", "kl_estimator", "advantage_std", "optimizer_steps")
+        yield tuple(f"algorithm.{key}" for key in keys), why, use
+        yield ("rollout.n", "rollout.temperature", "rollout.top_p"), why, use
+        if not data.eval:
+            why, use = (
+                "algorithm sft generates only for data.eval, which is empty",
+                "or name a data.eval source",
+            )
+            yield _keys_of("rollout") + _keys_of("reward"), why, use
+    else:
+        yield ("data.response_column",), "algorithm grpo does not read it", "or set algorithm.name to sft"
+        if algorithm.kl_coef == 0:
+            why, use = "there is no KL penalty, as algorithm.kl_coef is 0", "or give algorithm.kl_coef a value above 0"
+            yield ("algorithm.kl_estimator",), why, use
+    if not data.eval:
+        why, use = "data.eval is empty, so nothing is evaluated", "or name a data.eval source"
+        yield ("data.eval_limit", "rollout.eval_temperature"), why, use
+    if data.template == "text":
+        why, use = "data.template is text, so no chat template is applied", "or set data.template to chat"
+        yield ("data.system_prompt", "model.chat_template"), why, use
+    procedural = [source.startswith("reasoning_gym:") for source in (data.train, *data.eval.values())]
+    if all(procedural):
+        yield ("data.prompt_column",), "reasoning_gym sources have no columns", "or use a file"
+    if not any(procedural):
+        yield ("data.options",), "only reasoning_gym sources read it", "or use a reasoning_gym:TASK source"
+    if ":" not in settings.reward.name:
+        why, use = f"reward {settings.reward.name} does not read it", "or set reward.name to a module:function"
+        yield ("reward.options",), why, use
+    if settings.trainer.schedule.name == "constant":
+        why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
+        yield ("trainer.schedule.min_lr_ratio",), why, use
+
+
+def _keys_of(section: str) -> tuple[str, ...]:
+    return tuple(name for name in known_keys() if name.startswith(section + "."))
+
+
+def _unread_but_set(settings: RunSettings, origins: Mapping[str, str]) -> Iterator[UserError]:
+    for key, (why, use) in unread_keys(settings).items():
+        given = [name for name in origins if name == key or name.startswith(key + ".")]
+        set_here = next((name for name in given if origins[name] != "default"), None)
+        if set_here is not None:
+            yield UserError(f"{key} ({origins[set_here]}) is set, but {why}", f"remove {key}, {use}")
+
+
+def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
+    algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
+    if algorithm.name == "grpo":
+        yield from _grpo(settings, named)
+    elif trainer.tokens_per_microbatch <= data.max_prompt_tokens:
+        yield UserError(
+            f"{named('trainer.tokens_per_microbatch')} is {trainer.tokens_per_microbatch}, which leaves no room for a "
+            f"response after a prompt of data.max_prompt_tokens = {data.max_prompt_tokens}",
+            f"set trainer.tokens_per_microbatch above {data.max_prompt_tokens}, or lower data.max_prompt_tokens",
+        )
+    steps = trainer.total_steps * (algorithm.optimizer_steps if algorithm.name == "grpo" else 1)
+    if trainer.schedule.warmup_steps > steps:
+        yield UserError(
+            f"{named('trainer.schedule.warmup_steps')} is {trainer.schedule.warmup_steps}, but the run has only "
+            f"{steps} optimizer steps",
+            f"set trainer.schedule.warmup_steps to {steps} or less",
+        )
+    if not data.eval:
+        for key, on in (("test_freq", trainer.test_freq > 0), ("val_before_train", trainer.val_before_train)):
+            if on:
+                yield UserError(
+                    f"{named(f'trainer.{key}')} asks for evaluation, but data.eval is empty",
+                    f"name a source, such as data.eval={{test: FILE}}, or remove trainer.{key}",
+                )
+    for name in data.eval:
+        if not name or set(name) & set("/ \t\n"):
+            yield UserError(
+                f"{named(f'data.eval.{name}')}: {name!r} cannot name the metric eval/<name>/accuracy",
+                "use a name without spaces and slashes",
+            )
+    if len(set(trainer.logger)) < len(trainer.logger):
+        yield UserError(f"{named('trainer.logger')} names a logger twice", "name each logger once")
+    if any(not text for text in rollout.stop):
+        yield UserError(f"{named('rollout.stop')} holds an empty text, which would end every response", "remove it")
+    for field, letter in _FROM_ALLOCATION.items():
+        if field in settings.megatron.transformer:
+            yield UserError(
+                f"{named(f'megatron.transformer.{field}')} follows from the allocation",
+                f"remove it, and give the size as {letter} in allocation",
+            )
+
+
+def _grpo(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
+    algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
+    if rollout.n == 1:
+        yield UserError(
+            f"{named('rollout.n')} is 1: a group of one sample has no advantage (algorithm grpo), so nothing is learnt",
+            "set rollout.n to 2 or more",
+        )
+    steps, prompts = algorithm.optimizer_steps, trainer.prompts_per_step
+    # All samples of a prompt stay in one minibatch.
+    if steps > prompts:
+        yield UserError(
+            f"{named('algorithm.optimizer_steps')} is {steps}, but a step has only {prompts} "
+            f"{'prompt' if prompts == 1 else 'prompts'} to divide, {named('trainer.prompts_per_step')}",
+            f"set algorithm.optimizer_steps to {prompts} or less, or trainer.prompts_per_step to {steps} or more",
+        )
+    longest = data.max_prompt_tokens + rollout.max_response_tokens
+    if trainer.tokens_per_microbatch < longest:
+        yield UserError(
+            f"{named('trainer.tokens_per_microbatch')} is {trainer.tokens_per_microbatch}, but one sample may have "
+            f"{longest} tokens (data.max_prompt_tokens + rollout.max_response_tokens)",
+            f"set trainer.tokens_per_microbatch to {longest} or more",
+        )

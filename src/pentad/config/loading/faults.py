@@ -1,0 +1,94 @@
+"""Values of the wrong type or out of range, in words: what was expected, what was given, where, and what to write."""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from pentad.config.loading.keys import Key, known_keys, owner
+from pentad.config.loading.yaml_io import read_word, write_value
+from pentad.errors import UserError
+
+_WORDS = {bool: "true/false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+
+_TRUTH = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+
+
+def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> Iterator[UserError]:
+    """One problem for each fault that pydantic found.
+
+    Args:
+        error: from validating `RunSettings`.
+        place: says where the value of a key path was given.
+    """
+    for fault in error.errors(include_url=False, include_context=False):
+        path = fault["loc"]
+        name = _dotted(path)
+        if fault["type"] == "missing":
+            yield _missing(name)
+            continue
+        key = owner(tuple(map(str, path)))
+        if key is None:
+            yield _section(name, fault["input"], place(path))
+            continue
+        given = fault["input"]
+        inside = key.free and len(path) > len(key.name.split("."))
+        expected = "text" if inside else key.expected
+        cause = f"{name} ({place(path)}): expected {expected}, got {_shown(given)}"
+        yield UserError(cause, _fix(key, name, given))
+
+
+def _missing(name: str) -> UserError:
+    key = known_keys()[name]
+    return UserError(f"{name} is required ({key.expected}: {key.description})", f"add {name}, or give {name}=VALUE")
+
+
+def _section(name: str, given: Any, place: str) -> UserError:
+    inside = [key.removeprefix(name + ".") for key in known_keys() if key.startswith(name + ".")]
+    keys = ", ".join(inside[:6]) + (", ..." if len(inside) > 6 else "")
+    fix = f"remove the line {name}:" if given is None else f"give the keys of {name} one by one"
+    return UserError(f"{name} ({place}): expected a section (keys {keys}), got {_shown(given)}", fix)
+
+
+def _fix(key: Key, name: str, given: Any) -> str:
+    if key.choices:
+        return f"write {_nearest_choice(key.choices, given)}"
+    if isinstance(given, str):
+        meant = read_word(given.strip())
+        if (type(meant) in key.types and type(meant) is not str) or (float in key.types and type(meant) is int):
+            return f"write {given.strip()} without quotes"
+        if bool in key.types:
+            return "write " + _TRUTH.get(given.lower(), "true or false")
+    if (str in key.types or key.free) and isinstance(given, bool | int | float):
+        return f'write "{write_value(given)}" in quotes (on the command line: {name}=\'"{write_value(given)}"\')'
+    if list in key.types and isinstance(given, str):
+        return f"write [{given}]"
+    if isinstance(given, float) and int in key.types and given.is_integer():
+        return f"write {int(given)}"
+    if key.required:
+        return f"give {key.expected}"
+    return f"give {key.expected}; the default is {write_value(_plain(key.default))}"
+
+
+def _nearest_choice(choices: Sequence[str], given: Any) -> str:
+    near = difflib.get_close_matches(str(given).lower(), choices, n=1, cutoff=0.5)
+    return near[0] if near else " or ".join(choices)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = write_value(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({_WORDS.get(type(value), type(value).__name__)})"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text

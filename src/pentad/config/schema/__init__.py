@@ -1,0 +1,1 @@
+"""What may be set: one class a component. No torch."""

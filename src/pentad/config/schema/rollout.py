@@ -1,0 +1,23 @@
+"""Settings of generation."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pentad.config.schema.base import Settings
+
+
+class RolloutSettings(Settings):
+    """`rollout.*`"""
+
+    n: int = Field(8, ge=1, description="samples a prompt")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probs are of the scaled distribution")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 keeps the whole distribution")
+    max_response_tokens: int = Field(256, ge=1, description="longest response")
+    stop: list[str] = Field(
+        default_factory=list, description="strings that end a response, besides the end-of-turn token"
+    )
+    eval_temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    batch_size: int = Field(64, ge=1, description="sequences that one engine decodes at once")
+    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: fp32 on CPU, bf16 on GPU")
+    sleep: bool = Field(False, description="release the engines' GPU memory while the trainer works")

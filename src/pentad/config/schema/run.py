@@ -1,0 +1,29 @@
+"""All settings of one run."""
+
+from pydantic import Field
+
+from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.base import Settings
+from pentad.config.schema.data import DataSettings
+from pentad.config.schema.experiment import ExperimentSettings
+from pentad.config.schema.megatron import MegatronSettings
+from pentad.config.schema.model import ModelSettings
+from pentad.config.schema.ray import RaySettings
+from pentad.config.schema.reward import RewardSettings
+from pentad.config.schema.rollout import RolloutSettings
+from pentad.config.schema.trainer import TrainerSettings
+
+
+class RunSettings(Settings):
+    """What a configuration file says, checked and complete."""
+
+    experiment: ExperimentSettings
+    model: ModelSettings
+    allocation: str = Field("hf:d1|megatron:d1", description="engines and trainer with their layouts")
+    data: DataSettings
+    trainer: TrainerSettings
+    rollout: RolloutSettings = RolloutSettings()
+    reward: RewardSettings = RewardSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    megatron: MegatronSettings = MegatronSettings()
+    ray: RaySettings = RaySettings()

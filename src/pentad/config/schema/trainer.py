@@ -1,0 +1,53 @@
+"""Settings of training: how long, how much at once, the optimizer and its schedule, what is logged."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pentad.config.schema.base import Settings
+
+
+class OptimizerSettings(Settings):
+    """`trainer.optimizer.*`: AdamW."""
+
+    lr: float = Field(1e-6, ge=0, description="highest learning rate")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), strict=False, description="decay of the first and second moment"
+    )
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 does not clip")
+
+
+class ScheduleSettings(Settings):
+    """`trainer.schedule.*`: the learning rate over optimizer steps."""
+
+    name: Literal["constant", "linear", "cosine"] = Field("constant", description="shape after the warmup")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warmup from 0")
+    min_lr_ratio: float = Field(
+        0.0, ge=0, le=1, description="rate one step after the last, over the highest (linear, cosine)"
+    )
+
+
+class TrainerSettings(Settings):
+    """`trainer.*`"""
+
+    total_steps: int = Field(ge=1, description="rollout batches (grpo) or batches (sft)")
+    prompts_per_step: int = Field(64, ge=1, description="prompts (grpo) or rows (sft) a step")
+    tokens_per_microbatch: int = Field(
+        4096, ge=1, description="token budget of one microbatch on one data-parallel rank"
+    )
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: fp32 on CPU, bf16 with fp32 masters on GPU"
+    )
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    test_freq: int = Field(0, ge=0, description="evaluate every so many steps, and at the end; 0: only at the end")
+    val_before_train: bool = Field(False, description="evaluate before the first step")
+    logger: list[Literal["console", "tensorboard", "wandb"]] = Field(
+        ["console", "tensorboard"], description="where metrics go, besides the metrics file of the run"
+    )
+    deadline_s: float = Field(
+        1800.0, gt=0, description="longest time that any rank may take for one command, in seconds"
+    )
+    export: bool = Field(True, description="write the trained model to <run>/model at the end")

@@ -1,0 +1,1 @@
+"""Memory, cost and plans of layouts. No torch."""

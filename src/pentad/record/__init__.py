@@ -1,0 +1,1 @@
+"""What a run writes and shows: run directory, metrics, samples, report, terminal."""

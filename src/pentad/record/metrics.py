@@ -1,0 +1,224 @@
+"""Metrics: their names, the file that keeps them, and the places that show them.
+
+Invariant: metrics.jsonl is written first and holds everything; each line is valid JSON; no value of a step is
+ever replaced by another.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+from pentad.errors import UserError
+from pentad.extras import require
+from pentad.record.jsonl import JsonLines
+from pentad.record.run_dir import RunDir
+
+# The names that the whole package agrees on. Counts and times are those of the one step. Seconds unless said.
+METRICS: dict[str, str] = {
+    "reward/mean": "mean reward of the step's samples",
+    "reward/std": "standard deviation of the step's rewards",
+    "reward/failures": "reward calls that raised an error or ran out of time (scored 0)",
+    "eval/<name>/accuracy": "mean reward on the evaluation set <name>; step 0 is the model before training",
+    "train/loss": "loss, averaged over the step's optimizer steps",
+    "train/grad_norm": "global gradient norm before clipping",
+    "train/grad_zeros": "elements of the gradient that are zero (megatron.optimizer.log_num_zeros_in_grad)",
+    "train/kl": "estimate of KL(policy || initial model) per token",
+    "train/entropy": "entropy of the policy per token, in nats",
+    "train/clip_fraction": "fraction of tokens whose ratio was clipped",
+    "train/lr": "learning rate of the step's last optimizer step",
+    "moe/load_max": "tokens of the fullest expert over the mean of its layer, in the layer where that is largest",
+    "moe/load_min": "tokens of the emptiest expert over the mean of its layer, in the layer where that is smallest",
+    "rollout/logprob_diff_max": "largest |log-prob of the engine - log-prob of the trainer| of a sampled token",
+    "rollout/response_length_mean": "tokens",
+    "rollout/truncated_fraction": "fraction of responses cut off at rollout.max_response_tokens",
+    "data/samples_generated": "samples that the engines produced",
+    "data/samples_consumed": "samples that were trained on",
+    "time/rollout": "generation",
+    "time/reward": "reward functions, where they are not hidden behind generation",
+    "time/train": "log-probs, forward, backward and optimizer",
+    "time/sync": "moving weights to the engines",
+    "time/eval": "evaluation",
+    "time/step": "the whole step",
+    "perf/tokens_per_s": "prompt and response tokens trained on, over time/step",
+}
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)+")
+
+
+def describe(name: str) -> str:
+    """What METRICS says about a metric; empty for a name that is not among them."""
+    return METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name), "")
+
+
+def accuracy_name(eval_name: str) -> str:
+    """`eval/<name>/accuracy` for a key of `data.eval`.
+
+    Raises:
+        UserError: the name would not make a metric name.
+    """
+    name = f"eval/{eval_name}/accuracy"
+    if not _NAME.fullmatch(name) or "/" in eval_name:
+        raise UserError(
+            f"data.eval: {eval_name!r} cannot be part of a metric name",
+            "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
+        )
+    return name
+
+
+def merge(*parts: Mapping[str, float]) -> dict[str, float]:
+    """Join the metrics of a step's phases.
+
+    Raises:
+        ValueError: two phases report the same name.
+    """
+    merged: dict[str, float] = {}
+    for part in parts:
+        if twice := merged.keys() & part.keys():
+            raise ValueError(f"metrics reported twice: {', '.join(sorted(twice))}")
+        merged |= part
+    return merged
+
+
+class Timer:
+    """Times the phases of one step after another, by wall clock.
+
+    CUDA works ahead of Python: a phase must end with its results on the host for its time to mean anything.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._spent: dict[str, float] = {}
+        self._phase: str | None = None
+
+    @contextmanager
+    def phase(self, name: str) -> Generator[None]:
+        """Add the time of the block to `time/<name>`. Phases do not nest: their times must sum to the step's."""
+        if self._phase is not None:
+            raise RuntimeError(f"phase {name!r} begins within phase {self._phase!r}")
+        self._phase, start = name, self._clock()
+        try:
+            yield
+        finally:
+            self._spent[name] = self._spent.get(name, 0.0) + self._clock() - start
+            self._phase = None
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<phase>` of each phase and `time/step` since the last call (or the beginning); starts the next step."""
+        now = self._clock()
+        times = {f"time/{name}": spent for name, spent in self._spent.items()} | {"time/step": now - self._start}
+        self._start, self._spent = now, {}
+        return times
+
+
+class Sink(Protocol):
+    """A place that metrics go to."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """Appends metrics to metrics.jsonl, one line a call. A value that is not finite is written as null."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._lines = JsonLines(run_dir.metrics, run_dir)
+        self._step = -1
+        self._names: set[str] = set()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append `{"step": step, **metrics}`. A step may be written in several parts with different names.
+
+        Raises:
+            UserError: the disk is full.
+            ValueError: a bad name, a value that is no number, a step that went back, a name written twice.
+        """
+        if step < max(self._step, 0):
+            raise ValueError(f"metrics of step {step} after those of step {self._step}")
+        names = self._names if step == self._step else set()
+        if twice := names & metrics.keys():
+            raise ValueError(f"metrics of step {step} written twice: {', '.join(sorted(twice))}")
+        self._lines.append({"step": step, **{name: _json_number(name, value) for name, value in metrics.items()}})
+        self._step, self._names = step, names | metrics.keys()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+class Sinks:
+    """Several sinks as one, in order; closing closes all of them, whatever one of them says."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write to each sink in turn."""
+        for sink in self._sinks:
+            sink.write(step, metrics)
+
+    def close(self) -> None:
+        """Close the sinks, the last first. Of several errors the last one is raised, the others are its context."""
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)
+
+
+def check_loggers(loggers: Sequence[str]) -> None:
+    """Whether what `trainer.logger` names is installed; nothing is imported.
+
+    Raises:
+        UserError: it is not.
+    """
+    if "wandb" in loggers:
+        require("wandb", "wandb", "trainer.logger", "remove wandb from trainer.logger")
+
+
+def open_sinks(
+    run_dir: RunDir, loggers: Sequence[str], *, console: Sink | None, name: str, settings: Mapping[str, object]
+) -> Sinks:
+    """The sinks that `trainer.logger` names, after metrics.jsonl, which is always written.
+
+    Args:
+        run_dir: a created run directory.
+        loggers: of `console`, `tensorboard`, `wandb`.
+        console: shows metrics where `console` is among the loggers (a `terminal.Terminal`).
+        name: the experiment's name, for wandb.
+        settings: the effective settings as plain data, for wandb.
+
+    Raises:
+        UserError: wandb is asked for and not installed or not usable.
+        ValueError: an unknown logger.
+    """
+    sinks: list[Sink] = [MetricsLog(run_dir)]
+    for logger in dict.fromkeys(loggers):
+        if logger == "console":
+            if console is not None:
+                sinks.append(console)
+        elif logger == "tensorboard":
+            from pentad.record.tensorboard import TensorBoard  # imports torch and tensorboard: seconds
+
+            sinks.append(TensorBoard(run_dir))
+        elif logger == "wandb":
+            from pentad.record.wandb import Wandb
+
+            sinks.append(Wandb(run_dir, name=name, settings=settings))
+        else:
+            raise ValueError(f"unknown logger {logger!r}")
+    return Sinks(sinks)
+
+
+def _json_number(name: str, value: float) -> float | int | None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"metric name {name!r} is not of the form group/name")
+    if isinstance(value, int):
+        return int(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metric {name} is no number: {value!r}") from error
+    return number if math.isfinite(number) else None

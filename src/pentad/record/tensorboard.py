@@ -1,0 +1,38 @@
+"""Metrics in TensorBoard's event files.
+
+Invariant: what TensorBoard shows is what metrics.jsonl holds; values that are not finite keep their kind here.
+"""
+
+from collections.abc import Mapping
+
+from torch.utils.tensorboard import SummaryWriter
+
+from pentad.record.run_dir import RunDir
+
+
+class TensorBoard:
+    """Writes scalars to `<run>/tensorboard`. The directory appears with the first write."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self._writer: SummaryWriter | None = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one scalar a metric and flush.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with self._run_dir.writing():
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._run_dir.tensorboard))
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, float(value), step)
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            with self._run_dir.writing():
+                writer.close()

@@ -1,0 +1,174 @@
+"""Everything else that can be known to be wrong before a process is started or a GPU is taken.
+
+Invariant: what this returns is complete: model, tokenizer, data and settings have been read and fit each other.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from pentad.config.schema.run import RunSettings
+from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
+from pentad.errors import UserError
+from pentad.layout import Allocation
+from pentad.layout.cluster_checks import check_projections
+from pentad.layout.validate import check_layout, refuse
+from pentad.run.sources import Sources
+from pentad.weights.facts import model_facts
+from pentad.weights.hf_files import CheckpointReader
+from pentad.weights.mapping import expected_shapes
+from pentad.weights.source import load_config, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run works with.
+
+    Attributes:
+        directory: the model as a Hugging Face directory.
+        tokenizer_path: where engines load the tokenizer from.
+        train: prompts (grpo) or examples (sft).
+        eval: prompts of each evaluation.
+    """
+
+    settings: RunSettings
+    allocation: Allocation
+    directory: Path
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_path: str
+    train: EncodedPrompts | EncodedExamples
+    eval: dict[str, EncodedPrompts]
+
+
+def prepare(sources: Sources) -> Prepared:
+    """Read model and tokenizer, and encode the data.
+
+    Raises:
+        UserError: something is missing, unreadable, or does not fit.
+    """
+    # What is wrong is raised; transformers would say the rest in between.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    settings, allocation = sources.settings, sources.allocation
+    # Other processes, on other machines too, have working directories of their own.
+    directory = sources.directory.absolute()
+    config = load_config(directory)
+    facts = model_facts(config)
+    layout = allocation.trainer.layout
+    refuse([*check_layout(facts, layout), *check_projections(facts, layout)], f"allocation {allocation}")
+    CheckpointReader(directory).check(expected_shapes(config), tied=facts.tied)
+    if any(overrides for _, overrides in settings.megatron):
+        _check_passthrough(config, settings, allocation)
+    tokenizer_path = _tokenizer_path(settings.model.tokenizer, directory)
+    tokenizer = load_tokenizer(tokenizer_path)
+    if sources.chat_template is not None:
+        tokenizer.chat_template = sources.chat_template
+    encode = encode_examples if settings.algorithm.name == "sft" else encode_prompts
+    train = encode(sources.train.rows, tokenizer, settings.data)
+    evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
+    longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
+    _check_occupied(settings, allocation, longest)
+    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals)
+
+
+def _tokenizer_path(setting: str | None, directory: Path) -> str:
+    """A directory, absolute, or a hub id as it is."""
+    if setting is None:
+        return str(directory)
+    local = Path(setting).expanduser()
+    return str(local.absolute()) if local.is_dir() else setting
+
+
+def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocation: Allocation) -> None:
+    """Have Megatron's own fields checked now, at the price of importing Megatron here."""
+    from pentad.platform.device import enter_platform
+
+    platform = enter_platform()
+    from pentad.trainers.megatron.build import transformer_config
+    from pentad.trainers.megatron.optimizer import ddp_config, optimizer_config
+
+    megatron, trainer = settings.megatron, settings.trainer
+    dtype = platform.dtype(trainer.dtype)
+    transformer_config(config, allocation.trainer.layout, dtype, megatron)
+    distributed = ddp_config(megatron.ddp).use_distributed_optimizer
+    optimizer_config(trainer.optimizer, trainer.schedule, dtype, megatron.optimizer, distributed=distributed)
+
+
+def _check_lengths(
+    settings: RunSettings, train: EncodedPrompts | EncodedExamples, evals: dict[str, EncodedPrompts], positions: int
+) -> int:
+    """Whether microbatches and the model hold every sequence; returns the tokens of the longest that is trained on."""
+    budget, response = settings.trainer.tokens_per_microbatch, settings.rollout.max_response_tokens
+    if isinstance(train, EncodedExamples):
+        lengths = [len(prompt) + len(answer) for prompt, answer in train.examples]
+        longest = max(lengths)
+        what = f"{train.rows[lengths.index(longest)].id} takes {longest} tokens (prompt and response)"
+        if longest > positions:
+            raise UserError(f"{what}, more than the {positions} positions of the model", "shorten the row")
+    else:
+        prompt = max(map(len, train.tokens))
+        longest = prompt + response
+        what = f"a sample may take {prompt} + {response} = {longest} tokens (longest prompt, longest response)"
+        _check_positions("data.train", train, response, positions)
+    for name, prompts in evals.items():
+        _check_positions(f"data.eval.{name}", prompts, response, positions)
+    if longest > budget:
+        raise UserError(
+            f"{what}, more than trainer.tokens_per_microbatch = {budget}",
+            f"set trainer.tokens_per_microbatch to {longest} or more, or make them shorter",
+        )
+    return longest
+
+
+def _check_positions(setting: str, prompts: EncodedPrompts, response: int, positions: int) -> None:
+    lengths = [len(tokens) for tokens in prompts.tokens]
+    longest = max(lengths)
+    if longest + response <= positions:
+        return
+    cause = (
+        f"{setting}: a sample may take {longest} + {response} = {longest + response} tokens (longest prompt, "
+        f"{prompts.rows[lengths.index(longest)].id}, and longest response), more than the {positions} positions of the "
+        "model"
+    )
+    room = positions - response
+    if longest < positions:
+        fix = f"lower rollout.max_response_tokens to {positions - longest}"
+    elif min(lengths) <= room:
+        fix = f"set data.max_prompt_tokens={room} and data.too_long=drop, or shorten the row"
+    elif min(lengths) < positions:
+        shortest = min(lengths)
+        fix = (
+            f"set rollout.max_response_tokens={positions - shortest}, data.max_prompt_tokens={shortest} and "
+            "data.too_long=drop, or shorten the rows"
+        )
+    else:
+        fix = "shorten the prompts, or take a model of more positions"
+    raise UserError(cause, fix)
+
+
+def _check_occupied(settings: RunSettings, allocation: Allocation, longest: int) -> None:
+    """Every data-parallel rank needs equally many microbatches in each optimizer step, and none may be empty.
+
+    That works for a number of sequences that the ranks divide, and for any number of sequences of which two always
+    fit into a microbatch.
+    """
+    layout, rows = allocation.trainer.layout, settings.trainer.prompts_per_step
+    needed = layout.data * (layout.pipeline if layout.virtual > 1 else 1)
+    # Minibatches are rounded to whole groups.
+    grpo = settings.algorithm.name == "grpo"
+    parts, samples = (settings.algorithm.optimizer_steps, settings.rollout.n) if grpo else (1, 1)
+    sizes = [rows // parts * samples, -(-rows // parts) * samples]
+    if sizes[0] < needed:
+        raise UserError(
+            f"an optimizer step may have only {sizes[0]} sequences, and allocation {allocation.trainer} needs {needed}",
+            "raise trainer.prompts_per_step, or take fewer data-parallel ranks",
+        )
+    uneven = [size for size in sizes if size % needed]
+    if uneven and 2 * longest > settings.trainer.tokens_per_microbatch:
+        raise UserError(
+            f"an optimizer step has {uneven[0]} sequences, which {allocation.trainer} cannot always share out: its "
+            f"{layout.data} data-parallel ranks take them in multiples of {needed}",
+            f"change trainer.prompts_per_step, or set trainer.tokens_per_microbatch to {2 * longest} (any two fit)",
+        )

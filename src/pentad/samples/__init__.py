@@ -1,0 +1,1 @@
+"""Requests, completions, batches and their packing."""

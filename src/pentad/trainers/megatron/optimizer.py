@@ -1,0 +1,178 @@
+"""AdamW over Megatron's distributed optimizer, and the learning-rate schedule.
+
+Decoupled weight decay: https://arxiv.org/abs/1711.05101. Invariant: the schedule moves exactly once with every
+optimizer step, so the learning rate is a function of the number of steps alone.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from pentad.config.schema.trainer import OptimizerSettings, ScheduleSettings
+from pentad.errors import UserError
+from pentad.trainers.megatron.passthrough import Supported, check_kept, make_config
+
+_SETTLED_BY_TRAINER = {
+    "lr": "trainer.optimizer.lr",
+    "min_lr": "trainer.schedule.min_lr_ratio",
+    "weight_decay": "trainer.optimizer.weight_decay",
+    "adam_beta1": "trainer.optimizer.betas",
+    "adam_beta2": "trainer.optimizer.betas",
+    "adam_eps": "trainer.optimizer.eps",
+    "clip_grad": "trainer.optimizer.grad_clip",
+    "bf16": "trainer.dtype",
+    "fp16": "trainer.dtype",
+    "params_dtype": "trainer.dtype",
+    "use_distributed_optimizer": "megatron.ddp.use_distributed_optimizer",
+}
+
+_SUPPORTED_BY_TRAINER: Supported = {"decoupled_weight_decay": None, "log_num_zeros_in_grad": None}
+
+_SETTLED_FOR_DDP = {
+    # With it, other ranks' parts of the weights would arrive only in the next forward pass.
+    "overlap_param_gather": "Pentad, which reads the weights after every step",
+}
+
+
+_SUPPORTED_FOR_DDP: Supported = {
+    "bucket_size": None,
+    "check_for_nan_in_grad": None,
+    "grad_reduce_in_fp32": None,
+    "overlap_grad_reduce": None,
+    "pad_buckets_for_high_nccl_busbw": None,
+    "use_distributed_optimizer": None,
+}
+
+
+def ddp_config(overrides: dict[str, Any]) -> DistributedDataParallelConfig:
+    """How gradients are held and reduced.
+
+    Args:
+        overrides: fields that the user sets (`megatron.ddp`).
+
+    Raises:
+        UserError: there is no such field, it is not the user's to set, or Megatron refuses its value.
+    """
+    defaults = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True}
+    if overrides.get("bucket_size") and not overrides.get("overlap_grad_reduce"):
+        raise UserError(
+            "megatron.ddp.bucket_size has no effect without megatron.ddp.overlap_grad_reduce",
+            "remove it, or set megatron.ddp.overlap_grad_reduce=true",
+        )
+    return make_config(
+        DistributedDataParallelConfig,
+        defaults,
+        overrides,
+        prefix="megatron.ddp",
+        settled=_SETTLED_FOR_DDP,
+        supported=_SUPPORTED_FOR_DDP,
+    )
+
+
+def wrap_data_parallel(
+    chunks: list[GPTModel], config: TransformerConfig, overrides: dict[str, Any], groups: ProcessGroupCollection
+) -> list[DistributedDataParallel]:
+    """Put the model chunks' gradients into float32 buffers that data-parallel ranks reduce.
+
+    Args:
+        overrides: fields that the user sets (`megatron.ddp`).
+    """
+    wrapped = []
+    for chunk in chunks:
+        settings = ddp_config(overrides)
+        try:
+            model = DistributedDataParallel(config=config, ddp_config=settings, module=chunk, pg_collection=groups)
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"Megatron refuses this configuration: {error}", "change megatron.ddp") from error
+        # It changes its settings again once it knows the model.
+        check_kept(settings, overrides, "megatron.ddp")
+        wrapped.append(model)
+    return wrapped
+
+
+def optimizer_config(
+    settings: OptimizerSettings,
+    schedule: ScheduleSettings,
+    dtype: torch.dtype,
+    overrides: dict[str, Any],
+    *,
+    distributed: bool,
+) -> OptimizerConfig:
+    """AdamW in Megatron's terms.
+
+    Args:
+        overrides: fields that the user sets (`megatron.optimizer`).
+        distributed: data-parallel ranks share masters and moments out.
+
+    Raises:
+        UserError: there is no such field, it is not the user's to set, or Megatron refuses its value.
+    """
+    return make_config(
+        OptimizerConfig,
+        {
+            "optimizer": "adam",
+            "lr": settings.lr,
+            "min_lr": settings.lr * schedule.min_lr_ratio,
+            "weight_decay": settings.weight_decay,
+            "adam_beta1": settings.betas[0],
+            "adam_beta2": settings.betas[1],
+            "adam_eps": settings.eps,
+            "clip_grad": settings.grad_clip,
+            "bf16": dtype == torch.bfloat16,
+            "params_dtype": dtype,
+            "use_distributed_optimizer": distributed,
+        },
+        overrides,
+        prefix="megatron.optimizer",
+        settled=_SETTLED_BY_TRAINER,
+        supported=_SUPPORTED_BY_TRAINER,
+    )
+
+
+def make_optimizer(
+    chunks: list[DistributedDataParallel],
+    settings: OptimizerSettings,
+    schedule: ScheduleSettings,
+    dtype: torch.dtype,
+    overrides: dict[str, Any],
+) -> MegatronOptimizer:
+    """AdamW with float32 masters and moments.
+
+    Args:
+        overrides: fields that the user sets (`megatron.optimizer`).
+    """
+    distributed = chunks[0].ddp_config.use_distributed_optimizer
+    config = optimizer_config(settings, schedule, dtype, overrides, distributed=distributed)
+    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
+
+
+def make_schedule(
+    optimizer: MegatronOptimizer, optimizer_settings: OptimizerSettings, schedule: ScheduleSettings, total_steps: int
+) -> OptimizerParamScheduler:
+    """Linear warmup, then constant, linear or cosine decay to `min_lr_ratio`.
+
+    That is reached one step after the last: at a rate of 0 a step would train nothing.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+    """
+    decay = optimizer_settings.weight_decay
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=optimizer_settings.lr,
+        min_lr=optimizer_settings.lr * schedule.min_lr_ratio,
+        lr_warmup_steps=schedule.warmup_steps,
+        lr_decay_steps=max(total_steps, schedule.warmup_steps) + 1,
+        lr_decay_style=schedule.name,
+        start_wd=decay,
+        end_wd=decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )

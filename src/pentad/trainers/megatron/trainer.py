@@ -1,0 +1,336 @@
+"""One rank of training: a model, its gradients and its optimizer.
+
+Invariant: every rank is handed the same batch and the same plan and takes its own share of them, by its Megatron
+process groups. Denominators are counted over the whole minibatch before the first backward, so neither the layout
+nor the packing can change a gradient. The verbs know nothing of any algorithm.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from pentad.algorithms.protocol import Loss
+from pentad.algorithms.reduction import count
+from pentad.config.schema.megatron import MegatronSettings
+from pentad.config.schema.trainer import TrainerSettings
+from pentad.kernels.logprob import vocab_parallel_logprobs
+from pentad.layout import Layout
+from pentad.platform.device import Platform
+from pentad.samples.batch import Batch
+from pentad.samples.packing import Plan
+from pentad.trainers.megatron.build import build_chunks, transformer_config
+from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
+from pentad.trainers.megatron.gradients import reduced_gradients
+from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
+from pentad.trainers.megatron.optimizer import make_optimizer, make_schedule, wrap_data_parallel
+from pentad.trainers.megatron.rotary import RotaryTable
+from pentad.weights.hf_files import CheckpointReader
+from pentad.weights.mapping import WeightMapping
+
+Progress = Callable[[int], None]
+
+
+def _no_progress(done: int) -> None:
+    pass
+
+
+class Trainer:
+    """The policy, the reference or the critic on one rank.
+
+    Args:
+        config: the model's Hugging Face configuration.
+        layout: how the model is split.
+        groups: Megatron's process groups for that layout.
+        platform: where this rank computes.
+        settings, megatron: as configured.
+        optimizer_steps: of the whole run, for the schedule; None for a model that is never trained.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        layout: Layout,
+        groups: ProcessGroupCollection,
+        platform: Platform,
+        settings: TrainerSettings,
+        megatron: MegatronSettings,
+        optimizer_steps: int | None,
+    ) -> None:
+        self.groups = groups
+        self.platform = platform
+        self.settings = settings
+        self.dtype = platform.dtype(settings.dtype)
+        self.mapping = WeightMapping(config, groups)
+        self.megatron = transformer_config(config, layout, self.dtype, megatron)
+        self.chunks = build_chunks(config, self.megatron, layout, groups)
+        for chunk in self.chunks:
+            chunk.module.to(platform.device)
+        self._rotary = RotaryTable(config, platform.device)
+        self._schedule_function = get_forward_backward_func()
+        self.optimizer = self.schedule = None
+        self.trained_samples: list[int] = []
+        self.models: list[Any] = [chunk.module for chunk in self.chunks]
+        if optimizer_steps is not None:
+            self.models = wrap_data_parallel(self.models, self.megatron, megatron.ddp, groups)
+            self.optimizer = make_optimizer(
+                self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer
+            )
+            self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
+            self.megatron.finalize_model_grads_func = finalize_model_grads
+            # Overlapped reduction must wait for the last microbatch, whatever their number was in the step before.
+            waits = [model.no_sync for model in self.models]
+            self.megatron.no_sync_func = waits if len(waits) > 1 else waits[0]
+            self.megatron.grad_scale_func = self.optimizer.scale_loss
+        else:
+            for chunk in self.chunks:
+                chunk.module.requires_grad_(False)
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """This rank's parameters under their Megatron names in the whole model."""
+        for chunk in self.chunks:
+            yield from self.mapping.parameters(chunk.module, chunk.layer_offset)
+
+    def load(self, reader: CheckpointReader) -> None:
+        """Take the weights of a checkpoint; masters and moments start anew from them."""
+        self.mapping.load(self.parameters(), reader)
+        if self.optimizer is not None:
+            self.optimizer.reload_model_params()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole Hugging Face tensors of this pipeline stage, one at a time; see `WeightMapping.export`."""
+        return self.mapping.export((name, parameter.data) for name, parameter in self.parameters())
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole float32 gradients under Hugging Face names, of this pipeline stage; after `forward_backward`.
+
+        A collective as `weights` is, and of the data-parallel ranks, too. Nothing changes; see `reduced_gradients`.
+        """
+        names = {parameter: name for name, parameter in self.parameters()}
+        return self.mapping.export((names[parameter], value) for parameter, value in reduced_gradients(self.models))
+
+    @torch.no_grad()
+    def logprobs(
+        self, batch: Batch, plan: Plan, temperature: float, progress: Progress = _no_progress
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the tokens in the loss mask.
+
+        Args:
+            batch: the whole batch, the same on every rank.
+            plan: how it is packed and shared out.
+            temperature: divides the logits.
+
+        Returns:
+            float32 `[T]` each, on the CPU, the same on every rank; 0 outside the loss mask.
+        """
+        for chunk in self.chunks:
+            chunk.module.eval()
+        both = torch.zeros(2, batch.num_tokens, device=self.platform.device)
+        mine = self._my_microbatches(plan)
+
+        def collect(outputs: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            nothing = outputs.new_zeros((), dtype=torch.int)
+            return outputs.sum() * 0, nothing, {"both": outputs.detach()}
+
+        results = self._run(batch, mine, temperature, collect, progress, forward_only=True)
+        starts, lengths = batch.cu_seqlens.tolist(), batch.lengths
+        for indices, result in zip(mine, results, strict=self._is_last_stage):
+            offset = 0
+            for index in indices:
+                end = offset + lengths[index]
+                both[:, starts[index] : starts[index + 1]] = result["both"][:, offset:end]
+                offset = end
+        torch.distributed.all_reduce(both, group=self.groups.dp)
+        self._from_last_stage(both)
+        both = both.cpu()
+        return both[0], both[1]
+
+    def forward_backward(
+        self, batch: Batch, plan: Plan, loss: Loss, temperature: float = 1.0, progress: Progress = _no_progress
+    ) -> dict[str, float]:
+        """Gradients of a loss over one minibatch, ready for `step`.
+
+        Args:
+            batch: the whole minibatch, the same on every rank.
+            plan: how it is packed and shared out.
+
+        Returns:
+            `train/loss` and the loss's metrics, over the whole minibatch, the same on every rank.
+
+        `trained_samples` then says which samples this rank answers for.
+        """
+        for chunk, model in zip(self.chunks, self.models, strict=True):
+            chunk.module.train()
+            model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        tokens, denominator = count(batch, "tokens"), count(batch, loss.normalizer)
+
+        # Megatron weighs a router's auxiliary losses by the tokens of their microbatch.
+        self.megatron.moe_grad_scale_func = lambda: self.optimizer.scale_loss(
+            torch.full((1,), 1 / batch.num_tokens, device=self.platform.device)
+        )
+        reset_expert_load(self._modules)
+        self.trained_samples = []
+        # Of the ranks that compute the same loss, the first tells.
+        tells = self.groups.tp.rank() == 0 and self.groups.cp.rank() == 0
+
+        def reduce(outputs: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            if tells:
+                self.trained_samples += microbatch.sample_ids
+            loss_sum, sums = loss(outputs[0], microbatch.batch)
+            sums = {"train/loss": loss_sum.detach() * (tokens / denominator), **sums}
+            entropy = outputs[1].sum().detach()
+            # Megatron divides by the sum of the second value, at least 1: nothing is left for it to do.
+            nothing = outputs.new_zeros((), dtype=torch.int)
+            return loss_sum / denominator, nothing, {**sums, "train/entropy": entropy}
+
+        mine = self._my_microbatches(plan)
+        results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
+        sums = self._sum_over_microbatches(results)
+        metrics = {name: value / tokens for name, value in sums.items()}
+        if experts := self.mapping.geometry.experts:
+            metrics |= expert_load(self._modules, self.groups, experts)
+        return metrics
+
+    def step(self) -> dict[str, float]:
+        """Clip, update, move the schedule.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing was updated.
+        """
+        # Megatron looks at the norm only to clip by it, and would write what is not finite into the weights.
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm is {norm}")
+        self.schedule.step(increment=1)
+        _, _, zeros = self.optimizer.step()
+        counted = {} if zeros is None else {"train/grad_zeros": float(zeros)}
+        return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
+
+    def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Sums over all microbatches of all data-parallel ranks, on every rank; only the last stage has results."""
+        names: list[Any] = [sorted(results[0]) if self._is_last_stage else None]
+        if self.groups.pp.size() > 1:
+            torch.distributed.broadcast_object_list(names, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
+        sums = torch.zeros(len(names[0]), device=self.platform.device)
+        for result in results:
+            sums += torch.stack([result[name].float() for name in names[0]])
+        torch.distributed.all_reduce(sums, group=self.groups.dp)
+        self._from_last_stage(sums)
+        return dict(zip(names[0], sums.tolist(), strict=True))
+
+    @property
+    def _modules(self) -> list[GPTModel]:
+        return [chunk.module for chunk in self.chunks]
+
+    @property
+    def _is_last_stage(self) -> bool:
+        return self.groups.pp.rank() == self.groups.pp.size() - 1
+
+    def _from_last_stage(self, tensor: Tensor) -> None:
+        if self.groups.pp.size() > 1:
+            torch.distributed.broadcast(tensor, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
+
+    def _my_microbatches(self, plan: Plan) -> tuple[tuple[int, ...], ...]:
+        if len(plan.microbatches) != self.groups.dp.size():
+            raise ValueError(f"a plan for {len(plan.microbatches)} ranks on {self.groups.dp.size()}")
+        return plan.microbatches[self.groups.dp.rank()]
+
+    def _run(
+        self,
+        batch: Batch,
+        indices: Sequence[tuple[int, ...]],
+        temperature: float,
+        finish: Callable[[Tensor, Microbatch], tuple[Tensor, Tensor, dict[str, Tensor]]],
+        progress: Progress,
+        *,
+        forward_only: bool,
+    ) -> list[dict[str, Tensor]]:
+        """Megatron's schedule over this rank's microbatches; `finish` turns log-probs into a loss."""
+        # Every virtual stage has an iterator of its own over the same microbatches; the last to ask lets them go.
+        made: dict[int, tuple[Microbatch, int]] = {}
+        done = 0
+
+        def microbatches() -> Iterator[Microbatch]:
+            for number, chosen in enumerate(indices):
+                microbatch, asked = made.pop(number, (None, 0))
+                if microbatch is None:
+                    microbatch = make_microbatch(
+                        batch,
+                        chosen,
+                        tensor_ranks=self.groups.tp.size(),
+                        context=(self.groups.cp.rank(), self.groups.cp.size()),
+                        rotary=self._rotary,
+                        device=self.platform.device,
+                        dtype=self.dtype,
+                    )
+                if asked + 1 < len(self.models):
+                    made[number] = (microbatch, asked + 1)
+                yield microbatch
+
+        def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            nonlocal done
+            microbatch = next(iterator)
+            output = model(
+                input_ids=microbatch.tokens,
+                position_ids=None,
+                attention_mask=None,
+                packed_seq_params=microbatch.packed,
+                output_processor=self._logprobs_of_hidden,
+                output_processor_context=(microbatch, temperature),
+            )
+            done += 1
+            progress(done // len(self.models))
+            return output, lambda outputs: finish(outputs, microbatch)
+
+        several = len(self.models) > 1
+        return self._schedule_function(
+            forward_step_func=forward_step,
+            data_iterator=[microbatches() for _ in self.models] if several else microbatches(),
+            model=self.models,
+            num_microbatches=len(indices),
+            # The real lengths travel with the activations (variable_seq_lengths).
+            seq_length=self._multiple,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    @property
+    def _multiple(self) -> int:
+        return self.groups.tp.size() * self.groups.cp.size()
+
+    def _logprobs_of_hidden(self, *, hidden_states: Tensor, output_weight: Tensor | None, **rest: Any) -> Tensor:
+        """Megatron's output hook: `[2, t]`, log-probs (differentiable) and entropies, 0 where none is wanted."""
+        microbatch, temperature = rest["context"]
+        if self.megatron.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.groups.tp)
+        weight = output_weight if output_weight is not None else rest["output_layer"].weight
+        first = microbatch.start
+        last = first + hidden_states.shape[0]
+        targets = microbatch.targets
+        if self.groups.cp.size() > 1:  # each is predicted by the rank that has the token before it
+            targets = targets[(targets > first) & (targets <= last)]
+        logprobs, entropies = vocab_parallel_logprobs(
+            hidden_states[:, 0][targets - 1 - first],
+            weight,
+            microbatch.batch.tokens[targets],
+            temperature=temperature,
+            vocab_size=self.mapping.geometry.vocab_size,
+            group=self.groups.tp,
+        )
+        places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
+        places = places.index_copy(1, targets, torch.stack([logprobs, entropies]))
+        # Every context-parallel rank computes the loss of the whole microbatch; its gradient goes to its own tokens.
+        return reduce_from_tensor_model_parallel_region(places, group=self.groups.cp)

@@ -1,0 +1,1 @@
+"""Hugging Face tensors: files, rules, checksums, and how they travel."""

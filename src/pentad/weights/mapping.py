@@ -1,0 +1,160 @@
+"""Between the parameters of one rank and the tensors of a Hugging Face checkpoint.
+
+Invariant: every Megatron parameter and every Hugging Face tensor belongs to exactly one rule; a name without a rule
+is an error, not a warning. Loading, export and weight synchronisation all go through here.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from transformers import PreTrainedConfig
+
+from pentad.weights.families import Family, family_of
+from pentad.weights.geometry import Geometry
+from pentad.weights.hf_files import CheckpointReader
+from pentad.weights.rules import Experts, Rule
+
+# Megatron takes seconds to import, and who only asks for shapes has no use for it.
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+_LAYER_NUMBER = re.compile(r"(?<=decoder\.layers\.)\d+(?=\.)")
+
+
+class WeightMapping:
+    """The mapping of one model under one layout.
+
+    Args:
+        config: the Hugging Face configuration.
+        groups: Megatron's process groups; None for a single process without torch.distributed.
+    """
+
+    def __init__(self, config: PreTrainedConfig, groups: "ProcessGroupCollection | None") -> None:
+        self.geometry = Geometry.of(config)
+        self.family: Family = family_of(config)
+        self._tp: ProcessGroup | None = groups.tp if groups is not None else None
+        self._ep: ProcessGroup | None = groups.ep if groups is not None and self.geometry.experts else None
+        self._expert_tp: ProcessGroup | None = groups.expt_tp if groups is not None and self.geometry.experts else None
+        self._rules: dict[str, Rule] = {rule.megatron: rule for rule in self.family.rules(self.geometry.tied)}
+
+    def rule_of(self, megatron_name: str) -> tuple[Rule, tuple[str, ...]]:
+        """The rule of a parameter and its Hugging Face names, in which `{expert}` may still stand.
+
+        Args:
+            megatron_name: name with the layer's number in the whole model.
+
+        Raises:
+            KeyError: no rule knows the name.
+        """
+        match = _LAYER_NUMBER.search(megatron_name)
+        rule = self._rules.get(_LAYER_NUMBER.sub("{layer}", megatron_name))
+        if rule is None:
+            raise KeyError(f"parameter {megatron_name} has no rule in family {self.family.model_type}")
+        layer = match.group() if match else ""
+        return rule, tuple(name.replace("{layer}", layer) for name in rule.hugging_face)
+
+    def parameters(self, model: torch.nn.Module, layer_offset: int = 0) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Parameters of one model chunk under their names in the whole model.
+
+        Args:
+            layer_offset: decoder layers before the chunk's first.
+        """
+        for name, parameter in model.named_parameters():
+            yield _LAYER_NUMBER.sub(lambda match: str(int(match.group()) + layer_offset), name), parameter
+
+    @torch.no_grad()
+    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: CheckpointReader) -> None:
+        """Fill this rank's parameters from a checkpoint, a few tensors at a time.
+
+        Args:
+            parameters: names in the whole model, and where to write.
+        """
+        for name, parameter in parameters:
+            rule, sources = self.rule_of(name)
+            if isinstance(rule, Experts):
+                for place, expert in enumerate(self._local_experts()):
+                    self._load_one(rule, [_numbered(source, expert) for source in sources], parameter[place], reader)
+            else:
+                self._load_one(rule, list(sources), parameter, reader)
+
+    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: CheckpointReader) -> None:
+        group = self._expert_tp if isinstance(rule, Experts) else self._tp
+        shard = rule.shard([reader.get(source) for source in sources], self.geometry, _rank(group), _size(group))
+        if shard.shape != target.shape:
+            raise ValueError(f"{sources[0]}: rule gives {list(shard.shape)}, parameter is {list(target.shape)}")
+        target.copy_(shard)
+
+    def export(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Whole Hugging Face tensors from this rank's Megatron tensors: parameters, or anything of their shapes.
+
+        A collective of the ranks of a pipeline stage that share the model: all must consume all of it, and all of
+        them get the tensors.
+
+        Args:
+            tensors: Megatron names (in the whole model) and this rank's parts.
+        """
+        for name, tensor in tensors:
+            rule, targets = self.rule_of(name)
+            if self._is_copy(name):
+                continue
+            if isinstance(rule, Experts):
+                yield from self._export_experts(rule, targets, tensor.detach())
+            else:
+                yield from zip(targets, rule.join(_gather(tensor.detach(), self._tp), self.geometry), strict=True)
+
+    def _export_experts(self, rule: Experts, targets: tuple[str, ...], tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        # [expert-parallel rank][expert-tensor rank] -> [local experts, ...]
+        parts = [part.unbind() for part in _gather(torch.stack(_gather(tensor, self._expert_tp)), self._ep)]
+        per_rank = tensor.shape[0]
+        for expert in range(self.geometry.experts):
+            rank, place = divmod(expert, per_rank)
+            whole = rule.join([shard[place] for shard in parts[rank]], self.geometry)
+            yield from zip((_numbered(target, expert) for target in targets), whole, strict=True)
+
+    def _local_experts(self) -> range:
+        per_rank = self.geometry.experts // _size(self._ep)
+        first = _rank(self._ep) * per_rank
+        return range(first, first + per_rank)
+
+    def _is_copy(self, name: str) -> bool:
+        """Whether a parameter is the last stage's copy of a tied embedding."""
+        return self.geometry.tied and name == "output_layer.weight"
+
+
+def _numbered(name: str, expert: int) -> str:
+    return name.replace("{expert}", str(expert))
+
+
+def _rank(group: ProcessGroup | None) -> int:
+    return group.rank() if group is not None else 0
+
+
+def _size(group: ProcessGroup | None) -> int:
+    return group.size() if group is not None else 1
+
+
+def _gather(tensor: Tensor, group: ProcessGroup | None) -> list[Tensor]:
+    if group is None or group.size() == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, tensor.contiguous(), group=group)
+    return parts
+
+
+def expected_shapes(config: PreTrainedConfig) -> Mapping[str, tuple[int, ...]]:
+    """Shape of every tensor of a checkpoint, by transformers' own account of the architecture."""
+    from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    # transformers may hold several tensors of a checkpoint as one parameter (stacked experts).
+    parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, parameters).items()}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    return shapes

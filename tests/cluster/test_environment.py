@@ -1,0 +1,39 @@
+"""Workers run in the driver's environment, however the driver was started."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from quickstart import REPOSITORY
+
+UV = REPOSITORY / ".cache" / "bin" / "uv"
+
+_SCRIPT = """
+import sys
+from pentad.config.schema.ray import RaySettings
+from pentad.layout import parse_allocation
+from pentad.cluster.cluster import Cluster
+from pentad.cluster.process import GROUPS, Process
+import ray
+
+@ray.remote(concurrency_groups=GROUPS)
+class Where(Process):
+    def environment(self):
+        return sys.prefix
+
+allocation = parse_allocation("megatron:d1")
+with Cluster(RaySettings(), allocation) as cluster:
+    gang = cluster.spawn(Where, "rank", allocation.trainer, 60)
+    print(gang.call("environment", phase="asking") == [sys.prefix])
+"""
+
+
+@pytest.mark.skipif(not UV.exists(), reason="the environment was not made by scripts/bootstrap.sh")
+def test_started_by_uv_run() -> None:
+    command = [UV, "run", "--no-sync", "python", "-c", _SCRIPT]
+    environment = {**os.environ, "UV_PYTHON": sys.executable}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.stdout.strip() == "True", done.stderr

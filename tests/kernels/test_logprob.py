@@ -1,0 +1,109 @@
+"""Log-probs from hidden states equal a plain log-softmax, however the vocabulary is cut."""
+
+import pytest
+import torch
+from ranks import Rank, run_on
+from torch import Tensor
+
+from pentad.kernels import logprob
+from pentad.kernels.logprob import vocab_parallel_logprobs
+from pentad.layout import Layout
+
+HIDDEN, TOKENS, VOCAB = 24, 13, 37
+
+
+def inputs(tokens: int = TOKENS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, whole output weight, targets (first and last token of the vocabulary among them), and dL/dlogp."""
+    random = torch.Generator().manual_seed(3)
+    hidden = torch.randn(tokens, HIDDEN, generator=random)
+    weight = torch.randn(VOCAB, HIDDEN, generator=random)
+    targets = torch.randint(0, VOCAB, (tokens,), generator=random)
+    targets[: min(2, tokens)] = torch.tensor([0, VOCAB - 1])[:tokens]
+    return hidden, weight, targets, torch.randn(tokens, generator=random)
+
+
+def plain(temperature: float) -> list[Tensor]:
+    """Log-probs, entropies, gradient of the hidden states, gradient of the weight."""
+    hidden, weight, targets, grad = inputs()
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    scores = torch.log_softmax(hidden @ weight.t() / temperature, dim=-1)
+    logprobs = scores.gather(1, targets[:, None])[:, 0]
+    logprobs.backward(grad)
+    return [logprobs.detach(), -(scores.exp() * scores).sum(-1).detach(), hidden.grad, weight.grad]
+
+
+def split(rank: Rank, temperature: float, chunk: int) -> list[Tensor]:
+    logprob._CHUNK_ELEMENTS = chunk
+    group = rank.groups.tp
+    rows = -(-VOCAB // group.size())
+    hidden, whole, targets, grad = inputs()
+    # Padding rows hold what a careless product would notice.
+    padded = torch.cat([whole, torch.full((rows * group.size() - VOCAB, HIDDEN), 1e3)])
+    weight = padded.chunk(group.size())[group.rank()].clone().requires_grad_()
+    hidden.requires_grad_()
+    logprobs, entropies = vocab_parallel_logprobs(
+        hidden, weight, targets, temperature=temperature, vocab_size=VOCAB, group=group
+    )
+    logprobs.backward(grad)
+    torch.distributed.all_reduce(hidden.grad, group=group)
+    parts = [torch.empty_like(weight.grad) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, weight.grad, group=group)
+    gathered = torch.cat(parts)
+    assert not gathered[VOCAB:].any(), "padding rows have a gradient"
+    return [logprobs.detach(), entropies, hidden.grad, gathered[:VOCAB]]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("temperature, chunk", [(1.0, 1 << 26), (0.6, 5 * 20)])
+def test_equals_log_softmax(ranks, temperature, chunk):
+    expected = plain(temperature)
+    for got in run_on(Layout(tensor=ranks), split, temperature, chunk):
+        for what, one, other in zip(("log-prob", "entropy", "d hidden", "d weight"), got, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5, msg=lambda text, what=what: f"{what}: {text}")
+
+
+def test_no_tokens():
+    hidden, weight, targets, grad = inputs(0)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    logprobs, entropies = vocab_parallel_logprobs(
+        hidden, weight, targets, temperature=1.0, vocab_size=VOCAB, group=None
+    )
+    logprobs.backward(grad)
+    assert logprobs.shape == entropies.shape == (0,)
+    assert not weight.grad.any()
+
+
+def test_large_logits_do_not_overflow():
+    hidden, weight, targets, _ = inputs()
+    logprobs, entropies = vocab_parallel_logprobs(
+        hidden * 1e3, weight, targets, temperature=0.1, vocab_size=VOCAB, group=None
+    )
+    expected = torch.log_softmax(hidden * 1e3 @ weight.t() / 0.1, dim=-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, expected)
+    assert entropies.isfinite().all()
+
+
+def test_bf16_products_are_not_rounded():
+    hidden, weight, targets, _ = inputs()
+    half = [tensor.bfloat16() for tensor in (hidden, weight)]
+    logprobs, _ = vocab_parallel_logprobs(*half, targets, temperature=1.0, vocab_size=VOCAB, group=None)
+    expected = torch.log_softmax(half[0].float() @ half[1].float().t(), dim=-1).gather(1, targets[:, None])[:, 0]
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_entropy_of_a_large_vocabulary_is_exact():
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(9, HIDDEN, generator=random), torch.randn(50_000, HIDDEN, generator=random)
+    # A hidden element that adds 200 to every logit changes no distribution.
+    hidden[:, 0], weight[:, 0] = 200.0, 1.0
+    logprobs, entropies = vocab_parallel_logprobs(
+        hidden, weight, torch.arange(9), temperature=1.0, vocab_size=50_000, group=None
+    )
+    scores = torch.log_softmax((hidden @ weight.t()).double(), dim=-1)
+    torch.testing.assert_close(entropies.double(), -(scores.exp() * scores).sum(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        logprobs.double(), scores.gather(1, torch.arange(9)[:, None])[:, 0], rtol=1e-5, atol=1e-5
+    )

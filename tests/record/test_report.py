@@ -1,0 +1,203 @@
+"""The report, rendered from real run directories."""
+
+import json
+import math
+import random
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from run_dirs import begun
+
+from pentad.errors import UserError
+from pentad.record.charts import smoothed
+from pentad.record.metrics import MetricsLog
+from pentad.record.report import write_report
+from pentad.record.run_data import load_run, summarize
+from pentad.record.run_dir import RunDir
+from pentad.record.samples import SampleLog
+
+SETTINGS = "experiment:\n  name: gsm8k-smollm2\ntrainer:\n  total_steps: {total}\nrollout:\n  n: 8\n"
+QUESTION = (
+    "<|im_start|>user\nNatalia sold clips to 48 of her friends in April, and then she sold half as many clips in "
+    "May. How many clips did Natalia sell altogether in April and May?\nLet's think step by step and output the "
+    'final answer after "####".<|im_end|>\n<|im_start|>assistant\n'
+)
+
+
+def realistic_run(path: Path, steps: int, total: int) -> RunDir:
+    """A run directory as a run of `steps` of `total` steps would leave it."""
+    rng = random.Random(7)
+    with begun(path, SETTINGS.format(total=total)) as run_dir:
+        log, samples = MetricsLog(run_dir), SampleLog(run_dir)
+        log.write(0, {"eval/gsm8k/accuracy": 0.051, "eval/math/accuracy": 0.02})
+        for step in range(1, steps + 1):
+            level = 0.45 / (1 + math.exp(-(step - 40) / 14))
+            rollout, train, sync = rng.gauss(8, 0.6), rng.gauss(4, 0.2), rng.gauss(0.4, 0.03)
+            log.write(
+                step,
+                {
+                    "reward/mean": min(max(rng.gauss(level + 0.05, 0.03), 0), 1),
+                    "reward/std": rng.gauss(0.3, 0.02),
+                    "reward/failures": int(step == 17),
+                    "train/loss": rng.gauss(0, 0.01),
+                    "train/grad_norm": math.nan if step == 30 else abs(rng.gauss(0.8, 0.15)),
+                    "train/kl": 2e-5 * step * rng.uniform(0.8, 1.2),
+                    "train/lr": 1e-6 * min(1, step / 10),
+                    "train/clip_fraction": rng.uniform(0, 0.01),
+                    "rollout/logprob_diff_max": rng.uniform(0.02, 0.05),
+                    "rollout/response_length_mean": 160 + 60 * level + rng.gauss(0, 6),
+                    "rollout/truncated_fraction": max(0, 0.2 - level / 3 + rng.gauss(0, 0.01)),
+                    "data/samples_generated": 512,
+                    "data/samples_consumed": 512,
+                    "custom/tries": step % 5,
+                    "time/rollout": rollout,
+                    "time/train": train,
+                    "time/sync": sync,
+                    "time/step": rollout + train + sync + 0.5,
+                    "perf/tokens_per_s": 512 * 250 / (rollout + train + sync + 0.5),
+                },
+            )
+            if step % 20 == 0:
+                log.write(step, {"eval/gsm8k/accuracy": 0.05 + 0.9 * level, "eval/math/accuracy": 0.02 + level / 4})
+            for k in range(3):
+                right = rng.random() < level + 0.05
+                answer = "48 / 2 = 24 clips in May.\n48 + 24 = 72 altogether.\n#### 72" if right else "48 * 48 = 2304 "
+                samples.write(
+                    step,
+                    QUESTION,
+                    answer * (1 if right else 9),
+                    float(right),
+                    answer="72",
+                    finish_reason="length" if k == 2 else "stop",
+                )
+        log.close()
+        samples.close()
+    return run_dir
+
+
+class Page(HTMLParser):
+    """Collects what a browser would run, fetch or show."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.events: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for key, value in attrs:
+            # "#..." points into the page itself (marks of a curve).
+            if key in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
+                self.fetched.append(str(value))
+            if key.startswith("on"):
+                self.events.append(key)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    run_dir = realistic_run(tmp_path / "run", steps=60, total=60)
+    path = write_report(run_dir)
+    assert path == run_dir.report
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.tags.count("svg") == 16
+    for title in ("Reward", "Evaluation", "KL to the initial model", "Time of a step", "Engine against trainer"):
+        assert title in page.text
+    assert "custom/tries" in page.text, "metrics that nobody foresaw are drawn too"
+    assert "train/grad_norm was not finite at step 30." in page.text
+    assert "Reward calls that failed and were scored 0: 1." in page.text
+    assert "Step 1 (first)" in page.text and "Step 60 (last)" in page.text
+    assert "not reached its last step" not in page.text
+    assert "rollout:\n  n: 8" in page.text
+    assert page.fetched == [] and page.events == [] and "script" not in page.tags
+    assert "url(http" not in html and "@import" not in html
+    assert "#0000" not in html, "every colour of the curves follows the page"
+
+
+def test_facts(tmp_path: Path) -> None:
+    with begun(tmp_path / "run", SETTINGS.format(total=4)) as run_dir:
+        log = MetricsLog(run_dir)
+        for step, accuracy in enumerate((0.1, 0.5, 0.4)):
+            log.write(step, {"eval/gsm8k/accuracy": accuracy})
+            if step:
+                log.write(step, {"reward/mean": step / 4, "time/step": 30.0, "perf/tokens_per_s": 100.0 * step})
+        log.close()
+    assert summarize(load_run(run_dir)) == {
+        "Steps": "2 of 4",
+        "Eval gsm8k": "10.0% → 40.0% (best 50.0% at step 1)",
+        "Reward": "0.250 → 0.500",
+        "Time": "1:00 (30.0 s a step)",
+        "Tokens": "9,000 (150 a second)",
+    }
+
+
+def test_half_a_run_with_a_torn_last_line(tmp_path: Path) -> None:
+    run_dir = realistic_run(tmp_path / "run", steps=3, total=100)
+    for file in (run_dir.metrics, run_dir.samples):
+        file.write_bytes(file.read_bytes()[:-7])
+    text = Page(write_report(run_dir).read_text(encoding="utf-8")).text
+    assert "The run has not reached its last step" in text
+    assert "The last line of metrics.jsonl is unfinished" in text
+    assert "The last line of samples.jsonl is unfinished" in text
+    assert "2 of 100" in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "charts"),
+    [
+        ("", 0),
+        ('{"step": 0, "eval/gsm8k/accuracy": 0.5}\n', 1),
+        ('{"step": 1, "train/loss": null}\n', 0),
+        ('{"step": 1, "time/step": 0.0}\n', 1),
+        ('{"step": 1, "train/loss": 2.5}\n{"step": 2, "train/loss": 2.0, "time/train": 3, "time/step": 3}\n', 2),
+    ],
+)
+def test_metrics_alone_are_enough(tmp_path: Path, lines: str, charts: int) -> None:
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.tags.count("svg") == charts
+    assert tmp_path.name in page.text
+
+
+def test_what_models_and_users_write_is_not_markup(tmp_path: Path) -> None:
+    attack = "</pre><script>alert(1)</script><img src=x onerror=alert(1)> & \x1b[31m \ud800 $\\alpha$"
+    with begun(tmp_path / "run", "experiment:\n  name: '<script>x</script>'\n") as run_dir:
+        MetricsLog(run_dir).write(1, {"reward/mean": 1.0})
+        samples = SampleLog(run_dir)
+        samples.write(1, attack, attack, 1.0, answer=attack, source=attack.replace("\ud800", ""))
+        samples.close()
+    page = Page(write_report(run_dir).read_text(encoding="utf-8"))
+    assert "script" not in page.tags and "img" not in page.tags and page.events == []
+    assert "</pre><script>alert(1)</script>" in page.text
+    assert "\\x1b[31m \\xd800 $\\alpha$" in page.text
+
+
+def test_a_long_run_stays_small(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    rows = (
+        {"step": step, "reward/mean": rng.random(), "time/train": rng.random(), "time/step": 2.0}
+        for step in range(1, 20_001)
+    )
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert write_report(tmp_path).stat().st_size < 3_000_000
+
+
+def test_a_directory_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": "low"}\n')
+    with pytest.raises(UserError, match=r"step 1: train/loss is no number"):
+        write_report(tmp_path)
+
+
+def test_smoothing_keeps_a_line_and_a_gap() -> None:
+    line = [0.5 * step for step in range(200)]
+    assert smoothed(line)[50:150] == pytest.approx(line[50:150])
+    values = [1.0, math.nan, 1.0, 1.0]
+    assert smoothed(values) == pytest.approx([1.0, math.nan, 1.0, 1.0], nan_ok=True)

@@ -1,0 +1,155 @@
+"""Run directories on real file systems, against real other processes."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from run_dirs import begun
+
+from pentad.errors import UserError
+from pentad.record.metrics import MetricsLog
+from pentad.record.run_dir import RunDir, collect_versions
+
+SETTINGS = "experiment:\n  name: test\n"
+
+
+def a_run(path: Path) -> None:
+    with begun(path, SETTINGS) as run_dir:
+        log = MetricsLog(run_dir)
+        log.write(1, {"reward/mean": 0.5})
+        log.close()
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_new_directory_says_what_runs(tmp_path: Path) -> None:
+    with begun(tmp_path / "runs" / "a", SETTINGS) as run_dir:
+        assert run_dir.path == tmp_path / "runs" / "a"
+        assert run_dir.config.read_text() == SETTINGS
+        versions = json.loads(run_dir.versions.read_text())
+        assert versions["packages"]["torch"] == metadata.version("torch")
+        assert versions["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    a_run(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    with pytest.raises(UserError, match=r"already holds metrics\.jsonl.*\n.*experiment\.overwrite=true"):
+        begun(tmp_path / "a", "other: 1\n")
+    assert contents(tmp_path / "a") == before
+
+
+def test_overwrite_moves_the_old_run_aside_whole(tmp_path: Path) -> None:
+    for _ in range(3):
+        with begun(tmp_path / "a", SETTINGS, overwrite=True) as run_dir:
+            assert not run_dir.metrics.exists()
+            log = MetricsLog(run_dir)
+            log.write(1, {"reward/mean": 0.5})
+            log.close()
+    old = [path for path in tmp_path.iterdir() if path.name.startswith("a.old-")]
+    assert len(old) == 2, "two earlier runs, within one second of each other, are both kept"
+    for path in old:
+        assert (path / "metrics.jsonl").read_text() == '{"step": 1, "reward/mean": 0.5}\n'
+        assert (path / "config.yaml").read_text() == SETTINGS
+
+
+def test_overwrite_follows_a_link_and_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "big_disk").mkdir()
+    a_run(tmp_path / "big_disk" / "a")
+    (tmp_path / "a").symlink_to(tmp_path / "big_disk" / "a")
+    with begun(tmp_path / "a", SETTINGS, overwrite=True):
+        pass
+    assert (tmp_path / "a").is_symlink()
+    assert len(list((tmp_path / "big_disk").glob("a.old-*/metrics.jsonl"))) == 1
+
+
+def test_a_reservation_changes_nothing(tmp_path: Path) -> None:
+    a_run(tmp_path / "a")
+    (tmp_path / "a" / ".lock").unlink()
+    before = contents(tmp_path / "a")
+    with RunDir.reserve(tmp_path / "a", SETTINGS, overwrite=True) as run_dir:
+        assert run_dir.moves_aside
+        with pytest.raises(UserError, match="another process"):
+            RunDir.reserve(tmp_path / "a", SETTINGS, overwrite=True)
+    assert contents(tmp_path / "a") == before
+    with RunDir.reserve(tmp_path / "new" / "b", SETTINGS):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with RunDir.reserve(tmp_path / "new" / "b", SETTINGS) as run_dir:
+        (tmp_path / "new" / "mine").write_text("put there meanwhile")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_started_again(tmp_path: Path) -> None:
+    begun(tmp_path / "a", "old: 1\n").close()
+    with begun(tmp_path / "a", SETTINGS) as run_dir:
+        assert run_dir.config.read_text() == SETTINGS
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "samples.jsonl", "report.html"])
+def test_files_of_somebody_else_are_not_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"already holds {name}"):
+        begun(tmp_path, SETTINGS)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="is, or lies below, a file"):
+            begun(path, SETTINGS, overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_directory_that_cannot_be_written() -> None:
+    with pytest.raises(UserError, match="cannot write to the run directory /proc/run"):
+        begun("/proc/run", SETTINGS)  # not even root may
+
+
+def test_too_little_space_says_how_much_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"about 1\.0 EB .* but only [\d.]+ .?B are free"):
+        begun(tmp_path / "deep" / "a", SETTINGS, needed_bytes=10**18)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from pentad.record.run_dir import RunDir\n"
+        "run_dir = RunDir.reserve(sys.argv[1], 'a: 1\\n')\n"
+        "run_dir.begin()\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "a")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="another process is writing a run"):
+                begun(tmp_path / "a", SETTINGS, overwrite=overwrite)
+        assert (tmp_path / "a" / "config.yaml").read_text() == "a: 1\n"
+    finally:
+        other.kill()
+        other.communicate()
+    # Killed, it holds nothing any more.
+    begun(tmp_path / "a", SETTINGS).close()
+
+
+def test_commit_is_that_of_the_repository_that_tracks_the_package(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "-q", "--verify", "HEAD"], capture_output=True, text=True
+    )
+    commit = collect_versions()["git_commit"]
+    assert commit is None or commit.removesuffix("+changes") == git.stdout.strip()
