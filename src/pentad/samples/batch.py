@@ -9,34 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from pentad.samples.tensors import PicklesAsNumpy, check_tensor
 
 FinishReason = Literal["stop", "length"]
 
 _PER_SEQUENCE_DTYPES = (torch.float32, torch.int64, torch.bool)
 
 
-class _PicklesAsNumpy:
-    """Pickles tensors as numpy arrays.
-
-    A pickled tensor drags its whole storage along, even when it is a short slice; an array takes only its own
-    values, and Ray moves arrays without a copy. Tensors come back on the CPU, whatever device they were on.
-    """
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: _to_numpy(value) for name, value in vars(self).items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, _from_numpy(value))
-
-
 @dataclass(frozen=True, eq=False)
-class Completion(_PicklesAsNumpy):
+class Completion(PicklesAsNumpy):
     """One sampled response to one prompt.
 
     Args:
@@ -57,9 +43,9 @@ class Completion(_PicklesAsNumpy):
     finish_reason: FinishReason
 
     def __post_init__(self) -> None:
-        _check("prompt_tokens", self.prompt_tokens, torch.int64)
-        _check("response_tokens", self.response_tokens, torch.int64)
-        _check("response_logprobs", self.response_logprobs, torch.float32, len(self.response_tokens))
+        check_tensor("prompt_tokens", self.prompt_tokens, torch.int64)
+        check_tensor("response_tokens", self.response_tokens, torch.int64)
+        check_tensor("response_logprobs", self.response_logprobs, torch.float32, len(self.response_tokens))
         if len(self.prompt_tokens) == 0 or len(self.response_tokens) == 0:
             raise ValueError(
                 f"a completion needs at least one prompt token and one response token, "
@@ -70,7 +56,7 @@ class Completion(_PicklesAsNumpy):
 
 
 @dataclass(frozen=True, eq=False)
-class Batch(_PicklesAsNumpy):
+class Batch(PicklesAsNumpy):
     """`S` sequences of `T` tokens in all, flat and unpadded.
 
     A per-token value sits at the token that it is about: `logprobs[i] = log p(tokens[i] | earlier tokens)`, and 0
@@ -96,16 +82,16 @@ class Batch(_PicklesAsNumpy):
     per_sequence: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check("tokens", self.tokens, torch.int64)
-        _check("cu_seqlens", self.cu_seqlens, torch.int32)
+        check_tensor("tokens", self.tokens, torch.int64)
+        check_tensor("cu_seqlens", self.cu_seqlens, torch.int32)
         if len(self.cu_seqlens) == 0:
             raise ValueError("cu_seqlens must hold at least its leading 0")
-        _check("loss_mask", self.loss_mask, torch.bool, self.num_tokens)
-        _check("sample_ids", self.sample_ids, torch.int64, self.num_sequences)
+        check_tensor("loss_mask", self.loss_mask, torch.bool, self.num_tokens)
+        check_tensor("sample_ids", self.sample_ids, torch.int64, self.num_sequences)
         for name, value in self.per_token.items():
-            _check(f"per_token[{name!r}]", value, torch.float32, self.num_tokens)
+            check_tensor(f"per_token[{name!r}]", value, torch.float32, self.num_tokens)
         for name, value in self.per_sequence.items():
-            _check(f"per_sequence[{name!r}]", value, _PER_SEQUENCE_DTYPES, self.num_sequences)
+            check_tensor(f"per_sequence[{name!r}]", value, _PER_SEQUENCE_DTYPES, self.num_sequences)
         if self.cu_seqlens.device.type == "cpu":  # elsewhere, looking at values would stall the device
             self._check_values()
 
@@ -288,35 +274,6 @@ class Batch(_PicklesAsNumpy):
         )
 
 
-def _check(name: str, value: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...], length: int | None = None) -> None:
-    """Refuse a tensor that is not one-dimensional, of `dtype`, and of `length` where one is given."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a tensor, not {type(value).__name__}")
-    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
-    if value.dtype not in dtypes:
-        raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, not {value.dtype}")
-    if value.dim() != 1 or (length is not None and len(value) != length):
-        wanted = "one-dimensional" if length is None else f"of shape [{length}]"
-        raise ValueError(f"{name} must be {wanted}, not of shape {list(value.shape)}")
-
-
 def _cu_seqlens(lengths: Tensor) -> Tensor:
     """int32 `[S + 1]` running sum of `lengths`, with its leading 0."""
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-
-
-def _to_numpy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
-    if isinstance(value, Mapping):
-        return {name: _to_numpy(item) for name, item in value.items()}
-    return value
-
-
-def _from_numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        # Arrays out of Ray's object store are read-only, which torch cannot express.
-        return torch.from_numpy(value if value.flags.writeable else value.copy())
-    if isinstance(value, dict):
-        return {name: _from_numpy(item) for name, item in value.items()}
-    return value
