@@ -3,6 +3,7 @@
 Invariant: the engine generates only from a whole set of weights whose checksums are the trainer's.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from pentad.cluster.process import GROUPS, Process, check_visible
 from pentad.config.schema.rollout import RolloutSettings
 from pentad.platform.device import find_platform
-from pentad.samples.batch import Completion
+from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 from pentad.weights.proof import check_checksums
 from pentad.weights.source import load_tokenizer
@@ -61,40 +62,39 @@ class EngineActor(Process):
         )
         return dtype
 
-    def load_weights(self, refs: Sequence[Any], version: int) -> None:
+    async def load_weights(self, refs: Sequence[Any], version: int) -> None:
         """Take all weights, one bucket at a time, and check that they are the trainer's.
 
         Raises:
             WeightMismatchError, SyncError: a tensor is missing, unexpected or changed.
         """
-        sent: dict[str, int] = {}
+        channel = _Buckets(refs)
+        held = await self._engine.load_weights(channel, version)
+        check_checksums(channel.sent, held, f"engine {self.rank}")
 
-        def tensors() -> Iterator[tuple[str, Tensor]]:
-            for ref in refs:
-                bucket = ray.get(ref)
-                sent.update((entry.name, entry.checksum) for entry in bucket.entries)
-                yield from bucket.tensors()
-
-        self._engine.load_weights(tensors(), version)
-        check_checksums(sent, self._engine.checksums(), f"engine {self.rank}")
-
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """Complete every request."""
-        completions = self._engine.generate(requests, self._advance)
+
+        async def complete(request: GenerateRequest) -> Completion:
+            completion = await self._engine.generate(request)
+            self._done += 1
+            return completion
+
+        completions = await asyncio.gather(*map(complete, requests))
         self._done = 0
         return completions
 
-    def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
+    async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
         """Score given tokens: float32 `[L]` for each sequence."""
-        return self._engine.logprobs(sequences, temperature)
+        return await self._engine.logprobs(sequences, temperature)
 
-    def sleep(self) -> None:
+    async def sleep(self) -> None:
         """Release the accelerator's memory."""
-        self._engine.sleep()
+        await self._engine.sleep()
 
-    def wake(self) -> None:
+    async def wake(self) -> None:
         """Take it back."""
-        self._engine.wake()
+        await self._engine.wake()
 
     @property
     def _engine(self) -> "EmbeddedEngine":
@@ -102,5 +102,17 @@ class EngineActor(Process):
             raise RuntimeError("the engine was not built")
         return self._built
 
-    def _advance(self, done: int, total: int) -> None:
-        self._done = done
+
+class _Buckets:
+    """A channel whose sender has put everything into the object store."""
+
+    def __init__(self, refs: Sequence[Any]) -> None:
+        self._refs = refs
+        self.sent: dict[str, int] = {}
+
+    def receive(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors; `sent` then has their checksums."""
+        for ref in self._refs:
+            bucket = ray.get(ref)
+            self.sent.update((entry.name, entry.checksum) for entry in bucket.entries)
+            yield from bucket.tensors()

@@ -15,7 +15,7 @@ from pentad.cluster.engine_actor import EngineActor
 from pentad.cluster.gang import Call, Progress
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
-from pentad.samples.batch import Completion
+from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 
 
@@ -57,16 +57,16 @@ class Engines:
         """Give every engine all weights, checked."""
         self._gang.call("load_weights", refs, version, phase="weight synchronisation")
 
-    def generate(self, requests: Sequence[GenerateRequest], progress: Progress) -> list[list[Completion]]:
+    def generate(self, requests: Sequence[GenerateRequest], progress: Progress) -> list[Completion]:
         """Complete all requests."""
         engines = len(self._gang)
         # Dealt out in turn, so that groups of long prompts do not meet on one engine.
         shares = [(list(requests[rank::engines]),) for rank in range(engines)]
         answers = self._gang.finish(self._gang.start_each("generate", shares), "rollout", progress)
-        results: list[list[Completion]] = [[] for _ in requests]
+        results: list[Completion | None] = [None] * len(requests)
         for rank, answer in enumerate(answers):
             results[rank::engines] = answer
-        return results
+        return [completion for completion in results if completion is not None]
 
     def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
         """What each engine thinks of given tokens: float32 `[L]` for each sequence."""

@@ -6,15 +6,16 @@ Invariant: each sample that was generated is trained on exactly once, with the w
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from pentad.algorithms.grpo import GRPOLoss, group_advantages, spread_over_tokens
 from pentad.data.prompts import EncodedPrompts
-from pentad.data.rows import PromptRow
 from pentad.data.sampler import PromptSampler
 from pentad.loops.session import Session
 from pentad.record.metrics import merge
 from pentad.rewards.types import RewardResult
-from pentad.samples.batch import Batch, Completion
+from pentad.samples.batch import Batch
+from pentad.samples.completion import Completion
 from pentad.samples.packing import split_minibatches
 from pentad.samples.request import GenerateRequest, SamplingParams
 
@@ -33,13 +34,15 @@ def train_grpo(session: Session) -> None:
     for step in range(1, total + 1):
         session.status.step = step
         chosen = sampler.next(settings.trainer.prompts_per_step)
-        rows, completions = rollout(session, prompts, chosen, step)
+        chosen = [index for index in chosen for _ in range(settings.rollout.n)]
+        rows, tokens = [prompts.rows[index] for index in chosen], [prompts.tokens[index] for index in chosen]
+        completions = rollout(session, tokens, step)
         session.progress("reward")
         with session.timer.phase("reward"):
             results = session.score(rows, completions)
         session.check_rewards(results)
-        batch = make_batch(session, completions, results, step)
-        session.log_samples(step, "train", rows, completions, results)
+        batch = make_batch(session, tokens, completions, results, step)
+        session.log_samples(step, "train", rows, tokens, completions, results)
         metrics = train(session, batch)
         session.synchronize()
         metrics = merge(metrics, rollout_metrics(completions, results), session.timer.metrics())
@@ -51,34 +54,35 @@ def train_grpo(session: Session) -> None:
             session.timer.metrics()
 
 
-def rollout(
-    session: Session, prompts: EncodedPrompts, chosen: list[int], step: int
-) -> tuple[list[PromptRow], list[Completion]]:
-    """`rollout.n` completions of each chosen prompt, and the row that each answers."""
+def rollout(session: Session, tokens: list[Tensor], step: int) -> list[Completion]:
+    """One completion of each prompt; `rollout.n` neighbours are samples of one."""
     settings = session.prepared.settings.rollout
     params = SamplingParams(
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_tokens=settings.max_response_tokens,
         stop=tuple(settings.stop),
-        n=settings.n,
     )
-    requests = [GenerateRequest(prompts.tokens[index], f"{step}-{place}", params) for place, index in enumerate(chosen)]
+    requests = [
+        GenerateRequest(prompt, f"{step}-{index // settings.n}", params, index % settings.n)
+        for index, prompt in enumerate(tokens)
+    ]
     with session.timer.phase("rollout"):
-        groups = session.generate(requests, "rollout")
-    rows = [prompts.rows[index] for index in chosen for _ in range(settings.n)]
-    return rows, [completion for group in groups for completion in group]
+        return session.generate(requests, "rollout")
 
 
-def make_batch(session: Session, completions: list[Completion], results: list[RewardResult], step: int) -> Batch:
+def make_batch(
+    session: Session, prompts: list[Tensor], completions: list[Completion], results: list[RewardResult], step: int
+) -> Batch:
     """The training batch, with advantages."""
     settings = session.prepared.settings
-    stale = {completion.weight_version for completion in completions} - {session.version}
+    stale = {version for completion in completions for version in completion.versions.tolist()} - {session.version}
     if stale:
         raise AssertionError(f"completions of weight versions {sorted(stale)}, expected {session.version}")
     count = len(completions)
     first = (step - 1) * count
     batch = Batch.from_completions(
+        prompts,
         completions,
         sample_ids=range(first, first + count),
         group_ids=[index // settings.rollout.n for index in range(count)],

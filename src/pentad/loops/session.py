@@ -25,7 +25,8 @@ from pentad.rewards.builtin import truth_text
 from pentad.rewards.pool import RewardPool
 from pentad.rewards.types import RewardResult
 from pentad.run.prepare import Prepared
-from pentad.samples.batch import Batch, Completion
+from pentad.samples.batch import Batch
+from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest, SamplingParams
 from pentad.weights.proof import check_probe
 
@@ -100,10 +101,9 @@ class Session:
             return list(data.tokens[:count])
         return [torch.cat(pair) for pair in data.examples[:count]]
 
-    def generate(self, requests: Sequence[GenerateRequest], phase: str) -> list[list[Completion]]:
+    def generate(self, requests: Sequence[GenerateRequest], phase: str) -> list[Completion]:
         """Complete requests, showing progress."""
-        total = sum(request.params.n for request in requests)
-        return self._engines.generate(requests, self.progress(phase, total))
+        return self._engines.generate(requests, self.progress(phase, len(requests)))
 
     def score(self, rows: Sequence[PromptRow], completions: Sequence[Completion]) -> list[RewardResult]:
         """The reward of each completion; `rows[i]` is what `completions[i]` answers."""
@@ -149,7 +149,7 @@ class Session:
                     GenerateRequest(tokens, f"eval-{name}-{index}", params)
                     for index, tokens in enumerate(prompts.tokens)
                 ]
-                completions = [answer[0] for answer in self.generate(requests, f"eval {name}")]
+                completions = self.generate(requests, f"eval {name}")
                 answers[name] = (completions, self.score(prompts.rows, completions))
             if step == 0:  # later there is a model to be kept
                 self.check_rewards([result for _, results in answers.values() for result in results])
@@ -157,7 +157,8 @@ class Session:
                 metrics[accuracy_name(name)] = fmean(result.score >= _CORRECT for result in results)
                 metrics[f"eval/{name}/reward"] = fmean(result.score for result in results)
                 metrics[f"eval/{name}/response_length_mean"] = fmean(len(c.response_tokens) for c in completions)
-                self.log_samples(step, name, self.prepared.eval[name].rows, completions, results)
+                prompts = self.prepared.eval[name]
+                self.log_samples(step, name, prompts.rows, prompts.tokens, completions, results)
         self.sinks.write(step, metrics)
         return metrics
 
@@ -166,12 +167,13 @@ class Session:
         step: int,
         source: str,
         rows: Sequence[PromptRow],
+        prompt_tokens: Sequence[Tensor],
         completions: Sequence[Completion],
         results: Sequence[RewardResult],
     ) -> None:
         """Keep a few completions as text."""
         few = slice(0, 4)
-        prompts = self.prepared.tokenizer.batch_decode([c.prompt_tokens.tolist() for c in completions[few]])
+        prompts = self.prepared.tokenizer.batch_decode([tokens.tolist() for tokens in prompt_tokens[few]])
         texts = self.decode(completions[few])
         for row, prompt, text, completion, result in zip(
             rows[few], prompts, texts, completions[few], results[few], strict=True
