@@ -11,7 +11,7 @@ import ray
 import torch
 from torch import Tensor
 
-from pentad.cluster.process import GROUPS, Process, check_visible
+from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.config.schema.rollout import RolloutSettings
 from pentad.platform.device import find_platform
 from pentad.samples.batch import Completion
@@ -31,12 +31,15 @@ class EngineActor(Process):
         super().__init__(rank, world_size)
         self._built: EmbeddedEngine | None = None
 
-    def build(self, directory: Path, tokenizer: str, settings: RolloutSettings, seed: int, threads: int) -> torch.dtype:
+    def build(
+        self, directory: Path, tokenizer: str, settings: RolloutSettings, seed: int, neighbours: int
+    ) -> torch.dtype:
         """Make the engine, without weights; returns its dtype.
 
         Args:
             directory: of the model, absolute.
             tokenizer: an absolute directory or a hub id.
+            neighbours: engines on this machine, this one among them.
 
         Raises:
             UserError: this machine does not see a directory.
@@ -49,7 +52,7 @@ class EngineActor(Process):
 
         platform = find_platform()
         if not platform.is_cuda:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(thread_share(neighbours))
         dtype = platform.dtype(settings.dtype)
         self._built = EmbeddedEngine(
             directory,

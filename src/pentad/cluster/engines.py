@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engine_actor import EngineActor
-from pentad.cluster.gang import Call, Progress
+from pentad.cluster.gang import Progress
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.samples.batch import Completion
@@ -27,57 +27,47 @@ class Engines:
         directory: the model as a Hugging Face directory.
         tokenizer: an absolute directory or a hub id.
         cluster: where they are placed.
-        threads: CPU threads of each engine.
     """
 
-    def __init__(self, settings: RunSettings, directory: Path, tokenizer: str, cluster: Cluster, threads: int) -> None:
+    def __init__(self, settings: RunSettings, directory: Path, tokenizer: str, cluster: Cluster) -> None:
         component = cluster.allocation.rollout
         if component is None:
             raise UserError(f"allocation {cluster.allocation} has no rollout engines")
         self._gang = cluster.spawn(EngineActor, "rollout engine", component, settings.trainer.deadline_s)
         self._sleeps = settings.rollout.sleep
-        self._arguments = (
-            directory,
-            tokenizer,
-            settings.rollout,
-            settings.experiment.seed,
-            threads,
-        )
+        self._arguments = (directory, tokenizer, settings.rollout, settings.experiment.seed)
         self.dtype = torch.float32
 
-    def build(self) -> Call:
-        """Have the engines made, without weights, once their processes run; `built` takes the answers."""
-        return self._gang.start("build", *self._arguments)
+    async def build(self) -> None:
+        """Have the engines made, without weights, once their processes run."""
+        arguments = [(*self._arguments, self._gang.neighbours(rank)) for rank in range(len(self._gang))]
+        self.dtype = (await self._gang.call_each("build", arguments, "start-up"))[0]
 
-    def built(self, answers: list[Any]) -> None:
-        """Take the answers of `build`."""
-        self.dtype = answers[0]
-
-    def load_weights(self, refs: Sequence[Any], version: int) -> None:
+    async def load_weights(self, refs: Sequence[Any], version: int) -> None:
         """Give every engine all weights, checked."""
-        self._gang.call("load_weights", refs, version, phase="weight synchronisation")
+        await self._gang.call("load_weights", refs, version, phase="weight synchronisation")
 
-    def generate(self, requests: Sequence[GenerateRequest], progress: Progress) -> list[list[Completion]]:
+    async def generate(self, requests: Sequence[GenerateRequest], progress: Progress) -> list[list[Completion]]:
         """Complete all requests."""
         engines = len(self._gang)
         # Dealt out in turn, so that groups of long prompts do not meet on one engine.
         shares = [(list(requests[rank::engines]),) for rank in range(engines)]
-        answers = self._gang.finish(self._gang.start_each("generate", shares), "rollout", progress)
+        answers = await self._gang.call_each("generate", shares, "rollout", progress)
         results: list[list[Completion]] = [[] for _ in requests]
         for rank, answer in enumerate(answers):
             results[rank::engines] = answer
         return results
 
-    def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
+    async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
         """What each engine thinks of given tokens: float32 `[L]` for each sequence."""
-        return self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
+        return await self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
 
-    def rest(self) -> None:
+    async def rest(self) -> None:
         """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""
         if self._sleeps:
-            self._gang.call("sleep", phase="releasing the engines' memory")
+            await self._gang.call("sleep", phase="releasing the engines' memory")
 
-    def resume(self) -> None:
+    async def resume(self) -> None:
         """Take the memory back."""
         if self._sleeps:
-            self._gang.call("wake", phase="waking the engines")
+            await self._gang.call("wake", phase="waking the engines")
