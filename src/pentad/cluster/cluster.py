@@ -19,8 +19,9 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pentad.cluster.gang import Gang, Processes
+from pentad.cluster.gang import Gang
 from pentad.cluster.placement import place
+from pentad.cluster.processes import Processes
 from pentad.cluster.ray_session import RaySession
 from pentad.config.schema.ray import RaySettings
 from pentad.errors import UserError

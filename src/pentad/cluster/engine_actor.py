@@ -1,66 +1,108 @@
 """The process of one rollout engine.
 
-Invariant: the engine generates only from a whole set of weights whose checksums are the trainer's.
+Invariant: it knows the `Engine` protocol, not which engine it has. Each request that was submitted is collected once, as
+a completion or as the reason why there is none.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import torch
 from torch import Tensor
 
-from pentad.cluster.process import GROUPS, Process, check_visible
+from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.config.schema.rollout import RolloutSettings
+from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec
 from pentad.platform.device import find_platform
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 from pentad.weights.proof import check_checksums
-from pentad.weights.source import load_tokenizer
 
-if TYPE_CHECKING:
-    from pentad.engines.hf.engine import EmbeddedEngine
+Ticket = int
+"""The driver's number of a request."""
+Answer = Completion | Exception
 
 
 @ray.remote(concurrency_groups=GROUPS)
 class EngineActor(Process):
-    """One engine on one device. Progress is in completions."""
+    """One engine on one device. All but `build` are coroutines of one event loop, so calls overlap."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(rank, world_size)
-        self._built: EmbeddedEngine | None = None
+        self._built: Engine | None = None
+        self._running: dict[Ticket, asyncio.Task[None]] = {}
+        self._finished: list[tuple[Ticket, Answer]] = []
+        self._something_finished = asyncio.Event()
 
-    def build(self, directory: Path, tokenizer: str, settings: RolloutSettings, seed: int, threads: int) -> torch.dtype:
-        """Make the engine, without weights; returns its dtype.
+    def build(
+        self,
+        directory: Path,
+        tokenizer: str,
+        settings: RolloutSettings,
+        seed: int,
+        neighbours: int,
+        user_directory: Path | None = None,
+    ) -> tuple[torch.dtype, EngineFeatures]:
+        """Make the engine, without weights; returns the dtype that it takes weights in, and what it can do.
 
         Args:
             directory: of the model, absolute.
             tokenizer: an absolute directory or a hub id.
+            neighbours: engines on this machine, this one among them.
+            user_directory: where the module of `rollout.engine` is looked for first.
 
         Raises:
-            UserError: this machine does not see a directory.
+            UserError: this machine does not see a directory, or `rollout.engine` cannot be made.
         """
         check_visible("model.path", directory)
         if Path(tokenizer).is_absolute():
             check_visible("model.tokenizer", Path(tokenizer))
-        # Imported here, because the driver, which imports this file, has no use for it.
-        from pentad.engines.hf.engine import EmbeddedEngine
-
         platform = find_platform()
         if not platform.is_cuda:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(thread_share(neighbours))
         dtype = platform.dtype(settings.dtype)
-        self._built = EmbeddedEngine(
-            directory,
-            dtype=dtype,
-            device=platform.device,
-            batch_size=settings.batch_size,
-            seed=seed,
-            tokenizer=load_tokenizer(tokenizer),
-        )
-        return dtype
+        spec = EngineSpec(directory, tokenizer, settings, dtype, platform.device, seed, self.rank)
+        # Imported here, because the driver, which imports this file, has no use for it.
+        from pentad.engines.load import make_engine
+
+        self._built = make_engine(spec, user_directory or Path.cwd())
+        return dtype, self._built.features
+
+    async def submit(self, requests: Sequence[tuple[Ticket, GenerateRequest]]) -> None:
+        """Have requests completed, all of them together and in their order; `collect` gives the answers."""
+        for ticket, request in requests:
+            task = asyncio.create_task(self._complete(ticket, request))
+            self._running[ticket] = task
+            task.add_done_callback(lambda _, ticket=ticket: self._running.pop(ticket))
+
+    async def collect(self) -> list[tuple[Ticket, Answer]]:
+        """What has been answered since the last call; waits until there is something."""
+        await self._something_finished.wait()
+        self._something_finished.clear()
+        finished, self._finished = self._finished, []
+        return finished
+
+    async def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Drop requests; they are not collected."""
+        for ticket in tickets:
+            if (task := self._running.get(ticket)) is not None:
+                task.cancel()
+
+    async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
+        """Score given tokens: float32 `[L]` for each sequence."""
+        return await self._engine.logprobs(sequences, temperature)
+
+    async def pause(self, abort: bool) -> None:
+        """See `Engine.pause`."""
+        await self._engine.pause(abort=abort)
+
+    async def resume(self) -> None:
+        """See `Engine.resume`."""
+        await self._engine.resume()
 
     async def load_weights(self, refs: Sequence[Any], version: int) -> None:
         """Take all weights, one bucket at a time, and check that they are the trainer's.
@@ -72,35 +114,37 @@ class EngineActor(Process):
         held = await self._engine.load_weights(channel, version)
         check_checksums(channel.sent, held, f"engine {self.rank}")
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """Complete every request."""
-
-        async def complete(request: GenerateRequest) -> Completion:
-            completion = await self._engine.generate(request)
-            self._done += 1
-            return completion
-
-        completions = await asyncio.gather(*map(complete, requests))
-        self._done = 0
-        return completions
-
-    async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
-        """Score given tokens: float32 `[L]` for each sequence."""
-        return await self._engine.logprobs(sequences, temperature)
-
     async def sleep(self) -> None:
-        """Release the accelerator's memory."""
+        """Release the accelerator's memory; see `Engine.sleep`."""
         await self._engine.sleep()
 
     async def wake(self) -> None:
         """Take it back."""
         await self._engine.wake()
 
+    async def _complete(self, ticket: Ticket, request: GenerateRequest) -> None:
+        answer: Answer
+        try:
+            answer = await self._engine.generate(request)
+        except Exception as error:
+            answer = _portable(error)
+        self._finished.append((ticket, answer))
+        self._something_finished.set()
+
     @property
-    def _engine(self) -> "EmbeddedEngine":
+    def _engine(self) -> Engine:
         if self._built is None:
             raise RuntimeError("the engine was not built")
         return self._built
+
+
+def _portable(error: Exception) -> Exception:
+    """The error if it can be sent to the driver, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 class _Buckets:
@@ -109,6 +153,9 @@ class _Buckets:
     def __init__(self, refs: Sequence[Any]) -> None:
         self._refs = refs
         self.sent: dict[str, int] = {}
+
+    def send(self, tensors: Any) -> Mapping[str, int]:
+        raise RuntimeError("everything was sent before")
 
     def receive(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors; `sent` then has their checksums."""

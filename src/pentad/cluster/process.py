@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 
-from pentad.cluster.gang import ProcessInfo
+from pentad.cluster.processes import ProcessInfo
 from pentad.errors import UserError
 
 # For `ray.remote(concurrency_groups=...)` of a class below.
@@ -31,6 +31,16 @@ def check_visible(setting: str, directory: Path) -> None:
             f"{setting}: machine {socket.gethostname()} does not see {directory}",
             "put it on a file system that all machines share, at the same path",
         )
+
+
+def thread_share(processes: int) -> int:
+    """CPU threads of a process, from the cores of the machine that it is on.
+
+    Args:
+        processes: of its kind on this machine, which work at the same time. Trainer ranks and engines take turns.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
 
 
 class Process:
@@ -54,13 +64,13 @@ class Process:
     @ray.method(concurrency_group="control")
     def info(self) -> ProcessInfo:
         """Who this process is."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            address = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
         # Ray has pointed standard error to a file of this process.
         output = Path("/proc/self/fd/2")
         log = os.readlink(output) if output.is_symlink() else "in the logs of Ray's session directory"
-        return ProcessInfo(os.getpid(), address, log)
+        context = ray.get_runtime_context()
+        return ProcessInfo(
+            os.getpid(), context.get_actor_id() or "", context.get_node_id(), ray.util.get_node_ip_address(), log
+        )
 
     @ray.method(concurrency_group="control")
     def progress(self) -> int:

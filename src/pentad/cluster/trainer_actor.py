@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 import torch
+from torch.distributed import Store
 
 from pentad.algorithms.protocol import Loss
-from pentad.cluster.process import GROUPS, Process, check_visible
+from pentad.cluster.meeting import join_store, open_store
+from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.layout import Layout
@@ -35,6 +37,12 @@ class TrainerActor(Process):
         self.platform: Platform | None = None
         self.policy: Trainer | None = None
         self.reference: Trainer | None = None
+        self._store: Store | None = None
+
+    def open_meeting(self, deadline_s: float) -> str:
+        """Open the store at which all ranks meet; on rank 0. Returns its address for `build`."""
+        self._store, address = open_store(ray.util.get_node_ip_address(), self.world_size, deadline_s)
+        return address
 
     def build(
         self,
@@ -46,9 +54,13 @@ class TrainerActor(Process):
         optimizer_steps: int,
         with_reference: bool,
         seed: int,
-        threads: int,
+        neighbours: int,
     ) -> dict[str, Any]:
         """Join the other ranks and load the model.
+
+        Args:
+            meeting: address of the store that rank 0 has opened.
+            neighbours: ranks on this machine, this one among them.
 
         Returns:
             `dtype` and `device` of the policy.
@@ -69,8 +81,9 @@ class TrainerActor(Process):
         from pentad.weights.source import load_config
 
         if not self.platform.is_cuda:
-            torch.set_num_threads(threads)
-        join_ranks(self.platform, self.rank, self.world_size, meeting, trainer.deadline_s)
+            torch.set_num_threads(thread_share(neighbours))
+        store = self._store or join_store(meeting, self.world_size, trainer.deadline_s)
+        join_ranks(self.platform, self.rank, self.world_size, store, trainer.deadline_s)
         groups = make_groups(layout, seed, trainer.deadline_s)
         config = load_config(directory)
         reader = CheckpointReader(directory)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pentad.algorithms.protocol import Loss
 from pentad.cluster.cluster import Cluster
-from pentad.cluster.gang import Call, Progress
+from pentad.cluster.gang import Progress
 from pentad.cluster.trainer_actor import TrainerActor
 from pentad.config.schema.run import RunSettings
 from pentad.samples.batch import Batch
@@ -31,12 +31,9 @@ class Trainers:
         directory: the model as a Hugging Face directory.
         cluster: where they are placed.
         optimizer_steps: of the whole run.
-        threads: CPU threads of each rank.
     """
 
-    def __init__(
-        self, settings: RunSettings, directory: Path, cluster: Cluster, optimizer_steps: int, threads: int
-    ) -> None:
+    def __init__(self, settings: RunSettings, directory: Path, cluster: Cluster, optimizer_steps: int) -> None:
         component = cluster.allocation.trainer
         self._layout = component.layout
         self._max_tokens = settings.trainer.tokens_per_microbatch
@@ -49,28 +46,29 @@ class Trainers:
             optimizer_steps,
             settings.algorithm.name == "grpo" and settings.algorithm.kl_coef > 0,
             settings.experiment.seed,
-            threads,
         )
+        self._deadline_s = settings.trainer.deadline_s
         self.dtype = torch.float32
 
-    def build(self) -> Call:
-        """Have the model loaded on every rank, once their processes run; `built` takes the answers."""
-        return self._gang.start("build", f"tcp://{self._gang.info(0).address}", *self._arguments)
+    async def build(self) -> None:
+        """Have the model loaded on every rank, once their processes run."""
+        gang, phase = self._gang, "start-up"
+        meeting = await gang.call_rank(0, "open_meeting", self._deadline_s, phase=phase)
+        arguments = [(meeting, *self._arguments, gang.neighbours(rank)) for rank in range(len(gang))]
+        self.dtype = (await gang.call_each("build", arguments, phase))[0]["dtype"]
 
-    def built(self, answers: list[Any]) -> None:
-        """Take the answers of `build`."""
-        self.dtype = answers[0]["dtype"]
-
-    def logprobs(self, batch: Batch, temperature: float, *, of_reference: bool = False, progress: Progress) -> Tensor:
+    async def logprobs(
+        self, batch: Batch, temperature: float, *, of_reference: bool = False, progress: Progress
+    ) -> Tensor:
         """Log-probs of the tokens in the loss mask, float32 `[T]`."""
         phase = "reference log-probs" if of_reference else "log-probs"
         plan = self._plan(batch)
-        results = self._gang.call(
+        results = await self._gang.call(
             "logprobs", ray.put(batch), plan, temperature, of_reference, phase=phase, progress=progress
         )
         return torch.tensor(results[0])  # a copy: the object store's memory must not be written to
 
-    def train(
+    async def train(
         self, minibatch: Batch, loss: Loss, temperature: float, progress: Progress
     ) -> tuple[dict[str, float], int]:
         """One optimizer step; returns its metrics and the number of samples that were trained on.
@@ -79,7 +77,7 @@ class Trainers:
             AssertionError: a sample was trained on twice or not at all.
         """
         plan = self._plan(minibatch)
-        results = self._gang.call(
+        results = await self._gang.call(
             "train", ray.put(minibatch), plan, loss, temperature, phase="training", progress=progress
         )
         consumed = Counter(sample for _, samples in results for sample in samples)
@@ -87,22 +85,22 @@ class Trainers:
             raise AssertionError("a sample was trained on twice or not at all")
         return results[0][0], consumed.total()
 
-    def publish(self, dtype: torch.dtype | None = None) -> list[Any]:
+    async def publish(self, dtype: torch.dtype | None = None) -> list[Any]:
         """References to buckets that hold all weights, cast to `dtype` (None keeps the trainer's)."""
-        return [ref for refs in self._gang.call("publish", dtype, phase="gathering weights") for ref in refs]
+        return [ref for refs in (await self._gang.call("publish", dtype, phase="gathering weights")) for ref in refs]
 
-    def export(self, source: Path, target: Path) -> None:
+    async def export(self, source: Path, target: Path) -> None:
         """Write the model as a Hugging Face directory, on the driver's machine.
 
         Args:
             source: the directory that training started from, for everything beside the weights.
         """
-        refs = self.publish()
+        refs = await self.publish()
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
             while refs:
                 # Taken out of the list, a bucket's memory is free again once it is written.
-                yield from self._gang.fetch(refs.pop(0), "export").tensors()
+                yield from ray.get(refs.pop(0)).tensors()
 
         write_checkpoint(tensors(), target, companion_files(source), (source / "config.json").read_text())
 

@@ -3,6 +3,7 @@
 Invariant: each sample that was generated is trained on exactly once, with the weights' version that generated it.
 """
 
+import asyncio
 from statistics import fmean
 
 import torch
@@ -102,20 +103,20 @@ def train(session: Session, batch: Batch) -> dict[str, float]:
     trainers, temperature = session.trainers, settings.rollout.temperature
     with session.timer.phase("train"):
         if session.engines is not None:
-            session.engines.rest()
-        old = trainers.logprobs(batch, temperature, progress=session.progress("log-probs"))
+            asyncio.run(session.engines.sleep())
+        old = asyncio.run(trainers.logprobs(batch, temperature, progress=session.progress("log-probs")))
         batch = batch.with_per_token("old_logprobs", old)
         if settings.algorithm.kl_coef > 0:
-            reference = trainers.logprobs(
-                batch, temperature, of_reference=True, progress=session.progress("reference log-probs")
-            )
+            progress = session.progress("reference log-probs")
+            reference = asyncio.run(trainers.logprobs(batch, temperature, of_reference=True, progress=progress))
             batch = batch.with_per_token("ref_logprobs", reference)
         loss = GRPOLoss(settings.algorithm)
         groups = batch.per_sequence["group_ids"].tolist()
         steps, consumed = [], 0
         for part in split_minibatches(batch.num_sequences, settings.algorithm.optimizer_steps, groups):
             minibatch = batch.select(part)
-            metrics, trained = trainers.train(minibatch, loss, temperature, session.progress("training"))
+            progress = session.progress("training")
+            metrics, trained = asyncio.run(trainers.train(minibatch, loss, temperature, progress))
             steps.append(metrics)
             consumed += trained
             session.version += 1

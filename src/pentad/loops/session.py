@@ -4,6 +4,7 @@ Invariant: engines never generate from weights whose arrival was not checked; th
 compared with the trainer's too.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -76,11 +77,14 @@ class Session:
         engines = self._engines
         with self.timer.phase("sync"):
             self.progress("sync")
-            engines.resume()
-            engines.load_weights(self.trainers.publish(engines.dtype), self.version)
+            asyncio.run(self._publish(engines))
             if not self._probed:
                 self._probe(engines)
                 self._probed = True
+
+    async def _publish(self, engines: Engines) -> None:
+        await engines.wake()
+        await engines.load_weights(await self.trainers.publish(engines.dtype), self.version)
 
     def _probe(self, engines: Engines) -> None:
         sequences = [_probe_sequence(tokens) for tokens in self._tokens(_PROBES)]
@@ -89,9 +93,10 @@ class Session:
         copies = layout.data * layout.pipeline
         batch = Batch.from_sequences([(sequence[:1], sequence[1:]) for sequence in sequences] * copies)
         temperature = self.prepared.settings.rollout.temperature
-        expected = self.trainers.logprobs(batch, temperature, progress=lambda done: None).split(batch.lengths)
+        scored = asyncio.run(self.trainers.logprobs(batch, temperature, progress=lambda done: None))
+        expected = scored.split(batch.lengths)
         coarser = torch.bfloat16 if torch.bfloat16 in (engines.dtype, self.trainers.dtype) else torch.float32
-        for rank, found in enumerate(engines.logprobs(sequences, temperature)):
+        for rank, found in enumerate(asyncio.run(engines.logprobs(sequences, temperature))):
             check_probe(expected[: len(sequences)], found, coarser, f"engine {rank}")
 
     def _tokens(self, count: int) -> list[Tensor]:
@@ -103,7 +108,19 @@ class Session:
 
     def generate(self, requests: Sequence[GenerateRequest], phase: str) -> list[Completion]:
         """Complete requests, showing progress."""
-        return self._engines.generate(requests, self.progress(phase, len(requests)))
+        return asyncio.run(self._generate(requests, self.progress(phase, len(requests))))
+
+    async def _generate(self, requests: Sequence[GenerateRequest], advance: Callable[[int], None]) -> list[Completion]:
+        done = 0
+
+        async def complete(request: GenerateRequest) -> Completion:
+            nonlocal done
+            completion = await self._engines.generate(request)
+            done += 1
+            advance(done)
+            return completion
+
+        return await asyncio.gather(*map(complete, requests))
 
     def score(self, rows: Sequence[PromptRow], completions: Sequence[Completion]) -> list[RewardResult]:
         """The reward of each completion; `rows[i]` is what `completions[i]` answers."""

@@ -3,6 +3,8 @@
 Invariant: each step takes `trainer.prompts_per_step` rows, each exactly once an epoch.
 """
 
+import asyncio
+
 from pentad.algorithms.sft import SFTLoss
 from pentad.data.prompts import EncodedExamples
 from pentad.data.sampler import PromptSampler
@@ -29,7 +31,8 @@ def train_sft(session: Session) -> None:
             [data.examples[index] for index in sampler.next(settings.trainer.prompts_per_step)]
         )
         with session.timer.phase("train"):
-            metrics, consumed = session.trainers.train(batch, loss, 1.0, session.progress("training"))
+            training = session.trainers.train(batch, loss, 1.0, session.progress("training"))
+            metrics, consumed = asyncio.run(training)
         session.version += 1
         metrics = merge(metrics, {"data/samples_consumed": consumed}, session.timer.metrics())
         metrics["perf/tokens_per_s"] = batch.num_tokens / metrics["time/step"]

@@ -3,7 +3,7 @@
 Invariant: when `train` is left, however, none of its processes is.
 """
 
-import os
+import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -69,7 +69,7 @@ def train(
             _LOOPS[settings.algorithm.name](session)
             if settings.trainer.export:
                 status.phase = "export"
-                trainers.export(prepared.directory, run_dir.model)
+                asyncio.run(trainers.export(prepared.directory, run_dir.model))
         except BaseException as error:
             signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
             raise
@@ -81,25 +81,18 @@ def _start(prepared: Prepared, cluster: Cluster) -> tuple[Trainers, Engines | No
     steps = settings.trainer.total_steps
     if settings.algorithm.name == "grpo":
         steps *= settings.algorithm.optimizer_steps
-    cores = os.cpu_count() or 1
-    ranks = prepared.allocation.trainer.layout.world
-    trainers = Trainers(settings, prepared.directory, cluster, steps, threads=max(1, cores // ranks))
+    trainers = Trainers(settings, prepared.directory, cluster, steps)
     engines = None
     if prepared.allocation.rollout is not None:
-        engines = Engines(
-            settings,
-            prepared.directory,
-            prepared.tokenizer_path,
-            cluster,
-            threads=max(1, cores // prepared.allocation.rollout.layout.world),
-        )
-    cluster.processes.started(settings.trainer.deadline_s)
-    parts = [trainers] if engines is None else [trainers, engines]
-    calls = [part.build() for part in parts]
-    answers = cluster.processes.wait(calls, "start-up", settings.trainer.deadline_s)
-    for part, answer in zip(parts, answers, strict=True):
-        part.built(answer)
+        engines = Engines(settings, prepared.directory, prepared.tokenizer_path, cluster)
+    asyncio.run(_build(trainers, engines, cluster, settings.trainer.deadline_s))
     return trainers, engines
+
+
+async def _build(trainers: Trainers, engines: Engines | None, cluster: Cluster, deadline_s: float) -> None:
+    await cluster.processes.started(deadline_s)
+    parts = [trainers] if engines is None else [trainers, engines]
+    await asyncio.gather(*(part.build() for part in parts))
 
 
 def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, seconds: float) -> Mapping[str, str]:
