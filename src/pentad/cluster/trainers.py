@@ -47,7 +47,7 @@ class Trainers:
             settings.trainer,
             settings.megatron,
             optimizer_steps,
-            settings.algorithm.name == "grpo" and settings.algorithm.kl_coef > 0,
+            "reference" in settings.algorithm.roles,
             settings.experiment.seed,
             threads,
         )

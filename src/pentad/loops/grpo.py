@@ -7,7 +7,7 @@ from statistics import fmean
 
 import torch
 
-from pentad.algorithms.grpo import GRPOLoss, group_advantages, spread_over_tokens
+from pentad.algorithms.make import make_algorithm
 from pentad.data.prompts import EncodedPrompts
 from pentad.data.rows import PromptRow
 from pentad.data.sampler import PromptSampler
@@ -71,7 +71,7 @@ def rollout(
 
 
 def make_batch(session: Session, completions: list[Completion], results: list[RewardResult], step: int) -> Batch:
-    """The training batch, with advantages."""
+    """The training batch."""
     settings = session.prepared.settings
     stale = {completion.weight_version for completion in completions} - {session.version}
     if stale:
@@ -84,12 +84,7 @@ def make_batch(session: Session, completions: list[Completion], results: list[Re
         group_ids=[index // settings.rollout.n for index in range(count)],
         rewards=[result.score for result in results],
     )
-    advantages = group_advantages(
-        batch.per_sequence["rewards"],
-        batch.per_sequence["group_ids"],
-        divide_by_std=settings.algorithm.advantage_std,
-    )
-    return batch.with_per_token("advantages", spread_over_tokens(advantages, batch))
+    return batch
 
 
 def train(session: Session, batch: Batch) -> dict[str, float]:
@@ -101,15 +96,17 @@ def train(session: Session, batch: Batch) -> dict[str, float]:
             session.engines.rest()
         old = trainers.logprobs(batch, temperature, progress=session.progress("log-probs"))
         batch = batch.with_per_token("old_logprobs", old)
-        if settings.algorithm.kl_coef > 0:
+        if "ref_logprobs" in settings.algorithm.columns:
             reference = trainers.logprobs(
                 batch, temperature, of_reference=True, progress=session.progress("reference log-probs")
             )
             batch = batch.with_per_token("ref_logprobs", reference)
-        loss = GRPOLoss(settings.algorithm)
+        algorithm = make_algorithm(settings.algorithm)
+        loss = algorithm.losses()["policy"]
+        batch = algorithm.credit(batch)
         groups = batch.per_sequence["group_ids"].tolist()
         steps, consumed = [], 0
-        for part in split_minibatches(batch.num_sequences, settings.algorithm.optimizer_steps, groups):
+        for part in split_minibatches(batch.num_sequences, settings.algorithm.updates, groups):
             minibatch = batch.select(part)
             metrics, trained = trainers.train(minibatch, loss, temperature, session.progress("training"))
             steps.append(metrics)
