@@ -1,7 +1,7 @@
 """The process of one rollout engine.
 
-Invariant: it knows the `Engine` protocol, not which engine it has. Each request that was submitted is collected once, as
-a completion or as the reason why there is none.
+Invariant: it knows the `Engine` protocol, not which engine it has. Each request that was submitted is collected once,
+as a completion or as the reason why there is none.
 """
 
 import asyncio
@@ -40,20 +40,22 @@ class EngineActor(Process):
 
     def build(
         self,
+        backend: str,
         directory: Path,
         tokenizer: str,
         settings: RolloutSettings,
         seed: int,
+        user_directory: Path,
         neighbours: int,
-        user_directory: Path | None = None,
     ) -> tuple[torch.dtype, EngineFeatures]:
         """Make the engine, without weights; returns the dtype that it takes weights in, and what it can do.
 
         Args:
+            backend: the engine that the allocation names.
             directory: of the model, absolute.
             tokenizer: an absolute directory or a hub id.
-            neighbours: engines on this machine, this one among them.
             user_directory: where the module of `rollout.engine` is looked for first.
+            neighbours: engines on this machine, this one among them.
 
         Raises:
             UserError: this machine does not see a directory, or `rollout.engine` cannot be made.
@@ -69,7 +71,7 @@ class EngineActor(Process):
         # Imported here, because the driver, which imports this file, has no use for it.
         from pentad.engines.load import make_engine
 
-        self._built = make_engine(spec, user_directory or Path.cwd())
+        self._built = make_engine(backend, spec, user_directory)
         return dtype, self._built.features
 
     async def submit(self, requests: Sequence[tuple[Ticket, GenerateRequest]]) -> None:

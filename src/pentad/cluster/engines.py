@@ -46,16 +46,15 @@ class Engines:
         self._gang = cluster.spawn(EngineActor, "rollout engine", component, settings.trainer.deadline_s)
         self._replicas = [Replica(self._gang, rank) for rank in range(len(self._gang))]
         self._sleeps = settings.rollout.sleep
-        self._arguments = (directory, tokenizer, settings.rollout, settings.experiment.seed)
+        seed = settings.experiment.seed
+        self._arguments = (component.backend, directory, tokenizer, settings.rollout, seed, Path.cwd())
         self._arrived: list[Order] = []
         self.dtype = torch.float32
         self.features = EngineFeatures(frozenset())
 
     async def build(self) -> None:
         """Have the engines made, without weights, once their processes run."""
-        arguments = [
-            (*self._arguments, self._gang.neighbours(rank), Path.cwd()) for rank in range(len(self._gang))
-        ]
+        arguments = [(*self._arguments, self._gang.neighbours(rank)) for rank in range(len(self._gang))]
         self.dtype, self.features = (await self._gang.call_each("build", arguments, "start-up"))[0]
 
     async def generate(self, request: GenerateRequest) -> Completion:

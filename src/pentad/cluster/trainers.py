@@ -44,7 +44,7 @@ class Trainers:
             settings.trainer,
             settings.megatron,
             optimizer_steps,
-            settings.algorithm.name == "grpo" and settings.algorithm.kl_coef > 0,
+            "reference" in settings.algorithm.roles,
             settings.experiment.seed,
         )
         self._deadline_s = settings.trainer.deadline_s

@@ -4,7 +4,7 @@ Invariant: the only place that knows which engines there are.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,19 @@ _VERBS = ("generate", "logprobs", "pause", "resume", "load_weights", "sleep", "w
 _WANTED = "def __init__(self, spec, **options)"
 
 
-def make_engine(spec: EngineSpec, user_directory: Path) -> Engine:
-    """The engine that `rollout.engine` names, or the embedded one; without weights.
+def make_engine(backend: str, spec: EngineSpec, user_directory: Path) -> Engine:
+    """The engine that `rollout.engine` names, or else the one that the allocation names; without weights.
 
     Args:
+        backend: of the allocation.
         spec: what it is made from.
         user_directory: where the user's module is looked for first.
 
     Raises:
-        UserError: there is no such module or class, or it is not an engine, or it does not take `rollout.engine_options`.
+        UserError: there is no such module or class, it is not an engine, or it does not take `rollout.engine_options`.
     """
     name = spec.settings.engine
-    return _embedded(spec) if name is None else _users(name, spec, user_directory)
+    return _BACKENDS[backend](spec) if name is None else _users(name, spec, user_directory)
 
 
 def _embedded(spec: EngineSpec) -> Engine:
@@ -43,6 +44,9 @@ def _embedded(spec: EngineSpec) -> Engine:
         seed=spec.seed,
         tokenizer=load_tokenizer(spec.tokenizer),
     )
+
+
+_BACKENDS: Mapping[str, Callable[[EngineSpec], Engine]] = {"hf": _embedded}
 
 
 def _users(name: str, spec: EngineSpec, user_directory: Path) -> Engine:

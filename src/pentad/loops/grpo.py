@@ -9,7 +9,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from pentad.algorithms.grpo import GRPOLoss, group_advantages, spread_over_tokens
+from pentad.algorithms.make import make_algorithm
 from pentad.data.prompts import EncodedPrompts
 from pentad.data.sampler import PromptSampler
 from pentad.loops.session import Session
@@ -75,7 +75,7 @@ def rollout(session: Session, tokens: list[Tensor], step: int) -> list[Completio
 def make_batch(
     session: Session, prompts: list[Tensor], completions: list[Completion], results: list[RewardResult], step: int
 ) -> Batch:
-    """The training batch, with advantages."""
+    """The training batch."""
     settings = session.prepared.settings
     stale = {version for completion in completions for version in completion.versions.tolist()} - {session.version}
     if stale:
@@ -89,12 +89,7 @@ def make_batch(
         group_ids=[index // settings.rollout.n for index in range(count)],
         rewards=[result.score for result in results],
     )
-    advantages = group_advantages(
-        batch.per_sequence["rewards"],
-        batch.per_sequence["group_ids"],
-        divide_by_std=settings.algorithm.advantage_std,
-    )
-    return batch.with_per_token("advantages", spread_over_tokens(advantages, batch))
+    return batch
 
 
 def train(session: Session, batch: Batch) -> dict[str, float]:
@@ -106,14 +101,16 @@ def train(session: Session, batch: Batch) -> dict[str, float]:
             asyncio.run(session.engines.sleep())
         old = asyncio.run(trainers.logprobs(batch, temperature, progress=session.progress("log-probs")))
         batch = batch.with_per_token("old_logprobs", old)
-        if settings.algorithm.kl_coef > 0:
+        if "ref_logprobs" in settings.algorithm.columns:
             progress = session.progress("reference log-probs")
             reference = asyncio.run(trainers.logprobs(batch, temperature, of_reference=True, progress=progress))
             batch = batch.with_per_token("ref_logprobs", reference)
-        loss = GRPOLoss(settings.algorithm)
+        algorithm = make_algorithm(settings.algorithm)
+        loss = algorithm.losses()["policy"]
+        batch = algorithm.credit(batch)
         groups = batch.per_sequence["group_ids"].tolist()
         steps, consumed = [], 0
-        for part in split_minibatches(batch.num_sequences, settings.algorithm.optimizer_steps, groups):
+        for part in split_minibatches(batch.num_sequences, settings.algorithm.updates, groups):
             minibatch = batch.select(part)
             progress = session.progress("training")
             metrics, trained = asyncio.run(trainers.train(minibatch, loss, temperature, progress))

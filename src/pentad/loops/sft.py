@@ -5,7 +5,7 @@ Invariant: each step takes `trainer.prompts_per_step` rows, each exactly once an
 
 import asyncio
 
-from pentad.algorithms.sft import SFTLoss
+from pentad.algorithms.make import make_algorithm
 from pentad.data.prompts import EncodedExamples
 from pentad.data.sampler import PromptSampler
 from pentad.loops.session import Session
@@ -19,7 +19,7 @@ def train_sft(session: Session) -> None:
     data = session.prepared.train
     assert isinstance(data, EncodedExamples)
     sampler = PromptSampler(data, settings.experiment.seed, settings.data.shuffle)
-    loss = SFTLoss(settings.algorithm)
+    loss = make_algorithm(settings.algorithm).losses()["policy"]
     if settings.trainer.val_before_train:
         session.synchronize()
         session.evaluate(0)

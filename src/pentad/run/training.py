@@ -23,7 +23,7 @@ from pentad.rewards.pool import RewardPool
 from pentad.run.prepare import Prepared
 from pentad.run.signals import StopSignals
 
-_LOOPS = {"grpo": train_grpo, "sft": train_sft}
+_LOOPS = {"rollouts": train_grpo, "examples": train_sft}
 
 
 def train(
@@ -66,7 +66,7 @@ def train(
             samples = SampleLog(run_dir)
             stack.callback(samples.close)
             session = Session(prepared, run_dir, terminal, sinks, samples, trainers, engines, rewards, status)
-            _LOOPS[settings.algorithm.name](session)
+            _LOOPS[settings.algorithm.trains_on](session)
             if settings.trainer.export:
                 status.phase = "export"
                 asyncio.run(trainers.export(prepared.directory, run_dir.model))
@@ -78,9 +78,7 @@ def train(
 
 def _start(prepared: Prepared, cluster: Cluster) -> tuple[Trainers, Engines | None]:
     settings = prepared.settings
-    steps = settings.trainer.total_steps
-    if settings.algorithm.name == "grpo":
-        steps *= settings.algorithm.optimizer_steps
+    steps = settings.trainer.total_steps * settings.algorithm.updates
     trainers = Trainers(settings, prepared.directory, cluster, steps)
     engines = None
     if prepared.allocation.rollout is not None:
