@@ -1,11 +1,11 @@
 """The process of one rollout engine.
 
-Invariant: the engine generates only from a whole set of weights whose checksums are the trainer's.
+Invariant: the engine generates only from a whole set of weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -16,8 +16,8 @@ from pentad.config.schema.rollout import RolloutSettings
 from pentad.platform.device import find_platform
 from pentad.samples.batch import Completion
 from pentad.samples.request import GenerateRequest
-from pentad.weights.proof import check_checksums
 from pentad.weights.source import load_tokenizer
+from pentad.weights.transport.protocol import WeightChannel
 
 if TYPE_CHECKING:
     from pentad.engines.hf.engine import EmbeddedEngine
@@ -64,22 +64,14 @@ class EngineActor(Process):
         )
         return dtype
 
-    def load_weights(self, refs: Sequence[Any], version: int) -> None:
-        """Take all weights, one bucket at a time, and check that they are the trainer's.
+    def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
+        """Take all weights; returns the checksum of each tensor as the engine holds it, by Hugging Face name.
 
         Raises:
-            WeightMismatchError, SyncError: a tensor is missing, unexpected or changed.
+            WeightMismatchError: a tensor is missing, unknown, repeated or misshapen.
         """
-        sent: dict[str, int] = {}
-
-        def tensors() -> Iterator[tuple[str, Tensor]]:
-            for ref in refs:
-                bucket = ray.get(ref)
-                sent.update((entry.name, entry.checksum) for entry in bucket.entries)
-                yield from bucket.tensors()
-
-        self._engine.load_weights(tensors(), version)
-        check_checksums(sent, self._engine.checksums(), f"engine {self.rank}")
+        self._engine.load_weights(self._noting("loading", channel.receive()), version)
+        return self._engine.checksums()
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         """Complete every request."""

@@ -5,7 +5,6 @@ Invariant: completions come back in the order of the requests, whichever engine 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +12,12 @@ from torch import Tensor
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engine_actor import EngineActor
 from pentad.cluster.gang import Progress
+from pentad.cluster.processes import Call
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.samples.batch import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.weights.transport.protocol import WeightChannel
 
 
 class Engines:
@@ -43,9 +44,14 @@ class Engines:
         arguments = [(*self._arguments, self._gang.neighbours(rank)) for rank in range(len(self._gang))]
         self.dtype = (await self._gang.call_each("build", arguments, "start-up"))[0]
 
-    async def load_weights(self, refs: Sequence[Any], version: int) -> None:
-        """Give every engine all weights, checked."""
-        await self._gang.call("load_weights", refs, version, phase="weight synchronisation")
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each engine is called in errors."""
+        return self._gang.names
+
+    def start_loading(self, channel: WeightChannel, version: int) -> Call:
+        """Have every engine take all weights; each answers with the checksums that it then holds."""
+        return self._gang.start("load_weights", channel, version)
 
     async def generate(self, requests: Sequence[GenerateRequest], progress: Progress) -> list[list[Completion]]:
         """Complete all requests."""
@@ -62,12 +68,12 @@ class Engines:
         """What each engine thinks of given tokens: float32 `[L]` for each sequence."""
         return await self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
 
-    async def rest(self) -> None:
+    async def sleep(self) -> None:
         """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""
         if self._sleeps:
             await self._gang.call("sleep", phase="releasing the engines' memory")
 
-    async def resume(self) -> None:
+    async def wake(self) -> None:
         """Take the memory back."""
         if self._sleeps:
             await self._gang.call("wake", phase="waking the engines")

@@ -96,15 +96,15 @@ def make_batch(session: Session, completions: list[Completion], results: list[Re
 def train(session: Session, batch: Batch) -> dict[str, float]:
     """Old and reference log-probs, then `algorithm.optimizer_steps` updates."""
     settings = session.prepared.settings
-    trainers, temperature = session.trainers, settings.rollout.temperature
+    policy, temperature = session.policy, settings.rollout.temperature
     with session.timer.phase("train"):
         if session.engines is not None:
-            asyncio.run(session.engines.rest())
-        old = asyncio.run(trainers.logprobs(batch, temperature, progress=session.progress("log-probs")))
+            asyncio.run(session.engines.sleep())
+        old = asyncio.run(policy.logprobs(batch, temperature, session.progress("log-probs")))
         batch = batch.with_per_token("old_logprobs", old)
-        if settings.algorithm.kl_coef > 0:
+        if session.reference is not None:
             progress = session.progress("reference log-probs")
-            reference = asyncio.run(trainers.logprobs(batch, temperature, of_reference=True, progress=progress))
+            reference = asyncio.run(session.reference.logprobs(batch, temperature, progress))
             batch = batch.with_per_token("ref_logprobs", reference)
         loss = GRPOLoss(settings.algorithm)
         groups = batch.per_sequence["group_ids"].tolist()
@@ -112,9 +112,9 @@ def train(session: Session, batch: Batch) -> dict[str, float]:
         for part in split_minibatches(batch.num_sequences, settings.algorithm.optimizer_steps, groups):
             minibatch = batch.select(part)
             progress = session.progress("training")
-            metrics, trained = asyncio.run(trainers.train(minibatch, loss, temperature, progress))
-            steps.append(metrics)
-            consumed += trained
+            trained = asyncio.run(policy.train(minibatch, loss, temperature, progress))
+            steps.append(trained.metrics)
+            consumed += len(trained.sample_ids)
             session.version += 1
     metrics = {name: fmean(step[name] for step in steps) for name in steps[0]}
     metrics["train/lr"] = steps[-1]["train/lr"]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pentad.cluster.engines import Engines
-from pentad.cluster.trainers import Trainers
+from pentad.cluster.publication import PublishedPolicy
+from pentad.cluster.trainers import RoleTrainer
 from pentad.data.prompts import EncodedPrompts
 from pentad.data.rows import PromptRow
 from pentad.loops.scoring import reward_item
@@ -49,7 +50,8 @@ class Session:
     terminal: Terminal
     sinks: Sinks
     samples: SampleLog
-    trainers: Trainers
+    policy: RoleTrainer
+    reference: RoleTrainer | None
     engines: Engines | None
     rewards: RewardPool | None
     status: Status
@@ -76,14 +78,11 @@ class Session:
         engines = self._engines
         with self.timer.phase("sync"):
             self.progress("sync")
-            asyncio.run(self._publish(engines))
+            assert isinstance(self.policy, PublishedPolicy)
+            asyncio.run(self.policy.publish(self.version))
             if not self._probed:
                 self._probe(engines)
                 self._probed = True
-
-    async def _publish(self, engines: Engines) -> None:
-        await engines.resume()
-        await engines.load_weights(await self.trainers.publish(engines.dtype), self.version)
 
     def _probe(self, engines: Engines) -> None:
         sequences = [_probe_sequence(tokens) for tokens in self._tokens(_PROBES)]
@@ -92,9 +91,9 @@ class Session:
         copies = layout.data * layout.pipeline
         batch = Batch.from_sequences([(sequence[:1], sequence[1:]) for sequence in sequences] * copies)
         temperature = self.prepared.settings.rollout.temperature
-        scored = asyncio.run(self.trainers.logprobs(batch, temperature, progress=lambda done: None))
+        scored = asyncio.run(self.policy.logprobs(batch, temperature, lambda done: None))
         expected = scored.split(batch.lengths)
-        coarser = torch.bfloat16 if torch.bfloat16 in (engines.dtype, self.trainers.dtype) else torch.float32
+        coarser = torch.bfloat16 if torch.bfloat16 in (engines.dtype, self.policy.dtype) else torch.float32
         for rank, found in enumerate(asyncio.run(engines.logprobs(sequences, temperature))):
             check_probe(expected[: len(sequences)], found, coarser, f"engine {rank}")
 

@@ -31,10 +31,9 @@ def train_sft(session: Session) -> None:
             [data.examples[index] for index in sampler.next(settings.trainer.prompts_per_step)]
         )
         with session.timer.phase("train"):
-            training = session.trainers.train(batch, loss, 1.0, session.progress("training"))
-            metrics, consumed = asyncio.run(training)
+            trained = asyncio.run(session.policy.train(batch, loss, 1.0, session.progress("training")))
         session.version += 1
-        metrics = merge(metrics, {"data/samples_consumed": consumed}, session.timer.metrics())
+        metrics = merge(trained.metrics, {"data/samples_consumed": len(trained.sample_ids)}, session.timer.metrics())
         metrics["perf/tokens_per_s"] = batch.num_tokens / metrics["time/step"]
         session.sinks.write(step, metrics)
         every = settings.trainer.test_freq

@@ -10,7 +10,11 @@ from contextlib import ExitStack
 
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engines import Engines
-from pentad.cluster.trainers import Trainers
+from pentad.cluster.mailbox import Mailbox
+from pentad.cluster.object_store import ObjectStore, StoreTransport
+from pentad.cluster.publication import PublishedPolicy
+from pentad.cluster.trainers import RoleTrainer, Trainers
+from pentad.config.schema.run import RunSettings
 from pentad.loops.grpo import train_grpo
 from pentad.loops.session import Session
 from pentad.loops.sft import train_sft
@@ -22,6 +26,7 @@ from pentad.record.terminal import Terminal
 from pentad.rewards.pool import RewardPool
 from pentad.run.prepare import Prepared
 from pentad.run.signals import StopSignals
+from pentad.trainers.protocol import Role
 
 _LOOPS = {"grpo": train_grpo, "sft": train_sft}
 
@@ -52,7 +57,7 @@ def train(
         cluster = stack.enter_context(Cluster(settings.ray, prepared.allocation))
         signals.install()
         try:
-            trainers, engines = _start(prepared, cluster)
+            policy, reference, engines = _start(prepared, cluster)
             # A run that could not be started has not touched the one that it would take the place of.
             run_dir.begin()
             sinks = open_sinks(
@@ -65,28 +70,42 @@ def train(
             stack.callback(sinks.close)
             samples = SampleLog(run_dir)
             stack.callback(samples.close)
-            session = Session(prepared, run_dir, terminal, sinks, samples, trainers, engines, rewards, status)
+            session = Session(prepared, run_dir, terminal, sinks, samples, policy, reference, engines, rewards, status)
             _LOOPS[settings.algorithm.name](session)
             if settings.trainer.export:
                 status.phase = "export"
-                asyncio.run(trainers.export(prepared.directory, run_dir.model))
+                asyncio.run(policy.export(prepared.directory, run_dir.model))
         except BaseException as error:
             signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
             raise
         terminal.summary(_summary(run_dir, settings.trainer.export, rewards, time.monotonic() - start))
 
 
-def _start(prepared: Prepared, cluster: Cluster) -> tuple[Trainers, Engines | None]:
-    settings = prepared.settings
-    steps = settings.trainer.total_steps
-    if settings.algorithm.name == "grpo":
-        steps *= settings.algorithm.optimizer_steps
-    trainers = Trainers(settings, prepared.directory, cluster, steps)
+def _start(prepared: Prepared, cluster: Cluster) -> tuple[RoleTrainer, RoleTrainer | None, Engines | None]:
+    """The policy, the reference model and the engines, as far as the run needs them."""
+    settings, allocation = prepared.settings, prepared.allocation
+    deadline_s = settings.trainer.deadline_s
+    mailbox = cluster.spawn_one(Mailbox, "weight mailbox", deadline_s)
+    store = ObjectStore(mailbox.actors[0], deadline_s)
+    trainers = Trainers(settings, prepared.directory, cluster, _roles(settings), store)
     engines = None
-    if prepared.allocation.rollout is not None:
+    if allocation.rollout is not None:
         engines = Engines(settings, prepared.directory, prepared.tokenizer_path, cluster)
-    asyncio.run(_build(trainers, engines, cluster, settings.trainer.deadline_s))
-    return trainers, engines
+    asyncio.run(_build(trainers, engines, cluster, deadline_s))
+    policy = trainers.role("policy")
+    if engines is not None:
+        stages = allocation.trainer.layout.pipeline
+        policy = PublishedPolicy(trainers, engines, StoreTransport(store, stages, len(engines.names), engines.dtype))
+    return policy, trainers.role("reference") if "reference" in trainers.roles else None, engines
+
+
+def _roles(settings: RunSettings) -> dict[Role, int | None]:
+    """Optimizer steps of each model of the run; None for one that is never trained."""
+    steps, grpo = settings.trainer.total_steps, settings.algorithm.name == "grpo"
+    roles: dict[Role, int | None] = {"policy": steps * settings.algorithm.optimizer_steps if grpo else steps}
+    if grpo and settings.algorithm.kl_coef > 0:
+        roles["reference"] = None
+    return roles
 
 
 async def _build(trainers: Trainers, engines: Engines | None, cluster: Cluster, deadline_s: float) -> None:
