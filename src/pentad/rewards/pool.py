@@ -7,12 +7,7 @@ happens. After `close`, or after the death of this process, no worker is left.
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,12 +17,13 @@ from pentad.errors import UserError
 from pentad.extras import require
 from pentad.rewards.builtin import BUILTIN, TEXT_REWARDS, resolve_name
 from pentad.rewards.load import check_name
-from pentad.rewards.process import WorkerDied, WorkerProcess
 from pentad.rewards.types import FAILURE_COUNTERS, Failure, RewardItem, RewardResult
 from pentad.rewards.worker import Loaded, LoadRequest, ScoreRequest
+from pentad.workers.job import Job, Outcome, Preparation, PreparationError
+from pentad.workers.pool import Limits, WorkerPool
 
 LOAD_TIMEOUT_S = 120.0  # importing a reward; torch from a cold network disk takes most of that
-MAX_RESTARTS = 2
+_HANDLER = "pentad.rewards.worker:RewardHandler"
 
 # Told of the first failure of a kind: what it was, and what it said.
 Tell = Callable[[Failure, str], None]
@@ -51,16 +47,15 @@ class RewardPool:
         check_name(settings.name, settings.options)
         self._settings = settings
         self._directory = (directory or Path.cwd()).resolve()
-        self._lock = threading.Lock()
         self._requires: dict[str, frozenset[str]] = {}
         self._failures: dict[str, int] = dict.fromkeys(FAILURE_COUNTERS.values(), 0)
         self._first_messages: dict[str, str] = {}
-        self._workers: list[WorkerProcess] = []
         self._closed = False
+        limits = Limits(call_s=settings.timeout_s, preparation_s=LOAD_TIMEOUT_S)
+        self._pool = WorkerPool(_HANDLER, settings.workers, limits, "the reward", self._loaded)
         try:
-            self._workers = [WorkerProcess() for _ in range(settings.workers)]
             if settings.name not in ("auto", *BUILTIN):
-                _Round(self, [None], [settings.name]).run()
+                self._run([Job(None, self._preparation(settings.name))])
         except BaseException:
             self.close()
             raise
@@ -121,8 +116,9 @@ class RewardPool:
         if self._closed:
             raise RuntimeError("the reward pool is closed")
         names = [resolve_name(self._settings.name, item.data_source) for item in items]
-        with self._lock:
-            return _Round(self, items, names, tell).run()
+        jobs = [Job(ScoreRequest(name, item), self._preparation(name)) for name, item in zip(names, items, strict=True)]
+        outcomes = self._run(jobs, lambda outcome: self._count(self._result(outcome), tell))
+        return [self._result(outcome) for outcome in outcomes]
 
     def check_results(self, results: Sequence[RewardResult]) -> None:
         """Refuse results of which none is a score: a reward that never works has nothing to teach.
@@ -144,9 +140,7 @@ class RewardPool:
     def close(self) -> None:
         """End all workers; may be called again."""
         self._closed = True
-        for worker in self._workers:
-            worker.kill()
-        self._workers = []
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -166,142 +160,27 @@ class RewardPool:
             if tell is not None:
                 tell(result.failure, result.line)
 
-    def _load_request(self, name: str) -> LoadRequest:
-        return LoadRequest(name, self._settings.options, str(self._directory))
+    def _preparation(self, name: str) -> Preparation:
+        return Preparation(name, LoadRequest(name, self._settings.options, str(self._directory)))
 
-    def _replace(self, slot: int) -> None:
-        self._workers[slot].kill()
-        self._workers[slot] = WorkerProcess()
+    def _loaded(self, name: str, answer: Loaded) -> None:
+        self._requires[name] = answer.requires
 
-
-@dataclass(frozen=True)
-class _Task:
-    """What a worker is busy with: scoring an item, or loading the reward for it."""
-
-    index: int
-    loading: bool
-    deadline: float
-
-
-class _Round:
-    """One call of `score`: deals items to idle workers, one at a time, until all have results.
-
-    An item None asks only for its reward to be loaded.
-    """
-
-    def __init__(
-        self,
-        pool: RewardPool,
-        items: Sequence[RewardItem | None],
-        names: Sequence[str],
-        tell: Tell | None = None,
-    ) -> None:
-        self._pool = pool
-        self._tell = tell
-        self._items = items
-        self._names = names
-        self._waiting = deque(range(len(items)))
-        self._busy: dict[int, _Task] = {}
-        self._restarts = [0] * len(items)
-        self._results: dict[int, RewardResult] = {}
-
-    def run(self) -> list[RewardResult]:
-        """Results in the order of the items."""
+    def _run(self, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
         try:
-            while len(self._results) < len(self._items):
-                self._deal()
-                self._collect()
-        except BaseException:
-            # The answers on their way belong to this call; nobody must take them for those of the next.
-            for slot in self._busy:
-                self._pool._replace(slot)
-            raise
-        return [self._results[index] for index in range(len(self._items))]
-
-    def _deal(self) -> None:
-        for slot in range(len(self._pool._workers)):
-            while self._waiting and slot not in self._busy:
-                self._start(slot, self._waiting.popleft())
-
-    def _start(self, slot: int, index: int) -> None:
-        """Have an idle worker score an item, or first load its reward."""
-        worker, name, item = self._pool._workers[slot], self._names[index], self._items[index]
-        loading = name not in worker.loaded
-        try:
-            if loading:
-                worker.send(self._pool._load_request(name))
-            elif item is None:
-                self._results[index] = RewardResult(0.0)
-                return
-            else:
-                worker.send(ScoreRequest(name, item))
-        except WorkerDied as death:
-            # It died idle, from what an earlier call left behind; this item has not been tried yet.
-            self._pool._replace(slot)
-            self._restarts[index] += 1
-            if self._restarts[index] > MAX_RESTARTS:
-                self._fail(index, "crash", f"workers keep dying before they are called ({death})")
-            else:
-                self._waiting.appendleft(index)
-            return
-        limit = LOAD_TIMEOUT_S if loading else self._pool._settings.timeout_s
-        self._busy[slot] = _Task(index, loading, time.monotonic() + limit)
-
-    def _collect(self) -> None:
-        """Wait for the next answer or the next deadline, and settle what is due."""
-        if not self._busy:
-            return
-        connections = {slot: self._pool._workers[slot].connection for slot in self._busy}
-        nearest = min(task.deadline for task in self._busy.values())
-        ready = wait(list(connections.values()), timeout=max(nearest - time.monotonic(), 0.0))
-        now = time.monotonic()
-        for slot, connection in connections.items():
-            task = self._busy[slot]
-            if connection in ready:
-                self._settle(slot, task)
-            elif now >= task.deadline:
-                self._expire(slot, task)
-
-    def _settle(self, slot: int, task: _Task) -> None:
-        worker, name = self._pool._workers[slot], self._names[task.index]
-        try:
-            answer = worker.receive()
-        except WorkerDied as death:
-            if task.loading:
-                raise UserError(
-                    f"reward.name={name}: importing it ended the process ({death})",
-                    "look at what the module does when it is imported",
-                ) from death
-            self._replace_busy(slot)
-            self._fail(task.index, "crash", f"the reward ended its process ({death})")
-            return
-        del self._busy[slot]
-        if isinstance(answer, UserError):
-            raise answer
-        if isinstance(answer, Loaded):
-            worker.loaded.add(name)
-            self._pool._requires[name] = answer.requires
-            self._start(slot, task.index)
-        else:
-            self._finish(task.index, answer)
-
-    def _expire(self, slot: int, task: _Task) -> None:
-        if task.loading:
+            return self._pool.run(jobs, on_outcome)
+        except PreparationError as error:
+            how = f"ended the process ({error})" if error.failure == "crash" else f"took {error}"
             raise UserError(
-                f"reward.name={self._names[task.index]}: importing it took longer than {LOAD_TIMEOUT_S:.0f} s",
+                f"reward.name={error.preparation.key}: importing it {how}",
                 "look at what the module does when it is imported",
-            )
-        self._replace_busy(slot)
-        limit = self._pool._settings.timeout_s
-        self._fail(task.index, "timeout", f"the reward took longer than reward.timeout_s={limit:g}")
+            ) from error
 
-    def _replace_busy(self, slot: int) -> None:
-        del self._busy[slot]
-        self._pool._replace(slot)
-
-    def _fail(self, index: int, failure: Failure, message: str) -> None:
-        self._finish(index, RewardResult(0.0, failure, message))
-
-    def _finish(self, index: int, result: RewardResult) -> None:
-        self._results[index] = result
-        self._pool._count(result, self._tell)
+    def _result(self, outcome: Outcome) -> RewardResult:
+        """What an outcome means for a sample."""
+        if outcome.failure is None:
+            return outcome.value
+        if outcome.failure == "timeout":
+            limit = f"reward.timeout_s={self._settings.timeout_s:g}"
+            return RewardResult(0.0, "timeout", f"the reward took longer than {limit}")
+        return RewardResult(0.0, "crash" if outcome.failure == "crash" else "exception", outcome.message)
