@@ -55,6 +55,8 @@ def train(
             trainers, engines = _start(prepared, cluster)
             # A run that could not be started has not touched the one that it would take the place of.
             run_dir.begin()
+            if rewards is not None:
+                rewards.log_to(run_dir.rewards_log)
             sinks = open_sinks(
                 run_dir,
                 settings.trainer.logger,
@@ -108,6 +110,8 @@ def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, second
     if rewards and failures:
         facts["reward failures"] = ", ".join(f"{count} {kind}" for kind, count in failures.items())
         facts |= {f"first of {kind}": message for kind, message in rewards.first_messages.items()}
+    if run_dir.rewards_log.exists():
+        facts["reward output"] = str(run_dir.rewards_log)
     if exported:
         facts["model"] = str(run_dir.model)
     facts["report"] = str(run_dir.report)

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from pentad.workers.job import Failure, Job, Outcome, PreparationError
+from pentad.workers.output import OutputLog, last_line
 from pentad.workers.process import WorkerDied, WorkerProcess
 
 MAX_RESTARTS = 2
@@ -37,6 +38,9 @@ class WorkerPool:
         limits: deadlines.
         noun: what is called, for messages.
         on_prepared: called with the key and the answer of every preparation.
+
+    Attributes:
+        log: takes what the workers print.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class WorkerPool:
         self.noun = noun
         self.on_prepared = on_prepared
         self.workers: list[WorkerProcess] = []
+        self.log = OutputLog()
         self._handler = handler
         self._lock = threading.Lock()
         try:
@@ -66,16 +71,22 @@ class WorkerPool:
             PreparationError: a preparation ended its process or took too long.
         """
         with self._lock:
-            return _Round(self, jobs, on_outcome).run()
+            try:
+                return _Round(self, jobs, on_outcome).run()
+            finally:
+                for worker in self.workers:
+                    self.log.write(worker.output.take())
 
     def close(self) -> None:
         """End all workers; may be called again."""
         for worker in self.workers:
+            self.log.write(worker.output.take())
             worker.kill()
         self.workers = []
 
     def replace(self, slot: int) -> None:
         """End a worker, and start another in its place."""
+        self.log.write(self.workers[slot].output.take())
         self.workers[slot].kill()
         self.workers[slot] = WorkerProcess(self._handler)
 
@@ -163,10 +174,13 @@ class _Round:
         try:
             answer = worker.receive()
         except WorkerDied as death:
+            output = worker.output.take()
+            self._pool.log.write(output)
+            last = f"{death}; it last wrote: {line}" if (line := last_line(output)) else str(death)
             if task.preparing:
-                raise PreparationError(preparation, "crash", str(death)) from death
+                raise PreparationError(preparation, "crash", last) from death
             self._replace_busy(slot)
-            self._fail(task.index, "crash", f"{self._pool.noun} ended its process ({death})")
+            self._fail(task.index, "crash", f"{self._pool.noun} ended its process ({last})")
             return
         del self._busy[slot]
         if answer.refusal is not None:
@@ -184,7 +198,7 @@ class _Round:
         limits = self._pool.limits
         if task.preparing:
             preparation = self._jobs[task.index].preparation
-            raise PreparationError(preparation, "timeout", f"longer than {limits.preparation_s:.0f} s")
+            raise PreparationError(preparation, "timeout", f"longer than {limits.preparation_s:g} s")
         self._replace_busy(slot)
         self._fail(task.index, "timeout", f"{self._pool.noun} took longer than {limits.call_s:g} s")
 

@@ -1,7 +1,7 @@
 """A worker process as its parent sees it.
 
 Invariant: a worker is either usable or said to have died; after `kill` neither it nor anything it started is left,
-and none of its file descriptors.
+and none of its file descriptors. What it prints is kept from the terminal.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from multiprocessing import Pipe
 from typing import Any
 
+from pentad.workers.output import WorkerOutput
 from pentad.workers.worker import Answer
 
 
@@ -30,10 +31,12 @@ class WorkerProcess:
 
     Attributes:
         prepared: keys of the preparations that it has done.
+        output: what it and all that it starts print.
     """
 
     def __init__(self, handler: str) -> None:
         self.prepared: set[str] = set()
+        self.output = WorkerOutput()
         self.connection, theirs = Pipe()
         lifeline, self._lifeline = os.pipe()
         # Not multiprocessing: its spawn imports the main module again (in a Ray actor, all of Ray), and its fork
@@ -44,8 +47,11 @@ class WorkerProcess:
         )
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                # -u: what was printed before a crash is there; faulthandler: so is the place of the crash.
+                [sys.executable, "-u", "-X", "faulthandler", "-c", code],
                 stdin=subprocess.DEVNULL,
+                stdout=self.output.file,
+                stderr=self.output.file,
                 pass_fds=(theirs.fileno(), lifeline),
                 start_new_session=True,  # what it starts can be killed with it; Ctrl-C is ours to handle
             )
@@ -81,6 +87,7 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.connection.close()
+        self.output.close()
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1

@@ -70,7 +70,9 @@ def _die_with_parent(lifeline_fd: int) -> None:
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())  # negative: the whole process group
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, fcntl.fcntl(lifeline_fd, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline_fd], [], [], 0)[0]:  # the parent was gone before the signal was armed
+    parent = select.poll()  # not select(), which takes no descriptor above 1023
+    parent.register(lifeline_fd, select.POLLIN)
+    if parent.poll(0):  # the parent was gone before the signal was armed
         os._exit(1)
 
 
