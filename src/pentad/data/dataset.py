@@ -66,7 +66,7 @@ def load_rows(
 
     Two shapes of row are understood: the verl / siiRL one (`data_source`, `prompt`, `ability`,
     `reward_model: {style, ground_truth}`, `extra_info`), and a flat one, with a prompt column, optionally
-    `ground_truth` or `answer`, and any other columns, which are passed on to the reward.
+    `ground_truth` or `answer`, and any other columns. All columns of a row are passed on to the reward.
 
     Raises:
         UserError: the source is missing, unreadable, empty or lacks a column, or a row is of a wrong type.
@@ -112,35 +112,37 @@ def _parse_row(row_id: str, record: Mapping[str, Any], settings: DataSettings, w
         raise UserError(
             f"{row_id}: column 'data_source' is of type {type(data_source).__name__}, not a string", "make it a string"
         )
-    taken = {column, settings.response_column, "data_source"}
-    if record.get("reward_model") is not None:
-        reward_model = record["reward_model"]
-        if not isinstance(reward_model, Mapping) or _present(reward_model.get("ground_truth")) is None:
-            raise UserError(
-                f"{row_id}: column 'reward_model' has no 'ground_truth'", "make it {style: rule, ground_truth: ...}"
-            )
-        ground_truth, extra = reward_model["ground_truth"], record.get("extra_info")
-    else:
-        truth_column = next((name for name in TRUTH_COLUMNS if name in record and name not in taken), None)
-        ground_truth = _present(record[truth_column]) if truth_column else None
-        rest = {name: value for name, value in record.items() if name not in taken | {truth_column, "extra_info"}}
-        extra = {**rest, **_mapping(row_id, record.get("extra_info"))}
-    return PromptRow(row_id, prompt, data_source, ground_truth, _mapping(row_id, extra), response)
+    return PromptRow(
+        row_id, prompt, data_source, _ground_truth(row_id, record, settings), _columns(row_id, record), response
+    )
+
+
+def _ground_truth(row_id: str, record: Mapping[str, Any], settings: DataSettings) -> Any:
+    reward_model = record.get("reward_model")
+    if reward_model is None:
+        taken = (settings.prompt_column, settings.response_column)
+        column = next((name for name in TRUTH_COLUMNS if name in record and name not in taken), None)
+        return _present(record[column]) if column else None
+    if not isinstance(reward_model, Mapping) or _present(reward_model.get("ground_truth")) is None:
+        raise UserError(
+            f"{row_id}: column 'reward_model' has no 'ground_truth'", "make it {style: rule, ground_truth: ...}"
+        )
+    return reward_model["ground_truth"]
+
+
+def _columns(row_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """All columns of a row, as they are; `extra_info`, whose entries rewards may ask for, is a mapping or null."""
+    info = record.get("extra_info")
+    if info is not None and not isinstance(info, Mapping):
+        raise UserError(
+            f"{row_id}: column 'extra_info' is of type {type(info).__name__}, not a mapping", "make it one, or drop it"
+        )
+    return dict(record)
 
 
 def _present(value: Any) -> Any:
     """The value, or None for NaN: pandas writes that where a value is missing."""
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _mapping(row_id: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise UserError(
-            f"{row_id}: column 'extra_info' is of type {type(value).__name__}, not a mapping", "make it one, or drop it"
-        )
-    return dict(value)
 
 
 def _parse_response(row_id: str, record: Mapping[str, Any], column: str) -> str:

@@ -1,7 +1,7 @@
 """Finding the function that `reward.name` names, and checking that it can be called.
 
-Invariant: a reward that loads accepts `prompt`, `response`, `ground_truth` and every key of `reward.options`; what
-is wrong with one that does not is said before the run starts.
+Invariant: a reward that loads accepts `response` and every key of `reward.options`; what is wrong with one that does
+not is said before the run starts. A reward is given what its signature names, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pentad.errors import UserError
 from pentad.rewards.builtin import BUILTIN, warm_up
 
 ARGUMENTS = ("prompt", "response", "ground_truth")
+_WANTED = "def reward(prompt, response, ground_truth, **columns) -> float"
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,11 @@ class Reward:
     """A reward function, ready to be called.
 
     Args:
-        function: `f(prompt, response, ground_truth, **extra and options)`, a float or a dict with `score`.
+        function: of `response`, and as it likes of `prompt`, `ground_truth`, columns of the row and options; returns a
+            number or a dict with `score`.
         options: keyword arguments of every call.
-        accepts: names that it takes besides the three and the options, or None for any.
-        requires: those of them without a default; a row must have them.
+        accepts: names that it takes besides the options, or None for any.
+        requires: columns that it takes and has no default for; a row must have them.
     """
 
     function: Callable[..., Any]
@@ -39,14 +41,15 @@ class Reward:
     accepts: frozenset[str] | None
     requires: frozenset[str]
 
-    def __call__(self, prompt: str, response: str, ground_truth: Any, extra: Mapping[str, Any]) -> Any:
-        """Call it. Of the columns in `extra` it is given those that it names, or all if it takes `**kwargs`."""
+    def __call__(self, prompt: str, response: str, ground_truth: Any, columns: Mapping[str, Any]) -> Any:
+        """Call it with what it names, or with everything if it takes `**kwargs`. Options go before columns."""
+        known = {**columns, "prompt": prompt, "response": response, "ground_truth": ground_truth}
         given = {
             name: value
-            for name, value in extra.items()
-            if name not in ARGUMENTS and name not in self.options and (self.accepts is None or name in self.accepts)
+            for name, value in known.items()
+            if name not in self.options and (self.accepts is None or name in self.accepts)
         }
-        return self.function(prompt=prompt, response=response, ground_truth=ground_truth, **given, **self.options)
+        return self.function(**given, **self.options)
 
 
 def check_name(name: str, options: Mapping[str, Any]) -> None:
@@ -135,39 +138,37 @@ def _nearby(directory: Path, stem: str) -> str:
 
 
 def _inspect(name: str, function: Any, options: Mapping[str, Any]) -> Reward:
-    wanted = "def reward(prompt, response, ground_truth, **extra) -> float"
     if not callable(function):
-        raise UserError(f"reward.name={name} is of type {type(function).__name__}, not a function", f"write {wanted}")
+        raise UserError(f"reward.name={name} is of type {type(function).__name__}, not a function", f"write {_WANTED}")
     if inspect.iscoroutinefunction(function):
-        raise UserError(f"reward.name={name} is asynchronous", f"write a plain function: {wanted}")
+        raise UserError(f"reward.name={name} is asynchronous", f"write a plain function: {_WANTED}")
     try:
-        parameters = inspect.signature(function).parameters
+        signature = inspect.signature(function)
     except (TypeError, ValueError) as error:  # some compiled functions hide theirs
-        raise UserError(f"reward.name={name} has no readable signature", f"wrap it: {wanted}") from error
-    keywords = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    positional_only = [key for key, p in parameters.items() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
-    missing = [key for key in ARGUMENTS if key not in keywords and not takes_any]
-    if missing or positional_only:
-        problem = f"does not take {', '.join(missing)}" if missing else f"takes {positional_only[0]} by position only"
-        raise UserError(
-            f"reward.name={name} {problem}; its signature is {inspect.signature(function)}", f"write {wanted}"
-        )
+        raise UserError(f"reward.name={name} has no readable signature", f"wrap it: {_WANTED}") from error
+    parameters = signature.parameters.values()
+    keywords = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if by_position or not ("response" in keywords or takes_any):
+        problem = f"takes {by_position[0]} by position only" if by_position else "does not take response"
+        fix = "rename solution_str to response" if "solution_str" in keywords else f"write {_WANTED}"
+        raise UserError(f"reward.name={name} {problem}; its signature is {signature}", fix)
     for key in options:
         if key in ARGUMENTS:
             raise UserError(f"reward.options.{key} would replace the {key} of every sample", "choose another name")
         if key not in keywords and not takes_any:
             nearest = difflib.get_close_matches(key, [k for k in keywords if k not in ARGUMENTS], 1)
             raise UserError(
-                f"reward.options.{key}: {name} takes no such argument; its signature is {inspect.signature(function)}",
+                f"reward.options.{key}: {name} takes no such argument; its signature is {signature}",
                 f"did you mean {nearest[0]}?" if nearest else "remove it, or add the argument to the function",
             )
-    others = {key: p for key, p in keywords.items() if key not in ARGUMENTS and key not in options}
+    columns = {key: p for key, p in keywords.items() if key not in ARGUMENTS and key not in options}
     return Reward(
         function=function,
         options=dict(options),
-        accepts=None if takes_any else frozenset(others),
-        requires=frozenset(key for key, p in others.items() if p.default is p.empty),
+        accepts=None if takes_any else frozenset(keywords) - frozenset(options),
+        requires=frozenset(key for key, p in columns.items() if p.default is p.empty),
     )
 
 

@@ -7,9 +7,10 @@ transformers.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The reward is there; rows must have the columns in `requires`."""
+    """The reward is there; rows must have a value for each name in `requires`."""
 
     requires: frozenset[str]
 
@@ -63,27 +64,35 @@ class RewardHandler:
 def score(reward: Reward, item: RewardItem) -> RewardResult:
     """Call the reward and read what it returns; what it raises or returns in error becomes a failure."""
     try:
-        value = reward(item.prompt, item.response, item.ground_truth, item.extra)
+        value = reward(item.prompt, item.response, item.ground_truth, item.columns)
     except BaseException as error:  # SystemExit too: a reward that calls sys.exit() costs one sample
         return RewardResult(0.0, "exception", f"{type(error).__name__}: {error}{where(error)}"[:MAX_MESSAGE])
     metrics: dict[str, float] = {}
     if isinstance(value, Mapping):
         if "score" not in value:
             return _bad(f"a dict without 'score': keys {', '.join(map(str, value))}")
-        metrics = {str(k): float(v) for k, v in value.items() if k != "score" and _is_finite(v)}
+        numbers = {str(key): finite_number(other) for key, other in value.items() if key != "score"}
+        metrics = {key: number for key, number in numbers.items() if number is not None}
         value = value["score"]
-    if not _is_finite(value):
-        return _bad(repr(value))
-    return RewardResult(float(value), metrics=metrics)
+    number = finite_number(value)
+    return _bad(repr(value)) if number is None else RewardResult(number, metrics=metrics)
 
 
-def _is_finite(value: Any) -> bool:
-    # numpy's bool is the one number-like scalar that is not registered as a number.
-    is_number = isinstance(value, numbers.Real) or type(value).__name__ in ("bool", "bool_")
+def finite_number(value: Any) -> float | None:
+    """The value of a finite number, or None for anything else.
+
+    Numbers are int, float, bool, Decimal, Fraction, and scalars and tensors without dimensions of NumPy and torch.
+    Text is none.
+    """
     try:
-        return is_number and math.isfinite(value)
-    except (OverflowError, TypeError, ValueError):
-        return False
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):
+            value = value.item()
+        if not isinstance(value, Real | Decimal):
+            return None
+        number = float(value)
+    except Exception:  # too large for a float; a signalling NaN; whatever an object of the user's raises
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _bad(value: str) -> RewardResult:

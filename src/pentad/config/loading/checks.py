@@ -41,7 +41,7 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
         why, use = "algorithm sft does not read it", "or set algorithm.name to grpo"
         keys = ("clip_low", "clip_high", "kl_coef", "kl_estimator", "advantage_std", "optimizer_steps")
         yield tuple(f"algorithm.{key}" for key in keys), why, use
-        yield ("rollout.n", "rollout.temperature", "rollout.top_p"), why, use
+        yield ("rollout.n", "rollout.temperature", "rollout.top_p", "reward.on_failure"), why, use
         if not data.eval:
             why, use = (
                 "algorithm sft generates only for data.eval, which is empty",
