@@ -7,6 +7,7 @@ wrong. Nothing is skipped, and no column is guessed.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from pentad.config.schema.data import DataSettings
 from pentad.data.files import read_files
 from pentad.data.hub import read_hub
 from pentad.data.procedural import PREFIX as PROCEDURAL
-from pentad.data.procedural import check_fresh, read_procedural
+from pentad.data.procedural import read_procedural
 from pentad.data.rows import PromptRow, Rows, check_text, parse_prompt
 from pentad.errors import UserError
 
@@ -25,24 +26,49 @@ TRUTH_COLUMNS = ("ground_truth", "answer")
 Role = Literal["train", "eval"]
 
 
-def load_train_rows(settings: DataSettings, *, with_response: bool = False) -> Rows:
-    """The rows of `data.train`; see `load_rows`."""
-    return load_rows(settings.train, settings, with_response=with_response)
+def load_train_rows(
+    settings: DataSettings, evals: Mapping[str, Rows] | None = None, *, with_response: bool = False
+) -> Rows:
+    """The rows of `data.train`; see `load_rows`.
+
+    Args:
+        evals: rows of the evaluations. Generated problems whose questions stand in one of them are left out, however
+            often they were generated. Rows of files and of the hub stay: which of them to train on is the user's
+            choice; `shared_prompts` counts them.
+
+    Raises:
+        UserError: as `load_rows`, or every generated problem is evaluated on.
+    """
+    rows = load_rows(settings.train, settings, with_response=with_response)
+    if not settings.train.startswith(PROCEDURAL):
+        return rows
+    questions = {row.prompt for others in (evals or {}).values() for row in others}
+    kept = tuple(row for row in rows if row.prompt not in questions)
+    if not kept:
+        raise UserError(
+            f"all {len(rows)} problems of data.train={settings.train} are problems of an evaluation too, so that none "
+            "is left to train on",
+            "set data.eval_limit lower, or change data.options so that the task has more different problems",
+        )
+    return Rows(rows.source, kept, len(rows) - len(kept))
 
 
 def load_eval_rows(settings: DataSettings, *, with_response: bool = False) -> dict[str, Rows]:
-    """The rows of each source of `data.eval` by its name, at most `data.eval_limit` of each.
-
-    Raises:
-        UserError: as `load_rows`, or reasoning_gym problems of an eval source are among the training problems.
-    """
-    for name, source in settings.eval.items():
-        if source.startswith(PROCEDURAL) and settings.train.startswith(PROCEDURAL):
-            check_fresh(settings.train, source, settings.options, setting=f"data.eval.{name}")
+    """The rows of each source of `data.eval` by its name, at most `data.eval_limit` of each; see `load_rows`."""
     return {
         name: load_rows(source, settings, role="eval", setting=f"data.eval.{name}", with_response=with_response)
         for name, source in settings.eval.items()
     }
+
+
+def shared_prompts(train: Rows, evaluation: Rows) -> int:
+    """How many rows of an evaluation ask what a training row asks."""
+    trained = {_key(row) for row in train}
+    return sum(_key(row) in trained for row in evaluation)
+
+
+def _key(row: PromptRow) -> str:
+    return row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt)
 
 
 def load_rows(

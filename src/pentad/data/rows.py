@@ -39,10 +39,16 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class Rows(Sequence[PromptRow]):
-    """The rows of one source, at least one."""
+    """The rows of one source, at least one.
+
+    Args:
+        source: as the settings name it.
+        held_out: how many rows of the source were left out, because their questions are evaluated on.
+    """
 
     source: str
     rows: tuple[PromptRow, ...]
+    held_out: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
