@@ -41,7 +41,7 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
         yield tuple(f"algorithm.{key}" for key in keys), why, use
     if algorithm.trains_on == "examples":
         why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to grpo"
-        yield ("rollout.n", "rollout.temperature", "rollout.top_p"), why, use
+        yield ("rollout.n", "rollout.temperature", "rollout.top_p", "reward.on_failure"), why, use
         if not data.eval:
             why, use = (
                 f"algorithm {algorithm.name} generates only for data.eval, which is empty",
@@ -65,6 +65,9 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     if ":" not in settings.reward.name:
         why, use = f"reward {settings.reward.name} does not read it", "or set reward.name to a module:function"
         yield ("reward.options",), why, use
+    if settings.rollout.engine is None:
+        why, use = "rollout.engine names no engine of yours", "or set rollout.engine to a module:Class"
+        yield ("rollout.engine_options",), why, use
     if settings.trainer.schedule.name == "constant":
         why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
         yield ("trainer.schedule.min_lr_ratio",), why, use
