@@ -4,32 +4,18 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ray_actors import Server, Worker
+from ray_actors import Server
 
-from pentad.cluster.cluster import Cluster
 from pentad.cluster.gang import Gang
-from pentad.cluster.processes import DeadlineError
-from pentad.config.schema.ray import RaySettings
+from pentad.cluster.processes import DeadlineError, Processes
 from pentad.errors import UserError
-from pentad.layout import parse_allocation
 from pentad.record.outcome import RunFailedError
-
-Gangs = tuple[Gang, Gang]
-
-
-@pytest.fixture(scope="module")
-def gangs() -> Iterator[tuple[Gang, Gang]]:
-    """Two workers as trainer ranks and a server as rollout engine, which all run. Only the last test ends one."""
-    with Cluster(RaySettings(), parse_allocation("hf:d1+megatron:d2")) as cluster:
-        trainers = cluster.spawn(Worker, "trainer rank", cluster.allocation.trainer, 60.0)
-        engines = cluster.spawn(Server, "rollout engine", cluster.allocation.rollout, 60.0)
-        asyncio.run(cluster.processes.started(60.0))
-        yield trainers, engines
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -38,9 +24,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_calls_overlap_and_the_loop_goes_on(gangs: Gangs, tmp_path: Path) -> None:
+def test_calls_overlap_and_the_loop_goes_on(gangs: Any, tmp_path: Path) -> None:
     """Each of three calls ends only when the others are in flight."""
-    trainers, engines = gangs
+    trainers, engines = gangs.trainers, gangs.engines
     one, two, three, ticks = tmp_path / "1", tmp_path / "2", tmp_path / "3", []
     seen: list[int] = []
 
@@ -75,8 +61,8 @@ def test_calls_overlap_and_the_loop_goes_on(gangs: Gangs, tmp_path: Path) -> Non
     asyncio.run(watch_progress())
 
 
-def test_the_first_cause_is_told_and_not_its_echo(gangs: Gangs, tmp_path: Path) -> None:
-    trainers, _ = gangs
+def test_the_first_cause_is_told_and_not_its_echo(gangs: Any, tmp_path: Path) -> None:
+    trainers = gangs.trainers
     echo, cause = RuntimeError("gloo: connection closed by peer"), ValueError("the loss is wrong")
     fault = UserError("the data are wrong", "correct them")
 
@@ -94,8 +80,8 @@ def test_the_first_cause_is_told_and_not_its_echo(gangs: Gangs, tmp_path: Path) 
     asyncio.run(drive())
 
 
-def test_the_deadline_names_who_did_not_answer(gangs: Gangs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainers, engines = gangs
+def test_the_deadline_names_who_did_not_answer(gangs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers, engines = gangs.trainers, gangs.engines
     monkeypatch.setattr(trainers, "deadline_s", 1.0)
     here, never = tmp_path / "here", tmp_path / "never"
     here.touch()
@@ -112,8 +98,8 @@ def test_the_deadline_names_who_did_not_answer(gangs: Gangs, tmp_path: Path, mon
     asyncio.run(drive())
 
 
-def test_cancelling_leaves_nothing_behind(gangs: Gangs, tmp_path: Path) -> None:
-    trainers, engines = gangs
+def test_cancelling_leaves_nothing_behind(gangs: Any, tmp_path: Path) -> None:
+    trainers, engines = gangs.trainers, gangs.engines
     one, two, never = tmp_path / "1", tmp_path / "2", tmp_path / "never"
 
     async def drive() -> None:
@@ -136,8 +122,8 @@ def test_cancelling_leaves_nothing_behind(gangs: Gangs, tmp_path: Path) -> None:
     asyncio.run(drive())
 
 
-def test_an_interrupt_ends_all_calls_at_once(gangs: Gangs, tmp_path: Path) -> None:
-    trainers, engines = gangs
+def test_an_interrupt_ends_all_calls_at_once(gangs: Any, tmp_path: Path) -> None:
+    trainers, engines = gangs.trainers, gangs.engines
     one, never = tmp_path / "1", tmp_path / "never"
 
     def stop(number: int, frame: object) -> None:
@@ -163,28 +149,31 @@ def test_an_interrupt_ends_all_calls_at_once(gangs: Gangs, tmp_path: Path) -> No
         never.touch()
 
 
-def test_threads_are_those_of_the_processs_own_machine(gangs: Gangs) -> None:
-    trainers, engines = gangs
+def test_threads_are_those_of_the_processs_own_machine(gangs: Any) -> None:
+    trainers, engines = gangs.trainers, gangs.engines
     assert [trainers.neighbours(0), trainers.neighbours(1), engines.neighbours(0)] == [2, 2, 1]
     assert asyncio.run(trainers.call("threads_on_one_core", 1, phase="asking")) == [1, 1]
     assert trainers.processes.name_of(trainers.info(1).actor_id) == "trainer rank 1"
 
 
-def test_a_death_is_noticed_whoever_is_waited_for(gangs: Gangs, tmp_path: Path) -> None:
-    trainers, engines = gangs
-    engine = engines.info(0)
+def test_a_death_is_noticed_whoever_is_waited_for(gangs: Any, tmp_path: Path) -> None:
+    processes = Processes()
+    trainers = Gang("trainer rank", gangs.trainers.actors, processes, 60.0)
+    engines = Gang("rollout engine", [Server.options(num_cpus=0).remote(0, 1)], processes, 60.0)
 
     async def drive() -> None:
+        await processes.started(120.0)
         waiting = asyncio.ensure_future(trainers.call("meet", tmp_path / "1", tmp_path / "never", phase="training"))
         await until((tmp_path / "1").exists)
         began = time.monotonic()
-        os.kill(engine.pid, signal.SIGKILL)
+        os.kill(engines.info(0).pid, signal.SIGKILL)
         with pytest.raises(RunFailedError, match="rollout engine 0 failed during training: its process died") as caught:
             await waiting
         assert time.monotonic() - began < 10
-        assert caught.value.facts == {"log": engine.log}
+        assert caught.value.facts == {"log": engines.info(0).log}
         with pytest.raises(RunFailedError, match="rollout engine 0 failed during log-probs: its process died"):
             await trainers.call("answer", 1, phase="log-probs")
         assert len(asyncio.all_tasks()) == 1
+        (tmp_path / "never").touch()
 
     asyncio.run(drive())

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
+from torch import Tensor
 
 from pentad.cluster.process import GROUPS, Process, thread_share
+from pentad.weights.transport.protocol import WeightChannel
 
 
 @ray.remote(concurrency_groups=GROUPS)
@@ -34,6 +37,9 @@ class Worker(Process):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         return thread_share(processes)
 
+    def send(self, channel: WeightChannel, tensors: Mapping[str, Tensor]) -> Mapping[str, int]:
+        return channel.send(self._noting("sending", tensors.items()))
+
     def environment(self) -> dict[str, str]:
         return dict(os.environ)
 
@@ -53,3 +59,9 @@ class Server(Process):
             mine.with_suffix(".cancelled").touch()
             raise
         return self.rank
+
+    async def receive(self, channel: WeightChannel) -> dict[str, Tensor]:
+        def take() -> dict[str, Tensor]:
+            return {name: tensor.clone() for name, tensor in self._noting("receiving", channel.receive())}
+
+        return await asyncio.to_thread(take)

@@ -144,6 +144,10 @@ class Cluster:
             actors.append(actor_class.options(**options).remote(rank, len(devices)))
         return Gang(name, actors, self.processes, deadline_s)
 
+    def spawn_one(self, actor_class: Any, name: str, deadline_s: float) -> Gang:
+        """One process that needs no device; see `spawn`."""
+        return Gang(name, [actor_class.options(num_cpus=0).remote(0, 1)], self.processes, deadline_s)
+
 
 def _check_reachable(address: str) -> None:
     """Knock at a cluster's door; Ray itself would try for minutes."""

@@ -6,9 +6,8 @@ as a completion or as the reason why there is none.
 
 import asyncio
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
@@ -20,11 +19,12 @@ from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec
 from pentad.platform.device import find_platform
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
-from pentad.weights.proof import check_checksums
+from pentad.weights.transport.protocol import WeightChannel
 
 Ticket = int
 """The driver's number of a request."""
 Answer = Completion | Exception
+NamedTensor = tuple[str, Tensor]
 
 
 @ray.remote(concurrency_groups=GROUPS)
@@ -106,15 +106,13 @@ class EngineActor(Process):
         """See `Engine.resume`."""
         await self._engine.resume()
 
-    async def load_weights(self, refs: Sequence[Any], version: int) -> None:
-        """Take all weights, one bucket at a time, and check that they are the trainer's.
+    async def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
+        """Take all weights; returns the checksum of each tensor as the engine holds it, by Hugging Face name.
 
         Raises:
-            WeightMismatchError, SyncError: a tensor is missing, unexpected or changed.
+            WeightMismatchError: a tensor is missing, unknown, repeated or misshapen.
         """
-        channel = _Buckets(refs)
-        held = await self._engine.load_weights(channel, version)
-        check_checksums(channel.sent, held, f"engine {self.rank}")
+        return await self._engine.load_weights(_Noted(channel, self._noting), version)
 
     async def sleep(self) -> None:
         """Release the accelerator's memory; see `Engine.sleep`."""
@@ -149,19 +147,19 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-class _Buckets:
-    """A channel whose sender has put everything into the object store."""
+class _Noted:
+    """A channel of which is known, while it is received, at which tensor it is."""
 
-    def __init__(self, refs: Sequence[Any]) -> None:
-        self._refs = refs
-        self.sent: dict[str, int] = {}
+    def __init__(
+        self, channel: WeightChannel, note: Callable[[str, Iterator[NamedTensor]], Iterator[NamedTensor]]
+    ) -> None:
+        self._channel, self._note = channel, note
 
-    def send(self, tensors: Any) -> Mapping[str, int]:
-        raise RuntimeError("everything was sent before")
+    def send(self, tensors: Iterable[NamedTensor]) -> Mapping[str, int]:
+        return self._channel.send(tensors)
 
-    def receive(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors; `sent` then has their checksums."""
-        for ref in self._refs:
-            bucket = ray.get(ref)
-            self.sent.update((entry.name, entry.checksum) for entry in bucket.entries)
-            yield from bucket.tensors()
+    def receive(self) -> Iterator[NamedTensor]:
+        return self._note("loading", self._channel.receive())
+
+    def close(self, reason: str) -> None:
+        self._channel.close(reason)

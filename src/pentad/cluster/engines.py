@@ -8,19 +8,20 @@ import asyncio
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engine_actor import EngineActor
+from pentad.cluster.processes import Call
 from pentad.cluster.replica import Order, Replica
 from pentad.config.schema.run import RunSettings
 from pentad.engines.protocol import EngineFeatures
 from pentad.errors import UserError
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.weights.transport.protocol import WeightChannel
 
 
 class Engines:
@@ -86,9 +87,14 @@ class Engines:
         """Sample again."""
         await self._gang.call("resume", phase="resuming the engines")
 
-    async def load_weights(self, refs: Sequence[Any], version: int) -> None:
-        """Give every engine all weights, checked."""
-        await self._gang.call("load_weights", refs, version, phase="weight synchronisation")
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each engine is called in errors."""
+        return self._gang.names
+
+    def start_loading(self, channel: WeightChannel, version: int) -> Call:
+        """Have every engine take all weights; each answers with the checksums that it then holds."""
+        return self._gang.start("load_weights", channel, version)
 
     async def sleep(self) -> None:
         """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""

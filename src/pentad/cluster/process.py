@@ -6,6 +6,7 @@ Invariant: these methods are answered while the process works, each on a thread 
 import os
 import socket
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ray
@@ -55,6 +56,7 @@ class Process:
         self.rank = rank
         self.world_size = world_size
         self._done = 0
+        self._activity = ""
 
     @ray.method(concurrency_group="life")
     def live(self) -> None:
@@ -76,3 +78,18 @@ class Process:
     def progress(self) -> int:
         """How much of the current call is done, in the units of that call."""
         return self._done
+
+    @ray.method(concurrency_group="control")
+    def activity(self) -> str:
+        """What the process is at, for the message that it is late; empty where it has not said."""
+        return self._activity
+
+    def _noting[T](self, doing: str, tensors: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+        """The same tensors; meanwhile `activity` says which one was last."""
+        self._activity = f"{doing} the first tensor"
+        try:
+            for name, tensor in tensors:
+                self._activity = f"{doing} {name}"
+                yield name, tensor
+        finally:
+            self._activity = ""

@@ -31,14 +31,17 @@ Report = Callable[[], Awaitable[None]]
 class DeadlineError(RunFailedError):
     """Some processes did not answer in time.
 
+    Args:
+        phase: what they should have done.
+        activities: what each was at, by name.
+
     Attributes:
         names: of these processes.
     """
 
-    def __init__(self, names: Sequence[str], phase: str, deadline_s: float) -> None:
-        super().__init__(
-            f"{', '.join(names)} did not finish {phase} within {deadline_s:g} s (trainer.deadline_s)",
-        )
+    def __init__(self, names: Sequence[str], phase: str, deadline_s: float, activities: Mapping[str, str]) -> None:
+        said = ", ".join(f"{name} ({activities[name]})" if activities.get(name) else name for name in names)
+        super().__init__(f"{said} did not finish {phase} within {deadline_s:g} s (trainer.deadline_s)")
         self.names = tuple(names)
 
 
@@ -115,11 +118,15 @@ class Processes:
 
     async def sum_progress(self, names: Sequence[str]) -> int:
         """The sum of what `progress` of some processes returns; one that does not answer at once counts 0."""
-        futures = [_future(self._actors[name].progress.remote()) for name in names]
+        return sum((await self._ask("progress", names)).values())
+
+    async def _ask(self, method: str, names: Sequence[str]) -> dict[str, Any]:
+        """The answers to a question, by name; a process that does not answer at once is left out."""
+        futures = {_future(getattr(self._actors[name], method).remote()): name for name in names}
         done, late = await asyncio.wait(futures, timeout=_REPORT_S)
         _drop(late)
         # Why one failed is told by the call that is being waited for.
-        return sum(future.result() for future in done if future.exception() is None)
+        return {futures[future]: future.result() for future in done if future.exception() is None}
 
     async def wait(
         self, calls: Sequence[Call], phase: str, deadline_s: float, report: Report | None = None
@@ -154,7 +161,8 @@ class Processes:
         if errors:
             raise first_cause(errors, phase, {name: info.log for name, info in self.infos.items()})
         if pending:
-            raise DeadlineError([name for future, name in names.items() if future in pending], phase, deadline_s)
+            late = list(dict.fromkeys(name for future, name in names.items() if future in pending))
+            raise DeadlineError(late, phase, deadline_s, await self._ask("activity", late))
         answers = iter(names)
         return [[next(answers).result() for _ in call.refs] for call in calls]
 

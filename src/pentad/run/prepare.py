@@ -41,6 +41,17 @@ class Prepared:
     train: EncodedPrompts | EncodedExamples
     eval: dict[str, EncodedPrompts]
 
+    @property
+    def notices(self) -> list[str]:
+        """How many rows `data.too_long=drop` has dropped, of each source."""
+        sources = {"data.train": self.train, **{f"data.eval.{name}": prompts for name, prompts in self.eval.items()}}
+        return [
+            f"{name}: {data.dropped} of {len(data) + data.dropped} prompts are longer than data.max_prompt_tokens = "
+            f"{self.settings.data.max_prompt_tokens}; they are left out"
+            for name, data in sources.items()
+            if data.dropped
+        ]
+
 
 def prepare(sources: Sources) -> Prepared:
     """Read model and tokenizer, and encode the data.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pentad.samples.completion import Completion
 from pentad.samples.tensors import PicklesAsNumpy, check_tensor
+from pentad.samples.trajectory import Trajectory
 
 _PER_SEQUENCE_DTYPES = (torch.float32, torch.int64, torch.bool)
 
@@ -217,6 +218,35 @@ class Batch(PicklesAsNumpy):
                 "rewards": torch.tensor(rewards, dtype=torch.float32),
                 "weight_versions": torch.tensor([int(c.versions.min()) for c in completions], dtype=torch.int64),
                 "group_ids": torch.tensor(group_ids, dtype=torch.int64),
+            },
+        )
+
+    @staticmethod
+    def from_trajectories(trajectories: Sequence[Trajectory]) -> Batch:
+        """The training batch of `S` trajectories; a failed one is masked out.
+
+        Sets `per_token["rollout_logprobs"]` (0 where nothing was sampled) and, per sequence, `rewards` (float32),
+        `scored` (bool, False for failed ones), `weight_versions` (int64, the oldest) and `group_ids` (int64).
+        Sample ids are the places in the batch added to the first episode.
+
+        Raises:
+            ValueError: there is no trajectory.
+        """
+        if not trajectories:
+            raise ValueError("a batch needs at least one trajectory")
+        scored = [trajectory.status != "failed" for trajectory in trajectories]
+        first = trajectories[0].episode
+        return Batch(
+            tokens=torch.cat([trajectory.tokens for trajectory in trajectories]),
+            cu_seqlens=_cu_seqlens(torch.tensor([len(trajectory.tokens) for trajectory in trajectories])),
+            loss_mask=torch.cat([t.sampled & kept for t, kept in zip(trajectories, scored, strict=True)]),
+            sample_ids=torch.arange(first, first + len(trajectories)),
+            per_token={"rollout_logprobs": torch.cat([trajectory.logprobs for trajectory in trajectories])},
+            per_sequence={
+                "rewards": torch.tensor([trajectory.reward for trajectory in trajectories], dtype=torch.float32),
+                "scored": torch.tensor(scored, dtype=torch.bool),
+                "weight_versions": torch.tensor([t.oldest_version for t in trajectories], dtype=torch.int64),
+                "group_ids": torch.tensor([trajectory.group for trajectory in trajectories], dtype=torch.int64),
             },
         )
 

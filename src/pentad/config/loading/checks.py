@@ -41,7 +41,7 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
         yield tuple(f"algorithm.{key}" for key in keys), why, use
     if algorithm.trains_on == "examples":
         why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to grpo"
-        yield ("rollout.n", "rollout.temperature", "rollout.top_p"), why, use
+        yield ("rollout.n", "rollout.temperature", "rollout.top_p", "reward.on_failure"), why, use
         if not data.eval:
             why, use = (
                 f"algorithm {algorithm.name} generates only for data.eval, which is empty",
