@@ -63,7 +63,7 @@ def seen(answers: list[Completion | BaseException]) -> list[tuple[int, int]]:
 async def waiting(engines: Engines, count: int) -> None:
     """Return when so many requests wait at the engines."""
     async with asyncio.timeout(30):
-        while sum(int(counts[0]) for counts in await engines.logprobs([], 1.0)) != count:
+        while sum(int(facts[0][0]) for facts in await engines.logprobs([], 1.0)) != count:
             await asyncio.sleep(0.01)
 
 
@@ -114,6 +114,21 @@ def test_a_cancelled_request_is_dropped_by_its_engine(engines: Engines) -> None:
         await engines.pause(abort=False)
         # The load of what was dropped is gone.
         assert seen(await ask(engines, request("a"), request("b"))) == [(0, 1), (1, 1)]
+
+    asyncio.run(main())
+
+
+def test_a_pause_comes_after_the_requests_that_were_made_before_it(engines: Engines) -> None:
+    async def main() -> None:
+        await engines.pause(abort=False)
+        before = sum(int(facts[0][1]) for facts in await engines.logprobs([], 1.0))
+        tasks = [asyncio.create_task(engines.generate(request(f"r{number}"))) for number in range(20)]
+        await asyncio.sleep(0)  # they are made
+        await asyncio.sleep(0)  # and dealt out
+        await asyncio.sleep(0)  # and sent
+        await engines.pause(abort=False)
+        assert sum(int(facts[0][1]) for facts in await engines.logprobs([], 1.0)) == before + 20
+        await asyncio.gather(*tasks)
 
     asyncio.run(main())
 

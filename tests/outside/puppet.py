@@ -29,11 +29,12 @@ class Puppet:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._replica = spec.replica
-        self._together = self._waiting = 0
+        self._together = self._waiting = self._begun = self._begun_before_pause = 0
         self._resumed = asyncio.Event()
 
     async def generate(self, request: GenerateRequest) -> Completion:
         self._together += 1
+        self._begun += 1
         await asyncio.sleep(0)
         tokens = torch.tensor([int(request.prompt_tokens[0]), self._replica, self._together])
         await asyncio.sleep(0)
@@ -56,10 +57,11 @@ class Puppet:
         return Completion(tokens, torch.zeros(3), torch.zeros(3, dtype=torch.int32), "length")
 
     async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
-        """How many requests wait."""
-        return [torch.tensor(float(self._waiting))]
+        """How many requests wait, and how many had begun at the last pause."""
+        return [torch.tensor([float(self._waiting), float(self._begun_before_pause)])]
 
     async def pause(self, *, abort: bool) -> None:
+        self._begun_before_pause = self._begun
         self._resumed.clear()
 
     async def resume(self) -> None:

@@ -113,6 +113,11 @@ class ReplayEngine:
         if self._running and not self._paused:
             raise RuntimeError("requests are running")
         self.version = NO_VERSION
+        held = await asyncio.to_thread(self._receive, channel)  # it blocks
+        self.version = version
+        return held
+
+    def _receive(self, channel: WeightChannel) -> Mapping[str, int]:
         held = {name: parameter.data for name, parameter in self._model.named_parameters()}
         missing = set(held)
         for name, tensor in channel.receive():
@@ -122,7 +127,6 @@ class ReplayEngine:
             missing.discard(name)
         if missing:
             raise WeightMismatchError(f"{', '.join(sorted(missing))} did not arrive")
-        self.version = version
         return {name: checksum(tensor) for name, tensor in held.items()}
 
     async def sleep(self) -> None:
