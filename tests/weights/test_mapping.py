@@ -14,7 +14,7 @@ from pentad.layout import Layout
 from pentad.weights.families import FAMILIES
 from pentad.weights.geometry import Geometry
 from pentad.weights.mapping import WeightMapping
-from pentad.weights.rules import QKV, Gated, Row, Rule, Vocab
+from pentad.weights.sharding import QKV, Gated, Row, Rule, Vocab
 
 # The vocabulary of 97 is divided by none of these, so the last rank holds padding.
 LAYOUTS = [Layout(), Layout(tensor=2), Layout(tensor=4), Layout(data=2)]

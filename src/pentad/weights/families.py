@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from pentad.errors import UserError
 from pentad.families.hf_config import check_supported
-from pentad.weights.rules import QKV, Experts, Gated, Replicated, Row, Rule, Vocab
+from pentad.weights.sharding import QKV, Experts, Gated, Replicated, Row, Rule, Vocab
 
 _LAYER = "model.layers.{layer}."
 _DECODER = "decoder.layers.{layer}."

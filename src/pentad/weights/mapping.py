@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from pentad.weights.families import Family, family_of
 from pentad.weights.geometry import Geometry
 from pentad.weights.hf_files import CheckpointReader
-from pentad.weights.rules import Experts, Rule
+from pentad.weights.sharding import Experts, Rule
 
 # Megatron takes seconds to import, and who only asks for shapes has no use for it.
 if TYPE_CHECKING:
