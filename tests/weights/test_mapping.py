@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tiny import DENSE
 from torch import Tensor
 
+from pentad.families.facts import ModelFacts
 from pentad.layout import Layout
 from pentad.weights.families import FAMILIES
-from pentad.weights.geometry import Geometry
 from pentad.weights.mapping import WeightMapping
 from pentad.weights.sharding import QKV, Gated, Row, Rule, Vocab
 
@@ -50,11 +50,13 @@ RULES = {
 @pytest.mark.parametrize("kind", RULES)
 def test_join_undoes_shard(kind, size):
     rule, shapes = RULES[kind]
-    geometry = Geometry(layers=1, hidden=6, heads=8, kv_heads=4, head_dim=8, ffn=16, vocab_size=97, tied=False)
+    facts = ModelFacts(
+        "llama", 1, 6, num_heads=8, num_kv_heads=4, ffn_hidden_size=16, vocab_size=97, head_dim=8, tied=False
+    )
     whole = [torch.randn(shape) for shape in shapes]
-    shards = [rule.shard(whole, geometry, rank, size) for rank in range(size)]
+    shards = [rule.shard(whole, facts, rank, size) for rank in range(size)]
     assert len({shard.shape for shard in shards}) == 1, "ranks hold different shapes"
-    for one, other in zip(rule.join(shards, geometry), whole, strict=True):
+    for one, other in zip(rule.join(shards, facts), whole, strict=True):
         assert torch.equal(one, other)
 
 

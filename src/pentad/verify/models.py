@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from pentad.errors import UserError
-from pentad.weights.geometry import Geometry
+from pentad.weights.facts import model_facts
 from pentad.weights.source import load_config
 
 # The vocabulary of 101 is prime: every split of it has padding. More parts than key/value heads replicate these.
@@ -141,7 +141,7 @@ def write_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.d
         elif tiny:
             parameter.normal_(std=_TINY_STD)
     _calm(model, config)
-    if Geometry.of(config).experts:
+    if model_facts(config).num_experts:
         _decide_routes(model, config)
     model.to(dtype).save_pretrained(directory)
 
@@ -168,11 +168,11 @@ def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     The class of a token is its id modulo the number of experts. It is written into the embedding as one of as many
     orthogonal directions, which the routers read. In each layer a class goes to other experts.
     """
-    geometry = Geometry.of(config)
-    experts, chosen = geometry.experts, geometry.experts_per_token
-    directions = torch.linalg.qr(torch.randn(geometry.hidden, experts))[0].t()
+    facts = model_facts(config)
+    experts, chosen = facts.num_experts or 0, facts.experts_per_token
+    directions = torch.linalg.qr(torch.randn(facts.hidden_size, experts))[0].t()
     embedding: Any = model.get_input_embeddings().weight
-    embedding.add_(_CLASS_SIZE * geometry.hidden**0.5 * directions[torch.arange(embedding.shape[0]) % experts])
+    embedding.add_(_CLASS_SIZE * facts.hidden_size**0.5 * directions[torch.arange(embedding.shape[0]) % experts])
     # The chosen experts get different weights; all others get next to nothing.
     wishes = torch.zeros(experts)
     wishes[:chosen] = torch.linspace(1.0, 0.6, chosen)
@@ -180,4 +180,4 @@ def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     for layer, router in enumerate(routers):
         table = torch.stack([wishes.roll(number + layer) for number in range(experts)])
         # The norm before the router gives a token a length of the root of the width.
-        router.normal_(std=0.2).add_(4.0 * table.t() @ directions).mul_(geometry.hidden**-0.5)
+        router.normal_(std=0.2).add_(4.0 * table.t() @ directions).mul_(facts.hidden_size**-0.5)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedConfig
 
+from pentad.weights.facts import model_facts
 from pentad.weights.families import Family, family_of
-from pentad.weights.geometry import Geometry
 from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.sharding import Experts, Rule
 
@@ -34,12 +34,13 @@ class WeightMapping:
     """
 
     def __init__(self, config: PreTrainedConfig, groups: "ProcessGroupCollection | None") -> None:
-        self.geometry = Geometry.of(config)
+        self.facts = model_facts(config)
         self.family: Family = family_of(config)
+        self._experts = self.facts.num_experts or 0
         self._tp: ProcessGroup | None = groups.tp if groups is not None else None
-        self._ep: ProcessGroup | None = groups.ep if groups is not None and self.geometry.experts else None
-        self._expert_tp: ProcessGroup | None = groups.expt_tp if groups is not None and self.geometry.experts else None
-        self._rules: dict[str, Rule] = {rule.megatron: rule for rule in self.family.rules(self.geometry.tied)}
+        self._ep: ProcessGroup | None = groups.ep if groups is not None and self._experts else None
+        self._expert_tp: ProcessGroup | None = groups.expt_tp if groups is not None and self._experts else None
+        self._rules: dict[str, Rule] = {rule.megatron: rule for rule in self.family.rules(self.facts.tied)}
 
     def rule_of(self, megatron_name: str) -> tuple[Rule, tuple[str, ...]]:
         """The rule of a parameter and its Hugging Face names, in which `{expert}` may still stand.
@@ -83,7 +84,7 @@ class WeightMapping:
 
     def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: CheckpointReader) -> None:
         group = self._expert_tp if isinstance(rule, Experts) else self._tp
-        shard = rule.shard([reader.get(source) for source in sources], self.geometry, _rank(group), _size(group))
+        shard = rule.shard([reader.get(source) for source in sources], self.facts, _rank(group), _size(group))
         if shard.shape != target.shape:
             raise ValueError(f"{sources[0]}: rule gives {list(shard.shape)}, parameter is {list(target.shape)}")
         target.copy_(shard)
@@ -104,25 +105,25 @@ class WeightMapping:
             if isinstance(rule, Experts):
                 yield from self._export_experts(rule, targets, tensor.detach())
             else:
-                yield from zip(targets, rule.join(_gather(tensor.detach(), self._tp), self.geometry), strict=True)
+                yield from zip(targets, rule.join(_gather(tensor.detach(), self._tp), self.facts), strict=True)
 
     def _export_experts(self, rule: Experts, targets: tuple[str, ...], tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         # [expert-parallel rank][expert-tensor rank] -> [local experts, ...]
         parts = [part.unbind() for part in _gather(torch.stack(_gather(tensor, self._expert_tp)), self._ep)]
         per_rank = tensor.shape[0]
-        for expert in range(self.geometry.experts):
+        for expert in range(self._experts):
             rank, place = divmod(expert, per_rank)
-            whole = rule.join([shard[place] for shard in parts[rank]], self.geometry)
+            whole = rule.join([shard[place] for shard in parts[rank]], self.facts)
             yield from zip((_numbered(target, expert) for target in targets), whole, strict=True)
 
     def _local_experts(self) -> range:
-        per_rank = self.geometry.experts // _size(self._ep)
+        per_rank = self._experts // _size(self._ep)
         first = _rank(self._ep) * per_rank
         return range(first, first + per_rank)
 
     def _is_copy(self, name: str) -> bool:
         """Whether a parameter is the last stage's copy of a tied embedding."""
-        return self.geometry.tied and name == "output_layer.weight"
+        return self.facts.tied and name == "output_layer.weight"
 
 
 def _numbered(name: str, expert: int) -> str:

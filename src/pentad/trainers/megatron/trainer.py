@@ -199,7 +199,7 @@ class Trainer:
         results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
         sums = self._sum_over_microbatches(results)
         metrics = {name: value / tokens for name, value in sums.items()}
-        if experts := self.mapping.geometry.experts:
+        if experts := self.mapping.facts.num_experts:
             metrics |= expert_load(self._modules, self.groups, experts)
         return metrics
 
@@ -327,7 +327,7 @@ class Trainer:
             weight,
             microbatch.batch.tokens[targets],
             temperature=temperature,
-            vocab_size=self.mapping.geometry.vocab_size,
+            vocab_size=self.mapping.facts.vocab_size,
             group=self.groups.tp,
         )
         places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
