@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from pentad.errors import UserError
-from pentad.families.hf_config import FAMILIES, facts_from_config
+from pentad.families.builtin import builtin_config, builtin_models
+from pentad.families.catalog import FAMILIES, family_named
+from pentad.families.hf_config import facts_from_config
 from pentad.families.known_models import known_facts, known_models
 from pentad.families.model_files import facts_of
 from pentad.planning.parameters import active_parameters, model_parameters
@@ -104,6 +106,24 @@ def test_absent_values_are_those_of_transformers(family: str) -> None:
     assert theirs.max_positions == config.max_position_embeddings
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_default_is_that_of_transformers(name: str) -> None:
+    from transformers import AutoConfig
+
+    family, theirs = family_named(name), AutoConfig.for_model(name)
+    assert family.name == name
+    assert {key: getattr(theirs, key) for key in family.defaults} == family.defaults
+
+
+def test_built_in_models_are_of_their_families() -> None:
+    models = builtin_models()
+    assert set(models) == {name for family in FAMILIES for name in family_named(family).tiny}
+    assert sum(len(family_named(family).tiny) for family in FAMILIES) == len(models), "a name stands for two models"
+    for name in models:
+        assert facts_from_config(builtin_config(name, layers=6)).num_layers == 6
+        assert name.startswith(models[name]["model_type"])
+
+
 @pytest.mark.parametrize(
     ("change", "cause", "fix"),
     [
@@ -119,6 +139,8 @@ def test_absent_values_are_those_of_transformers(family: str) -> None:
         ({"model_type": "qwen2_moe", "qkv_bias": False}, "asks for qkv_bias=false", "without it"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "asks for rotary scaling other than", "without it"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "other than default, linear, llama3, yarn", "without it"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": 1}, "mlp_only_layers is 1", "list of layer numbers"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 0}, "decoder_sparse_step is 0", "above 0"),
         ({"partial_rotary_factor": 0.5}, "asks for partial_rotary_factor", "without it"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "asks for partial_rotary_factor", "without it"),
     ],

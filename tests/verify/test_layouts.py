@@ -11,12 +11,13 @@ import torch
 
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.errors import UserError
+from pentad.families.builtin import builtin_models
 from pentad.families.hf_config import facts_from_config
 from pentad.layout import Layout
 from pentad.layout.layout import LETTERS
 from pentad.verify import rank
 from pentad.verify.layouts import small_layouts
-from pentad.verify.models import TINY, tiny_config, write_random_model
+from pentad.verify.models import tiny_config, write_random_model
 from pentad.verify.verification import Verification
 
 FAMILIES = ("llama_tied", "qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "mixtral")
@@ -63,7 +64,7 @@ def test_layout_agrees_with_one_process(family, layout, verification):
     assert report.passed, report.problems
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", builtin_models())
 def test_one_process_agrees_with_transformers(family, verification):
     report = verification(family).check_transformers()
     assert report.passed, report.problems

@@ -6,14 +6,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pentad.errors import UserError
+from pentad.families.builtin import builtin_models
 from pentad.families.model_files import facts_of
 from pentad.verify.batch import make_batch, with_objective
-from pentad.verify.models import TINY, small_config, tiny_config, write_random_model
+from pentad.verify.models import small_config, tiny_config, write_random_model
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", builtin_models())
 def test_weights_are_reproducible_and_not_special(family, checkpoint, tmp_path):
     write_random_model(tiny_config(family), tmp_path / "again", torch.float32)
     first, again = (load_file(folder / "model.safetensors") for folder in (checkpoint(family), tmp_path / "again"))

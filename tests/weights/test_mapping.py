@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from tiny import DENSE
 from torch import Tensor
 
+from pentad.families.blocks import model_rules
+from pentad.families.catalog import FAMILIES, family_named
 from pentad.families.facts import ModelFacts
+from pentad.families.rules import QKV, Column, Experts, Gated, Replicated, Row, Rule, Vocab
 from pentad.layout import Layout
-from pentad.weights.families import FAMILIES
 from pentad.weights.mapping import WeightMapping
-from pentad.weights.sharding import QKV, Gated, Row, Rule, Vocab
+from pentad.weights.sharding import join, shard
 
 # The vocabulary of 97 is divided by none of these, so the last rank holds padding.
 LAYOUTS = [Layout(), Layout(tensor=2), Layout(tensor=4), Layout(data=2)]
@@ -42,6 +44,9 @@ RULES = {
     "qkv bias": (QKV("m", ("q", "k", "v")), [(64,), (32,), (32,)]),
     "gated": (Gated("m", ("gate", "up")), [(16, 6), (16, 6)]),
     "row": (Row("m", ("down",)), [(6, 16)]),
+    "column": (Column("m", ("up",)), [(16, 6)]),
+    "replicated": (Replicated("m", ("norm",)), [(6,)]),
+    "experts": (Experts("m", ("gate", "up"), Gated("m", ("gate", "up"))), [(16, 6), (16, 6)]),
     "vocab": (Vocab("m", ("embed",)), [(97, 6)]),
 }
 
@@ -54,16 +59,17 @@ def test_join_undoes_shard(kind, size):
         "llama", 1, 6, num_heads=8, num_kv_heads=4, ffn_hidden_size=16, vocab_size=97, head_dim=8, tied=False
     )
     whole = [torch.randn(shape) for shape in shapes]
-    shards = [rule.shard(whole, facts, rank, size) for rank in range(size)]
-    assert len({shard.shape for shard in shards}) == 1, "ranks hold different shapes"
-    for one, other in zip(rule.join(shards, facts), whole, strict=True):
+    shards = [shard(rule, whole, facts, rank, size) for rank in range(size)]
+    assert len({part.shape for part in shards}) == 1, "ranks hold different shapes"
+    for one, other in zip(join(rule, shards, facts), whole, strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_names_nothing_twice(family):
+@pytest.mark.parametrize("has_experts", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_names_nothing_twice(name, has_experts):
     for tied in (True, False):
-        rules: tuple[Rule, ...] = FAMILIES[family].rules(tied)
+        rules: tuple[Rule, ...] = (*model_rules(tied), *family_named(name).layer_rules(has_experts))
         megatron = [rule.megatron for rule in rules]
         assert len(set(megatron)) == len(megatron)
         names = [

@@ -162,19 +162,20 @@ def _check_file(path: Path) -> None:
 
 def _config_directory(options: argparse.Namespace, folder: Path) -> Path:
     """A directory with the configuration of the model that is computed; the user's own has its weights, too."""
-    from pentad.verify.models import TINY, small_config, tiny_config
+    from pentad.families.builtin import builtin_models
+    from pentad.verify.models import small_config, tiny_config
     from pentad.weights.source import resolve_model
 
     layers = options.layers or _LAYERS
     if options.shrink:
-        if options.model in TINY:
+        if options.model in builtin_models():
             raise UserError(
                 f"{options.model} is a built-in tiny model, which --shrink is not for", "leave --shrink out"
             )
         small_config(
             options.model, layers=layers, experts=options.experts or _EXPERTS, scale=options.scale or 1
         ).save_pretrained(folder / "model")
-    elif options.model in TINY:
+    elif options.model in builtin_models():
         tiny_config(options.model, layers=layers).save_pretrained(folder / "model")
     elif options.layers is not None:
         raise UserError("--layers is read for built-in models and with --shrink only", "add --shrink, or leave it out")

@@ -18,12 +18,12 @@ from transformers import PreTrainedConfig
 
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.families.facts import ModelFacts
+from pentad.families.hf_config import transformer_fields
 from pentad.layout import Layout
 from pentad.layout.pipeline import stage_layers
 from pentad.trainers.megatron.passthrough import Supported, make_config
 from pentad.trainers.megatron.provider import block_spec
 from pentad.weights.facts import model_facts
-from pentad.weights.families import family_of
 
 # What the layout, the model or the precision settles; a user who sets it in a dictionary would contradict them.
 _SETTLED = {
@@ -112,6 +112,8 @@ def transformer_config(
         "gated_linear_unit": True,
         "activation_func": functional.silu,
         "add_bias_linear": False,
+        "add_qkv_bias": facts.qkv_bias,
+        "qk_layernorm": facts.qk_norm,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "params_dtype": dtype,
@@ -139,7 +141,7 @@ def transformer_config(
         "moe_token_dispatcher_type": "alltoall",
         **_pipeline(facts, layout),
         **_mixture(facts),
-        **family_of(config).transformer(config),
+        **transformer_fields(config.to_dict()),
     }
     return make_config(
         TransformerConfig,
@@ -173,6 +175,7 @@ def _mixture(facts: ModelFacts) -> dict[str, Any]:
         "num_moe_experts": facts.num_experts,
         "moe_router_topk": facts.experts_per_token,
         "moe_ffn_hidden_size": facts.moe_ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": facts.shared_ffn_hidden_size or None,
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
         "moe_router_dtype": "fp32",
