@@ -27,6 +27,7 @@ MIXTURE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama tied, wide heads": {"model_type": "llama", "tie_word_embeddings": True, "head_dim": 32},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
     "qwen2": {"model_type": "qwen2"},
     "qwen2 tied": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
@@ -98,7 +99,8 @@ def test_absent_values_are_those_of_transformers(family: str) -> None:
     from transformers import AutoConfig
 
     sizes = {name: size for name, size in TINY.items() if name != "num_key_value_heads"}
-    given = {**sizes, "num_attention_heads": 32, "hidden_size": 2048}
+    # Where a file says nothing of a sliding window, Mistral's has one.
+    given = {**sizes, "num_attention_heads": 32, "hidden_size": 2048, "sliding_window": None}
     config = AutoConfig.for_model(family, **given)
     mine = facts_from_config({"model_type": family, **given})
     theirs = facts_from_config(config.to_dict())
@@ -127,7 +129,7 @@ def test_built_in_models_are_of_their_families() -> None:
 @pytest.mark.parametrize(
     ("change", "cause", "fix"),
     [
-        ({"model_type": "gpt2"}, "architecture 'gpt2', which is not supported", "llama, mixtral, qwen2"),
+        ({"model_type": "gpt2"}, "architecture 'gpt2', which is not supported", "llama, mistral, mixtral, qwen2"),
         ({"model_type": None}, "has no model_type", "llama"),
         ({"hidden_size": None}, "hidden_size is missing", "whole number"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0", "whole number"),
@@ -136,6 +138,8 @@ def test_built_in_models_are_of_their_families() -> None:
         ({"hidden_act": "gelu"}, "asks for hidden_act other than silu", "without it"),
         ({"model_type": "qwen3", "use_sliding_window": True}, "asks for use_sliding_window", "without it"),
         ({"model_type": "mixtral", "sliding_window": 4096}, "asks for sliding_window", "without it"),
+        ({"model_type": "mistral", "sliding_window": 4096}, "asks for sliding_window", "such as Mistral v0.3"),
+        ({"model_type": "mistral"}, "asks for sliding_window", '"sliding_window": null'),
         ({"model_type": "qwen2_moe", "qkv_bias": False}, "asks for qkv_bias=false", "without it"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "asks for rotary scaling other than", "without it"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "other than default, linear, llama3, yarn", "without it"),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rollout_models import CONFIGS, SHAPE, reference_model
 from torch import Tensor
-from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel, Qwen2MoeConfig
+from transformers import LlamaConfig, MistralConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel, Qwen2MoeConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from pentad.samples.batch import Batch
@@ -31,6 +31,7 @@ _ROPE_SCALING: dict[str, dict[str, Any]] = {
 DENSE: dict[str, PreTrainedConfig] = {
     "llama": CONFIGS["llama"],
     "llama_tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SHAPE, sliding_window=None),
     "qwen2": CONFIGS["qwen2"],
     "qwen3": CONFIGS["qwen3"],
 }

@@ -10,6 +10,7 @@ from pentad.families.family import Family
 
 FAMILIES = {
     "llama": "pentad.families.llama",
+    "mistral": "pentad.families.mistral",
     "qwen2": "pentad.families.qwen2",
     "qwen3": "pentad.families.qwen3",
     "qwen3_moe": "pentad.families.qwen3_moe",
