@@ -29,6 +29,14 @@ def layouts_of(family: str) -> list[Layout]:
 
 
 ALL = {family: layouts_of(family) for family in FAMILIES}
+# Dense layers among those with experts: stages and chunks that have only the one, only the other, or both.
+DENSE_AMONG = [
+    Layout(pipeline=2, data=2, expert=2),
+    Layout(pipeline=2, virtual=2),
+    Layout(pipeline=4),
+    Layout(tensor=2, context=2, expert=2),
+    Layout(tensor=2, expert_tensor=2),
+]
 CHOSEN = [(family, layout) for number, family in enumerate(FAMILIES) for layout in ALL[family][number % 3 :: 3]]
 
 
@@ -61,6 +69,13 @@ def test_a_third_has_every_pair_of_dimensions():
 @pytest.mark.parametrize(("family", "layout"), CHOSEN, ids=[f"{family}-{layout}" for family, layout in CHOSEN])
 def test_layout_agrees_with_one_process(family, layout, verification):
     report = verification(family).check(layout)
+    assert report.passed, report.problems
+
+
+@pytest.mark.parametrize("layout", DENSE_AMONG, ids=str)
+def test_dense_layers_among_others(layout, verification):
+    assert layout in layouts_of("qwen3_moe_dense")
+    report = verification("qwen3_moe_dense").check(layout)
     assert report.passed, report.problems
 
 

@@ -7,7 +7,7 @@ import torch
 from ranks import Rank, run_on
 from rollout_models import CONFIGS
 from safetensors.torch import load_file
-from tiny import DENSE
+from tiny import DENSE, MIXTURE
 from torch import Tensor
 
 from pentad.families.blocks import model_rules
@@ -84,3 +84,12 @@ def test_a_family_names_nothing_twice(name, has_experts):
 def test_a_parameter_without_a_rule_is_an_error():
     with pytest.raises(KeyError, match=r"decoder\.layers\.3\.mlp\.novelty has no rule in family qwen2"):
         WeightMapping(CONFIGS["qwen2"], None).rule_of("decoder.layers.3.mlp.novelty")
+
+
+def test_rules_are_those_of_the_layer():
+    """The first layer of this model is dense, the second has experts."""
+    mapping = WeightMapping(MIXTURE["qwen3_moe_dense"], None)
+    for layer, held, missing in ((0, "linear_fc1.weight", "router.weight"), (1, "router.weight", "linear_fc1.weight")):
+        assert mapping.rule_of(f"decoder.layers.{layer}.mlp.{held}")[1]
+        with pytest.raises(KeyError, match="has no rule"):
+            mapping.rule_of(f"decoder.layers.{layer}.mlp.{missing}")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pentad.families.blocks import ATTENTION, NORMS, QKV_BIAS, QWEN_EXPERTS, SHARED_EXPERT
+from pentad.families.blocks import ATTENTION, DENSE_MLP, NORMS, QKV_BIAS, QWEN_EXPERTS, SHARED_EXPERT
 from pentad.families.config_values import ConfigValues
 from pentad.families.family import Family, Refusal
 from pentad.families.mixture import dense_layers, mixture_facts, routing
@@ -26,6 +26,7 @@ def _facts(values: ConfigValues) -> dict[str, Any]:
 FAMILY = Family(
     name="qwen2_moe",
     attention=(*NORMS, *ATTENTION, *QKV_BIAS),
+    dense_mlp=DENSE_MLP,
     mixture=(*QWEN_EXPERTS, *SHARED_EXPERT),
     defaults={
         "num_key_value_heads": 16,
@@ -43,5 +44,5 @@ FAMILY = Family(
     facts=_facts,
     # Its output is weighed by a gate of its own.
     transformer=lambda values: {"moe_shared_expert_gate": True, **routing(normalized=values.get("norm_topk_prob"))},
-    tiny={"qwen2_moe": _TINY},
+    tiny={"qwen2_moe": _TINY, "qwen2_moe_dense": {**_TINY, "decoder_sparse_step": 2}},
 )

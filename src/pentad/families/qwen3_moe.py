@@ -1,8 +1,8 @@
-"""Mixtures of Qwen3 (https://arxiv.org/abs/2505.09388): Qwen3's attention, and layers with experts."""
+"""Mixtures of Qwen3 (https://arxiv.org/abs/2505.09388): Qwen3's attention; experts in all layers, or in some."""
 
 from typing import Any
 
-from pentad.families.blocks import ATTENTION, NORMS, QK_NORM, QWEN_EXPERTS
+from pentad.families.blocks import ATTENTION, DENSE_MLP, NORMS, QK_NORM, QWEN_EXPERTS
 from pentad.families.config_values import ConfigValues
 from pentad.families.family import Family
 from pentad.families.mixture import dense_layers, mixture_facts, routing
@@ -24,6 +24,7 @@ def _facts(values: ConfigValues) -> dict[str, Any]:
 FAMILY = Family(
     name="qwen3_moe",
     attention=(*NORMS, *ATTENTION, *QK_NORM),
+    dense_mlp=DENSE_MLP,
     mixture=QWEN_EXPERTS,
     defaults={
         "num_key_value_heads": 4,
@@ -35,5 +36,5 @@ FAMILY = Family(
     },
     facts=_facts,
     transformer=lambda values: routing(normalized=values.get("norm_topk_prob")),
-    tiny={"qwen3_moe": _TINY},
+    tiny={"qwen3_moe": _TINY, "qwen3_moe_dense": {**_TINY, "mlp_only_layers": [0, 2]}},
 )

@@ -17,7 +17,7 @@ from transformers import (
 
 from pentad.errors import UserError
 from pentad.families.builtin import LAYERS, builtin_config, builtin_models
-from pentad.weights.facts import model_facts
+from pentad.families.hf_config import facts_from_config
 from pentad.weights.source import load_config
 
 # Deviation of random weights of tiny models; larger ones have that of their architecture.
@@ -105,7 +105,7 @@ def write_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.d
         elif tiny:
             parameter.normal_(std=_TINY_STD)
     _calm(model, config)
-    if model_facts(config).num_experts:
+    if facts_from_config(config.to_dict()).num_experts:
         _decide_routes(model, config)
     model.to(dtype).save_pretrained(directory)
 
@@ -132,7 +132,7 @@ def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     The class of a token is its id modulo the number of experts. It is written into the embedding as one of as many
     orthogonal directions, which the routers read. In each layer a class goes to other experts.
     """
-    facts = model_facts(config)
+    facts = facts_from_config(config.to_dict())
     experts, chosen = facts.num_experts or 0, facts.experts_per_token
     directions = torch.linalg.qr(torch.randn(facts.hidden_size, experts))[0].t()
     embedding: Any = model.get_input_embeddings().weight

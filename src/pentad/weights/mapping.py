@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig
 
 from pentad.families.blocks import model_rules
 from pentad.families.catalog import family_named
+from pentad.families.hf_config import facts_from_config
 from pentad.families.rules import Experts, Rule
-from pentad.weights.facts import model_facts
 from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.sharding import join, shard
 
@@ -36,7 +36,7 @@ class WeightMapping:
     """
 
     def __init__(self, config: PreTrainedConfig, groups: "ProcessGroupCollection | None") -> None:
-        self.facts = model_facts(config)
+        self.facts = facts_from_config(config.to_dict())
         self._experts = self.facts.num_experts or 0
         self._tp: ProcessGroup | None = groups.tp if groups is not None else None
         self._ep: ProcessGroup | None = groups.ep if groups is not None and self._experts else None

@@ -18,12 +18,11 @@ from transformers import PreTrainedConfig
 
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.families.facts import ModelFacts
-from pentad.families.hf_config import transformer_fields
+from pentad.families.hf_config import facts_from_config, transformer_fields
 from pentad.layout import Layout
 from pentad.layout.pipeline import stage_layers
 from pentad.trainers.megatron.passthrough import Supported, make_config
 from pentad.trainers.megatron.provider import block_spec
-from pentad.weights.facts import model_facts
 
 # What the layout, the model or the precision settles; a user who sets it in a dictionary would contradict them.
 _SETTLED = {
@@ -40,6 +39,7 @@ _SETTLED = {
     "expert_tensor_parallel_size": "allocation",
     "pipeline_model_parallel_layout": "allocation",
     "num_moe_experts": "model.path",
+    "moe_layer_freq": "model.path",
     "moe_router_topk": "model.path",
     "moe_ffn_hidden_size": "model.path",
     "sequence_parallel": "allocation",
@@ -99,7 +99,7 @@ def transformer_config(
     Raises:
         UserError: a field that does not exist, is settled elsewhere, or that Megatron refuses.
     """
-    facts = model_facts(config)
+    facts = facts_from_config(config.to_dict())
     settings: dict[str, Any] = {
         "num_layers": facts.num_layers,
         "hidden_size": facts.hidden_size,
@@ -168,11 +168,13 @@ def _pipeline(facts: ModelFacts, layout: Layout) -> dict[str, Any]:
 
 
 def _mixture(facts: ModelFacts) -> dict[str, Any]:
-    """The experts of a mixture model; no auxiliary loss, no dropped tokens."""
+    """The experts of a mixture model, and which of its layers have them; no auxiliary loss, no dropped tokens."""
     if facts.num_experts is None:
         return {}
+    layers = [int(facts.has_experts(layer)) for layer in range(facts.num_layers)]
     return {
         "num_moe_experts": facts.num_experts,
+        "moe_layer_freq": layers if facts.dense_layers else 1,
         "moe_router_topk": facts.experts_per_token,
         "moe_ffn_hidden_size": facts.moe_ffn_hidden_size,
         "moe_shared_expert_intermediate_size": facts.shared_ffn_hidden_size or None,
@@ -198,14 +200,16 @@ def build_chunks(
     config: PreTrainedConfig, megatron: TransformerConfig, layout: Layout, groups: ProcessGroupCollection
 ) -> list[Chunk]:
     """The layers of this rank, with uninitialised weights, on the current device: one chunk a virtual stage."""
-    facts = model_facts(config)
+    facts = facts_from_config(config.to_dict())
     rank, stages = groups.pp.rank(), groups.pp.size()
     chunks = []
     for virtual in range(layout.virtual):
         stage = virtual if layout.virtual > 1 else None
+        first = get_transformer_layer_offset(megatron, stage, rank)
+        layers = range(first, first + get_num_layers_to_build(megatron, stage, rank))
         module = GPTModel(
             config=megatron,
-            transformer_layer_spec=block_spec(megatron, get_num_layers_to_build(megatron, stage, rank)),
+            transformer_layer_spec=block_spec(megatron, [facts.has_experts(layer) for layer in layers]),
             vocab_size=facts.padded_vocab(layout.tensor),
             max_sequence_length=config.max_position_embeddings,
             pre_process=rank == 0 and virtual == 0,
@@ -216,5 +220,5 @@ def build_chunks(
             pg_collection=groups,
             vp_stage=stage,
         )
-        chunks.append(Chunk(module, get_transformer_layer_offset(megatron, stage, rank)))
+        chunks.append(Chunk(module, first))
     return chunks
