@@ -4,9 +4,12 @@ Invariant: what is at risk in a layout is there: a vocabulary of 101, a prime, h
 tensor-parallel ranks than key/value heads hold copies of these.
 """
 
+from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from pentad.errors import UserError
 from pentad.families.catalog import FAMILIES, family_named
 
 LAYERS = 4
@@ -33,6 +36,24 @@ def builtin_models() -> dict[str, dict[str, Any]]:
         for family in families
         for name, values in family.tiny.items()
     }
+
+
+def check_model_name(model: str) -> None:
+    """Refuse at once what can be no model: neither built in, nor here, nor a name on the hub (`OWNER/NAME`).
+
+    Raises:
+        UserError: with the built-in models.
+    """
+    path = Path(model).expanduser()
+    if model in builtin_models() or path.exists() or model.startswith((".", "/", "~")) or model.count("/") == 1:
+        return
+    names = ", ".join(builtin_models())
+    near = get_close_matches(model, builtin_models(), n=2, cutoff=0.7)
+    suggestion = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(
+        f"{model} is no built-in model, and there is no directory or file of that name",
+        f"{suggestion}The built-in models are {names}; else give a directory, a .gguf file, or a hub id as OWNER/NAME",
+    )
 
 
 def builtin_config(name: str, layers: int = LAYERS) -> dict[str, Any]:
