@@ -33,6 +33,8 @@ _DENSE = {
     "meta-llama/Llama-3.1-8B": ("llama", 32, 4096, 32, 8, 128, 14336, _LLAMA, False),
     "meta-llama/Llama-3.1-70B": ("llama", 80, 8192, 64, 8, 128, 28672, _LLAMA, False),
     "meta-llama/Llama-3.3-70B": ("llama", 80, 8192, 64, 8, 128, 28672, _LLAMA, False),
+    "mistralai/Mistral-7B-v0.3": ("mistral", 32, 4096, 32, 8, 128, 14336, 32768, False),
+    "mistralai/Mistral-7B-Instruct-v0.3": ("mistral", 32, 4096, 32, 8, 128, 14336, 32768, False),
     "HuggingFaceTB/SmolLM2-135M": ("llama", 30, 576, 9, 3, 64, 1536, 49152, True),
 }
 
