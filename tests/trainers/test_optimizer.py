@@ -95,6 +95,7 @@ def test_steps_equal_adamw(layout, family, clip, decay, tiny_models):
     for metrics, weights in run_on(layout, train, tiny_models(family).directory, settings, batches, 3):
         assert [step["train/grad_norm"] for step in metrics] == pytest.approx(norms, rel=1e-4)
         for name, value in expected.items():
+            # A step moves weights by 1e-3; processors round differently.
             assert float((weights[name] - value).abs().max()) <= 5e-6, (
                 name
             )  # of steps of 1e-3; processors round differently
