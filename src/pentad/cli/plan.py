@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command's three forms."""
     parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="plan this configuration")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that go over the file")
-    parser.add_argument("--model", help="a directory, a config.json, a .gguf file, or a hub name")
+    parser.add_argument(
+        "--model", help="a directory, a config.json, a .gguf file, a hub name, or a tiny model of `verify`"
+    )
     parser.add_argument("--allocation", help="plan the model on this layout, as megatron:d2t4")
     parser.add_argument("--gpus", type=int, help="rank all layouts of the model on so many GPUs")
     parser.add_argument("--gpu", help=f"kind of GPU: a100, h100, h200, b200 (default {_GPU})")
@@ -96,7 +98,7 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     settings = load_settings(path, overrides).settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
-    if settings.algorithm.name == "grpo" or settings.data.eval:
+    if settings.algorithm.trains_on == "rollouts" or settings.data.eval:
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
     work, notes = _workload(settings, facts, allocation)
     notes += tuple(item.cause for item in check_supported(allocation))
@@ -146,24 +148,31 @@ def _work(options: argparse.Namespace, facts: "ModelFacts") -> "Workload":
     )
 
 
-def _plan_layout(options: argparse.Namespace) -> "Plan":
+def _facts(model: str) -> "ModelFacts":
+    """The facts of a built-in model, which `pentad verify` has too, or of any other."""
+    from pentad.families.builtin import builtin_config, builtin_models
+    from pentad.families.hf_config import facts_from_config
     from pentad.families.model_files import facts_of
+
+    return facts_from_config(builtin_config(model), model) if model in builtin_models() else facts_of(model)
+
+
+def _plan_layout(options: argparse.Namespace) -> "Plan":
     from pentad.layout import parse_allocation
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
 
-    facts = facts_of(options.model)
+    facts = _facts(options.model)
     allocation = parse_allocation(options.allocation)
     return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), _work(options, facts))
 
 
 def _rank(options: argparse.Namespace) -> int:
-    from pentad.families.model_files import facts_of
     from pentad.planning.draw import draw_ranking
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_ranking, ranking_to_json
 
-    facts, gpu = facts_of(options.model), gpu_of(options.gpu or _GPU)
+    facts, gpu = _facts(options.model), gpu_of(options.gpu or _GPU)
     work = _work(options, facts)
     top = _TOP if options.top is None else options.top
     if top < 1:
@@ -183,11 +192,11 @@ def _workload(
     from pentad.planning.memory import Workload, engine_weights
 
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
-    grpo = algorithm.name == "grpo"
-    if grpo:
+    rollouts = algorithm.trains_on == "rollouts"
+    if rollouts:
         bound, what = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens, "samples"
         # Minibatches are of whole groups; the largest is planned.
-        samples = -(-trainer.prompts_per_step // algorithm.optimizer_steps) * settings.rollout.n
+        samples = -(-trainer.prompts_per_step // algorithm.updates) * settings.rollout.n
         why = "the longest; shorter ones make fewer"
     else:
         bound, what, why = settings.data.max_prompt_tokens, "rows", "data.max_prompt_tokens"
@@ -214,7 +223,7 @@ def _workload(
         sequence=longest,
         dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
         recompute=_recompute(settings.megatron.transformer),
-        reference=grpo and algorithm.kl_coef > 0,
+        reference="reference" in algorithm.roles,
         engine_bytes=engine,
     )
     return work, tuple(notes)

@@ -7,18 +7,15 @@ not is said before the run starts. A reward is given what its signature names, a
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pentad.errors import UserError
 from pentad.rewards.builtin import BUILTIN, warm_up
+from pentad.user_code import load_object
 
 ARGUMENTS = ("prompt", "response", "ground_truth")
 _WANTED = "def reward(prompt, response, ground_truth, **columns) -> float"
@@ -89,52 +86,7 @@ def load_reward(name: str, options: Mapping[str, Any], directory: Path) -> Rewar
     if name in BUILTIN:
         warm_up(name)
         return _inspect(name, BUILTIN[name], options)
-    module_name, _, function_name = name.rpartition(":")
-    module = _import(name, module_name, directory)
-    if not hasattr(module, function_name):
-        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        nearest = difflib.get_close_matches(function_name, own, 1) or own[:3]
-        raise UserError(
-            f"reward.name={name}: {getattr(module, '__file__', module_name)} has no {function_name!r}",
-            f"set reward.name={module_name}:{nearest[0]}" if nearest else f"define the function {function_name}",
-        )
-    return _inspect(name, getattr(module, function_name), options)
-
-
-def _import(name: str, module_name: str, directory: Path) -> ModuleType:
-    path = directory / module_name
-    try:
-        if module_name.endswith(".py"):
-            if not path.is_file():
-                raise UserError(f"reward.name={name}: there is no file {path}", _nearby(directory, path.stem))
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec is not None and spec.loader is not None  # it ends with .py
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module  # as `import` does; dataclasses and pickle look for it
-            spec.loader.exec_module(module)
-            return module
-        if str(directory) not in sys.path:
-            sys.path.insert(0, str(directory))
-        return importlib.import_module(module_name)
-    except UserError:
-        raise
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise UserError(
-                f"reward.name={name}: there is no module {module_name!r} in {directory} or installed",
-                _nearby(directory, module_name.rpartition(".")[2]),
-            ) from error
-        raise UserError(f"reward.name={name}: importing it failed: {error}", f"install {error.name}") from error
-    except BaseException as error:  # whatever the user's module does at import, SystemExit included
-        raise UserError(
-            f"reward.name={name}: importing it failed: {type(error).__name__}: {error}{where(error)}", "mend the module"
-        ) from error
-
-
-def _nearby(directory: Path, stem: str) -> str:
-    stems = [path.stem for path in directory.glob("*.py")]
-    nearest = difflib.get_close_matches(stem, stems, 1)
-    return f"did you mean {nearest[0]}?" if nearest else f"put {stem}.py into {directory}, or install the module"
+    return _inspect(name, load_object(name, "reward.name", directory), options)
 
 
 def _inspect(name: str, function: Any, options: Mapping[str, Any]) -> Reward:
@@ -170,13 +122,3 @@ def _inspect(name: str, function: Any, options: Mapping[str, Any]) -> Reward:
         accepts=None if takes_any else frozenset(keywords) - frozenset(options),
         requires=frozenset(key for key, p in columns.items() if p.default is p.empty),
     )
-
-
-def where(error: BaseException) -> str:
-    """` (file:line)` where `error` was raised, as far as it is known."""
-    traceback = error.__traceback__
-    if traceback is None:
-        return ""
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})"

@@ -14,8 +14,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from pentad.rewards.load import Reward, load_reward, where
+from pentad.rewards.load import Reward, load_reward
 from pentad.rewards.types import RewardItem, RewardResult
+from pentad.user_code import where
 from pentad.workers.worker import MAX_MESSAGE
 
 

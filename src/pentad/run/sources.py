@@ -45,7 +45,7 @@ class Sources:
     @property
     def scored(self) -> list[Rows]:
         """What rewards are computed for."""
-        return [*self.eval.values(), *([self.train] if self.settings.algorithm.name == "grpo" else [])]
+        return [*self.eval.values(), *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
 
     @property
     def notices(self) -> list[str]:
@@ -70,8 +70,8 @@ class Sources:
                 )
         if steps > total:
             found.append(
-                f"trainer.prompts_per_step = {steps} is more than the rows of data.train ({total}); each step takes rows "
-                "more than once"
+                f"trainer.prompts_per_step = {steps} is more than the rows of data.train ({total}); each step takes "
+                "rows more than once"
             )
         return found
 
@@ -89,7 +89,7 @@ def find_sources(settings: RunSettings) -> Sources:
         accuracy_name(name)
     chat_template = _read_template(settings.model.chat_template)
     evals = load_eval_rows(settings.data)
-    train = load_train_rows(settings.data, evals, with_response=settings.algorithm.name == "sft")
+    train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
     directory = resolve_model(
         settings.model.path, Path("~/.cache/pentad/gguf").expanduser() / _key(settings.model.path)
     )
@@ -105,17 +105,18 @@ def _key(path: str) -> str:
 
 
 def _check_roles(settings: RunSettings, allocation: Allocation) -> None:
-    if settings.algorithm.name == "grpo" and allocation.rollout is None:
+    if settings.algorithm.trains_on == "rollouts" and allocation.rollout is None:
         raise UserError(
-            f"allocation {allocation} has no rollout engines, which grpo needs",
+            f"allocation {allocation} has no rollout engines, which {settings.algorithm.name} needs",
             f"write hf:d{allocation.trainer.layout.world}|{allocation} to share the devices",
         )
-    if settings.algorithm.name == "sft" and allocation.rollout is not None and not settings.data.eval:
+    if settings.algorithm.trains_on == "examples" and allocation.rollout is not None and not settings.data.eval:
         raise UserError(
-            f"allocation {allocation} has rollout engines, which sft uses only to evaluate, and data.eval is empty",
+            f"allocation {allocation} has rollout engines, which {settings.algorithm.name} uses only to evaluate, and "
+            "data.eval is empty",
             f"write allocation: {allocation.trainer}",
         )
-    if settings.algorithm.name == "sft" and allocation.rollout is None and settings.data.eval:
+    if settings.algorithm.trains_on == "examples" and allocation.rollout is None and settings.data.eval:
         raise UserError(
             f"data.eval needs rollout engines, and allocation {allocation} has none",
             f"write allocation: hf:d{allocation.trainer.layout.world}|{allocation}, or leave data.eval out",
