@@ -133,6 +133,11 @@ RULES = {
     "clip without rl": (["algorithm.name=sft", "algorithm.clip_low=0.2"], "algorithm.clip_low (command line)", "grpo"),
     "kl without rl": (["algorithm.name=sft", "algorithm.kl_coef=0.1"], "algorithm sft does not read it", "remove"),
     "top_p without rl": (["algorithm.name=sft", "rollout.top_p=0.9", "data.eval={a: b}"], "rollout.top_p", "remove"),
+    "on_failure without rl": (
+        ["algorithm.name=sft", "reward.on_failure=zero", "data.eval={a: b}"],
+        "reward.on_failure",
+        "remove",
+    ),
     "reward without eval": (["algorithm.name=sft", "reward.name=gsm8k"], "data.eval, which is empty", "data.eval"),
     "response without sft": (["data.response_column=answer"], "algorithm grpo does not read it", "sft"),
     "estimator without kl": (["algorithm.kl_estimator=k1"], "algorithm.kl_coef is 0", "remove algorithm.kl_estimator"),
