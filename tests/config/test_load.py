@@ -171,8 +171,8 @@ RULES = {
     "empty stop": (['rollout.stop=[""]'], "would end every response", "remove it"),
     "layout in megatron": (
         ["megatron.transformer={tensor_model_parallel_size: 2}"],
-        "megatron.transformer.tensor_model_parallel_size (command line) follows from the allocation",
-        "as t in allocation",
+        "megatron.transformer.tensor_model_parallel_size (command line) is settled by allocation (size t)",
+        "remove megatron.transformer.tensor_model_parallel_size",
     ),
 }
 

@@ -89,17 +89,22 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     from pentad.families.model_files import facts_of
     from pentad.layout import parse_allocation
     from pentad.layout.cluster_checks import check_response
-    from pentad.layout.validate import check_supported, refuse
+    from pentad.layout.megatron_checks import check_transformer
+    from pentad.layout.validate import check_layout, check_supported, refuse
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
 
-    settings = load_settings(path, overrides).settings
+    loaded = load_settings(path, overrides)
+    settings = loaded.settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
     if settings.algorithm.name == "grpo" or settings.data.eval:
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
     work, notes = _workload(settings, facts, allocation)
-    notes += tuple(item.cause for item in check_supported(allocation))
+    notes += loaded.notices + tuple(item.cause for item in check_supported(allocation))
+    layout = allocation.trainer.layout
+    if not check_layout(facts, layout):  # else `make_plan` refuses it
+        refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
     return make_plan(settings.model.path, facts, allocation, gpu_of(gpu), work, notes)
 
 

@@ -244,6 +244,7 @@ def _trainers(texts: Sequence[str], allocations: "Sequence[Allocation]") -> "lis
 def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
     """`transformer.KEY=VALUE` and so on, read as overrides of a configuration are."""
     from pentad.config.loading.load import join
+    from pentad.config.loading.megatron import check_megatron, complete, describe_added
     from pentad.config.loading.overrides import apply_overrides
     from pentad.config.schema.megatron import MegatronSettings
 
@@ -260,7 +261,12 @@ def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
         raise join(problems, "--megatron")
     if type(found.get(switch, False)) is not bool:
         raise UserError(f"--megatron {switch} is {found[switch]!r}", f"write {switch}=true, or false")
-    return MegatronSettings(**found)
+    if note := describe_added(complete({"megatron": found})):
+        print(f"note: {note}", file=sys.stderr)
+    settings = MegatronSettings(**found)
+    if problems := list(check_megatron(settings, named=lambda key: key)):
+        raise join(problems, "--megatron")
+    return settings
 
 
 def _header() -> str:

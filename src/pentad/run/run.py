@@ -39,6 +39,8 @@ def run(loaded: LoadedSettings) -> int:
     """
     settings = loaded.settings
     print(f"{settings.experiment.name}: reading model and data", flush=True)
+    for notice in loaded.notices:
+        print(f"note: {notice}", flush=True)
     status = Status(settings.trainer.total_steps)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())

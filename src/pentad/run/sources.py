@@ -14,6 +14,7 @@ from pentad.data.rows import Rows
 from pentad.errors import UserError
 from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
+from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_layout, check_supported, refuse
 from pentad.record.metrics import accuracy_name
 from pentad.weights.source import resolve_model
@@ -65,7 +66,9 @@ def find_sources(settings: RunSettings) -> Sources:
     directory = resolve_model(
         settings.model.path, Path("~/.cache/pentad/gguf").expanduser() / _key(settings.model.path)
     )
-    refuse(check_layout(facts_of(str(directory)), allocation.trainer.layout), f"allocation {allocation}")
+    facts, layout = facts_of(str(directory)), allocation.trainer.layout
+    refuse(check_layout(facts, layout), f"allocation {allocation}")
+    refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
     return Sources(settings, allocation, directory, chat_template, train, evals)
 
 
