@@ -10,8 +10,9 @@ import pytest
 from run_dirs import begun
 
 from pentad.errors import UserError
+from pentad.record.machine import collect_versions
 from pentad.record.metrics import MetricsLog
-from pentad.record.run_dir import RunDir, collect_versions
+from pentad.record.run_dir import RunDir
 
 SETTINGS = "experiment:\n  name: test\n"
 

@@ -132,7 +132,7 @@ def test_what_megatron_refuses_is_refused_without_it():
             continue
         problems = list(check_megatron(MegatronSettings(**values["megatron"]), str))
         assert problems, f"accepted: {section} {settings}"
-        assert all(f"megatron.{section}.{next(iter(settings))}" in str(problem) for problem in problems)
+        assert any(f"megatron.{section}.{key}" in str(problem) for problem in problems for key in settings)
 
 
 def megatron_fields(rank: Rank) -> dict[str, set[str]]:

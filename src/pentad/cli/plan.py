@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pentad.config.schema.run import RunSettings
     from pentad.families.facts import ModelFacts
     from pentad.layout import Allocation
+    from pentad.planning.engine import EngineWork
     from pentad.planning.memory import Workload
     from pentad.planning.plan import Plan
 
@@ -80,7 +81,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan":
-    """Plan the trainer of a configuration.
+    """Plan trainer and engines of a configuration.
 
     Raises:
         UserError: something is wrong with the settings, the model or the layout.
@@ -100,12 +101,12 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     facts = facts_of(settings.model.path)
     if settings.algorithm.name == "grpo" or settings.data.eval:
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
-    work, notes = _workload(settings, facts, allocation)
+    work, engine, notes = _workload(settings, facts, allocation)
     notes += loaded.notices + tuple(item.cause for item in check_supported(allocation))
     layout = allocation.trainer.layout
     if not check_layout(facts, layout):  # else `make_plan` refuses it
         refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
-    return make_plan(settings.model.path, facts, allocation, gpu_of(gpu), work, notes)
+    return make_plan(settings.model.path, facts, allocation, gpu_of(gpu), work, engine, notes)
 
 
 def _form(options: argparse.Namespace) -> str:
@@ -154,12 +155,15 @@ def _work(options: argparse.Namespace, facts: "ModelFacts") -> "Workload":
 def _plan_layout(options: argparse.Namespace) -> "Plan":
     from pentad.families.model_files import facts_of
     from pentad.layout import parse_allocation
+    from pentad.planning.engine import EngineWork
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
 
     facts = facts_of(options.model)
     allocation = parse_allocation(options.allocation)
-    return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), _work(options, facts))
+    work = _work(options, facts)
+    engine = EngineWork(tokens=work.sequence, dtype=work.dtype)
+    return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), work, engine)
 
 
 def _rank(options: argparse.Namespace) -> int:
@@ -183,9 +187,10 @@ def _rank(options: argparse.Namespace) -> int:
 
 def _workload(
     settings: "RunSettings", facts: "ModelFacts", allocation: "Allocation"
-) -> "tuple[Workload, tuple[str, ...]]":
-    """The work of one optimizer step under a configuration, and what had to be assumed."""
-    from pentad.planning.memory import Workload, engine_weights
+) -> "tuple[Workload, EngineWork, tuple[str, ...]]":
+    """The work of one optimizer step and of an engine under a configuration, and what had to be assumed."""
+    from pentad.planning.engine import EngineWork
+    from pentad.planning.memory import Workload
 
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
     grpo = algorithm.name == "grpo"
@@ -207,12 +212,12 @@ def _workload(
     if layout.virtual > 1:
         microbatches = -(-microbatches // layout.pipeline) * layout.pipeline
 
-    engine = 0
-    rollout = allocation.rollout
-    if rollout is not None and allocation.colocated:
-        dtype = "fp32" if settings.rollout.dtype == "fp32" else "bf16"
-        engine = engine_weights(facts, rollout.layout.tensor, rollout.layout.pipeline, dtype)
-        notes.append(f"{rollout} shares the GPUs: its weights are counted, its key/value cache is not")
+    engine = EngineWork(
+        sequences=settings.rollout.batch_size,
+        tokens=longest if grpo else _longest_evaluated(settings, facts),
+        dtype="fp32" if settings.rollout.dtype == "fp32" else "bf16",
+        sleeps=settings.rollout.sleep,
+    )
     work = Workload(
         tokens=trainer.tokens_per_microbatch,
         microbatches=microbatches,
@@ -220,9 +225,14 @@ def _workload(
         dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
         recompute=_recompute(settings.megatron.transformer),
         reference=grpo and algorithm.kl_coef > 0,
-        engine_bytes=engine,
     )
-    return work, tuple(notes)
+    return work, engine, tuple(notes)
+
+
+def _longest_evaluated(settings: "RunSettings", facts: "ModelFacts") -> int:
+    """Tokens of the longest prompt and response of an evaluation."""
+    bound = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens
+    return min(bound, facts.max_positions or bound)
 
 
 def _recompute(transformer: dict[str, Any]) -> Any:

@@ -55,7 +55,7 @@ class Candidate:
         """Why it stands where it stands, in a few words. `best` is the fastest that fits."""
         if not self.fits:
             part, size = max(self.peak.components.items(), key=lambda item: item[1])
-            return f"{self.excess / GIB:.1f} GiB too much; {part} take {size / GIB:.1f} GiB"
+            return f"{size_text(self.excess)} too much; most is {part}, {size / GIB:.1f} GiB"
         times = self.time.parts
         if best is None or best is self:
             shares = [(times["compute"], "computing"), self._blame(times)]
@@ -81,6 +81,11 @@ class Candidate:
         if layout.pipeline > 1:
             return f"p{layout.pipeline} divides the layers and the output layer less evenly"
         return "microbatches do not come out even, or kernels are too small for the GPU"
+
+
+def size_text(size: int) -> str:
+    """Bytes in GiB, or in MiB where that would read as 0.0."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.05 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 def rank_layouts(facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int) -> list[Candidate]:

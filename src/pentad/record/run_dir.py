@@ -8,20 +8,18 @@ import errno
 import fcntl
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.filesize import decimal
 
 from pentad.errors import UserError
+from pentad.record.machine import collect_versions
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OTHER_PLACE = "set experiment.dir to another directory"
@@ -195,46 +193,6 @@ class RunDir:
         assert lock is not None
         os.close(lock)
         self._take()
-
-
-def collect_versions() -> dict[str, Any]:
-    """What ran: Python, platform, every installed package, the GPUs of this machine, pentad's git commit if any."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpus": _gpus(),
-        "git_commit": _git_commit(),
-        "packages": dict(sorted((dist.name, dist.version) for dist in metadata.distributions() if dist.name)),
-    }
-
-
-def _gpus() -> list[str]:
-    # nvidia-smi rather than torch: asking torch would initialise CUDA in the driver process, which trains nothing.
-    if not (tool := shutil.which("nvidia-smi")):
-        return []
-    return _output(tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader").splitlines()
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this file is tracked in, with "+changes" if it has been changed since."""
-    here = Path(__file__).parent
-    # A virtual environment may lie inside somebody else's repository: that repository's commit says nothing.
-    if not (shutil.which("git") and _output("git", "-C", str(here), "ls-files", Path(__file__).name)):
-        return None
-    commit = _output("git", "-C", str(here), "rev-parse", "--verify", "HEAD")
-    if not commit:
-        return None
-    return commit + ("+changes" if _output("git", "-C", str(here), "status", "--porcelain", "-uno") else "")
-
-
-def _output(*command: str) -> str:
-    """Standard output of a command; empty if it fails: what it would have told is then unknown, not wrong."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _check_space(path: Path, needed_bytes: int) -> None:

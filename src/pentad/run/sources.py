@@ -17,6 +17,7 @@ from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_layout, check_supported, refuse
 from pentad.record.metrics import accuracy_name
+from pentad.run.gpu_memory import check_gpus
 from pentad.weights.source import resolve_model
 
 
@@ -69,6 +70,7 @@ def find_sources(settings: RunSettings) -> Sources:
     facts, layout = facts_of(str(directory)), allocation.trainer.layout
     refuse(check_layout(facts, layout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
+    check_gpus(settings, facts, allocation)
     return Sources(settings, allocation, directory, chat_template, train, evals)
 
 

@@ -10,6 +10,7 @@ from pentad.config.loading.megatron import check_megatron
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 
+
 def check(settings: RunSettings, origins: Mapping[str, str]) -> list[UserError]:
     """Every broken rule. `origins` maps dotted names to `default`, `file:line` or `command line`."""
 

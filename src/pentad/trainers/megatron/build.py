@@ -27,6 +27,7 @@ from pentad.weights.facts import model_facts
 from pentad.weights.families import family_of
 from pentad.weights.geometry import Geometry
 
+
 def transformer_config(
     config: PreTrainedConfig, layout: Layout, dtype: torch.dtype, megatron: MegatronSettings
 ) -> TransformerConfig:

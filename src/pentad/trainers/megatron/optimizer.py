@@ -18,6 +18,7 @@ from pentad.config.schema.trainer import OptimizerSettings, ScheduleSettings
 from pentad.errors import UserError
 from pentad.trainers.megatron.passthrough import check_kept, make_config
 
+
 def ddp_config(overrides: dict[str, Any]) -> DistributedDataParallelConfig:
     """How gradients are held and reduced.
 

@@ -80,9 +80,7 @@ def _check(
             )
 
 
-def _check_supported(
-    plain: object, overrides: Mapping[str, Any], prefix: str, supported: Mapping[str, Field]
-) -> None:
+def _check_supported(plain: object, overrides: Mapping[str, Any], prefix: str, supported: Mapping[str, Field]) -> None:
     """Refuse fields and values that are not supported; a value that changes nothing is accepted for any field."""
     for key, value in overrides.items():
         if value == getattr(plain, key):
