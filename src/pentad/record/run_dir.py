@@ -1,7 +1,8 @@
 """The run directory: one run, one directory, every file in a known place.
 
-Invariant: a directory that holds a run is never written to by another run, and nothing in it is ever deleted;
-with `experiment.overwrite` it is moved aside as a whole. A run that is refused before it begins leaves no trace.
+Invariant: a directory that holds a run is never written to by another run; with `experiment.overwrite` it is moved
+aside as a whole, and the last few of those are kept (`pentad.record.old_runs`). A run that is refused before it begins
+leaves no trace.
 """
 
 import errno
@@ -9,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.filesize import decimal
 
 from pentad.errors import UserError
 from pentad.record.machine import collect_versions
+from pentad.record.old_runs import move_aside, remove_oldest, why_not_movable
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OTHER_PLACE = "set experiment.dir to another directory"
@@ -32,6 +33,7 @@ class RunDir:
 
     Attributes:
         begun: whether `begin` has been called.
+        removed: earlier runs that `begin` has removed.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -44,6 +46,7 @@ class RunDir:
         self.report = self.path / "report.html"
         self.model = self.path / "model"
         self.begun = False
+        self.removed: list[Path] = []
         self._settings_yaml = ""
         self._lock: int | None = None
         # What `reserve` has made, to be taken away again by a run that never begins.
@@ -56,26 +59,22 @@ class RunDir:
         Args:
             path: the directory; parents are made. A symbolic link is followed.
             settings_yaml: the effective settings, as they will stand in config.yaml.
-            overwrite: move a directory that already holds a run to `<path>.old-<time>` instead of refusing it.
+            overwrite: let `begin` move a directory that already holds a run to `<path>.old-<time>`.
             needed_bytes: what the run will write in all; checked against the free space.
 
         Raises:
-            UserError: the path is a file, cannot be written, holds a run, is in use by another process, or
-                lies on a file system with too little space.
+            UserError: the path is a file or the root of the file system, cannot be written, holds a run or files of
+                others, is in use by another process, or lies on a file system with too little space.
         """
         run_dir = cls(Path(path).absolute().resolve())
         run_dir._settings_yaml = settings_yaml
+        if run_dir.path == Path(run_dir.path.anchor):
+            raise UserError(f"the run directory is {run_dir.path}, the root of the file system", _OTHER_PLACE)
         with _writable(run_dir.path), run_dir.writing():
             _check_space(run_dir.path, needed_bytes)
             run_dir._take()
             try:
-                leftovers = run_dir._leftovers()
-                if leftovers and not overwrite:
-                    raise UserError(
-                        f"{run_dir.path} already holds {' and '.join(leftovers)}",
-                        "choose another experiment.name or experiment.dir, or set experiment.overwrite=true "
-                        "to move the old directory aside",
-                    )
+                run_dir._check_leftovers(overwrite)
             except BaseException:
                 run_dir.close()
                 raise
@@ -90,6 +89,7 @@ class RunDir:
         with _writable(self.path), self.writing():
             if self._leftovers():
                 self._move_aside()
+                self.removed = remove_oldest(self.path)
             self.config.write_text(self._settings_yaml, encoding="utf-8")
             self.begun = True
             self.versions.write_text(json.dumps(collect_versions(), indent=2) + "\n", encoding="utf-8")
@@ -140,6 +140,20 @@ class RunDir:
             found.append(self.config.name)
         return found
 
+    def _check_leftovers(self, overwrite: bool) -> None:
+        if not (leftovers := self._leftovers()):
+            return
+        holds, other = f"{self.path} already holds {' and '.join(leftovers)}", "choose another experiment.name or "
+        reason = why_not_movable(self.path)
+        if not overwrite:
+            advice = "" if reason else ", or set experiment.overwrite=true to move the old run aside"
+            raise UserError(holds, f"{other}experiment.dir{advice}")
+        if reason:
+            raise UserError(
+                f"{holds}, and experiment.overwrite=true must not move it aside: {reason}",
+                f"{other}experiment.dir, or move the files away yourself",
+            )
+
     def _unmake(self) -> None:
         """Take away what `reserve` made, while the lock is held; not what somebody has put something into since."""
         for path in reversed(self._made):
@@ -182,13 +196,7 @@ class RunDir:
             os.close(lock)
 
     def _move_aside(self) -> None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        target = self.path.with_name(f"{self.path.name}.old-{stamp}")
-        count = 1
-        while target.exists():
-            count += 1
-            target = self.path.with_name(f"{self.path.name}.old-{stamp}-{count}")
-        self.path.rename(target)
+        move_aside(self.path)
         lock, self._lock = self._lock, None
         assert lock is not None
         os.close(lock)

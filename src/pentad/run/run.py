@@ -5,6 +5,7 @@ the caller gets. What can be refused at once is refused before the slow imports;
 an earlier run where it was.
 """
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -108,17 +109,40 @@ def _late_report(run_dir: RunDir) -> str:
 
 
 def _check_apart(sources: Sources, run_dir: RunDir) -> None:
-    """Refuse to move the model that is to be trained aside with the run that made it."""
-    if not run_dir.moves_aside:
-        return
-    settings = sources.settings.model
-    for name, path in (("path", sources.directory), ("tokenizer", settings.tokenizer)):
-        if path is not None and Path(path).expanduser().resolve().is_relative_to(run_dir.path):
+    """Refuse a run directory that holds what the run reads, where it is moved aside or is a directory of data.
+
+    Raises:
+        UserError: it does.
+    """
+    for setting, path in _inputs(sources):
+        if run_dir.moves_aside and path.is_relative_to(run_dir.path):
             raise UserError(
-                f"model.{name} = {path} lies in the run directory {run_dir.path}, "
+                f"{setting} = {path} lies in the run directory {run_dir.path}, "
                 "which experiment.overwrite=true moves aside",
-                "choose another experiment.name or experiment.dir, or copy the model to a place of its own",
+                "choose another experiment.name or experiment.dir, or copy it to a place of its own",
             )
+        if path.is_dir() and (run_dir.path == path or (setting.startswith("data.") and path in run_dir.path.parents)):
+            raise UserError(
+                f"the run directory {run_dir.path} lies in {setting} = {path}, where the run's files do not belong",
+                "choose another experiment.name or experiment.dir",
+            )
+
+
+def _inputs(sources: Sources) -> Iterator[tuple[str, Path]]:
+    """Files and directories that the run reads, by the settings that name them; absolute, without links."""
+    settings = sources.settings
+    module = settings.reward.name.partition(":")[0]
+    named: dict[str, str | Path | None] = {
+        "model.path": sources.directory,
+        "model.tokenizer": settings.model.tokenizer,
+        "model.chat_template": settings.model.chat_template,
+        "data.train": settings.data.train,
+        **{f"data.eval.{name}": source for name, source in settings.data.eval.items()},
+        "reward.name": f"{module.replace('.', '/')}.py" if ":" in settings.reward.name else None,
+    }
+    for setting, value in named.items():
+        if value is not None and (path := Path(value).expanduser()).exists():
+            yield setting, path.resolve()
 
 
 def _rewards(sources: Sources, stack: ExitStack) -> RewardPool | None:

@@ -15,6 +15,7 @@ from pentad.loops.grpo import train_grpo
 from pentad.loops.session import Session
 from pentad.loops.sft import train_sft
 from pentad.record.metrics import open_sinks
+from pentad.record.old_runs import KEPT
 from pentad.record.outcome import Status
 from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
@@ -55,6 +56,8 @@ def train(
             trainers, engines = _start(prepared, cluster)
             # A run that could not be started has not touched the one that it would take the place of.
             run_dir.begin()
+            for path in run_dir.removed:
+                terminal.message(f"removed {path}: of earlier runs the last {KEPT} are kept")
             sinks = open_sinks(
                 run_dir,
                 settings.trainer.logger,
