@@ -290,9 +290,18 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
     "learning rate in Megatron's words": (
         nothing,
         ["megatron.optimizer.lr=0.1"],
-        ["megatron.optimizer.lr is settled by trainer.optimizer.lr", "fix: remove megatron.optimizer.lr"],
+        [
+            "megatron.optimizer.lr (command line) is settled by trainer.optimizer.lr",
+            "fix: remove megatron.optimizer.lr",
+        ],
     ),
-    "evaluation name impossible": (nothing, ["data.eval={'a b': train.jsonl}"], ["'a b'", "without spaces"]),
+    "evaluation name impossible": (nothing, ["data.eval={'a b': train.jsonl}"], ["'a b'", "letters, digits"]),
+    "evaluation name with a colon": (nothing, ["data.eval={'a:b': train.jsonl}"], ["'a:b'", "letters, digits"]),
+    "supervised tuning with an idle engine": (
+        nothing,
+        ["algorithm.name=sft"],
+        ["allocation: hf:d1 would do nothing", "write megatron:d1"],
+    ),
     "warmup longer than the run": (nothing, ["trainer.schedule.warmup_steps=9"], ["warmup_steps", "2 or less"]),
     "wandb not installed": (nothing, ["trainer.logger=[wandb]"], ["wandb", "not installed", "pentad[wandb]"]),
 }

@@ -166,7 +166,8 @@ RULES = {
     ),
     "small microbatch": (["trainer.tokens_per_microbatch=1000"], "one sample may have 1280 tokens", "to 1280 or more"),
     "small microbatch, sft": (["trainer.tokens_per_microbatch=1000", "algorithm.name=sft"], "no room", "above 1024"),
-    "metric name": (["data.eval={'a b': x}"], "cannot name the metric", "without spaces"),
+    "metric name": (["data.eval={'a b': x}"], "cannot name the metric", "letters, digits"),
+    "metric name with a colon": (["data.eval={'a:b': x}"], "'a:b' cannot name the metric", "letters, digits"),
     "logger twice": (["trainer.logger=[console, console]"], "names a logger twice", "once"),
     "empty stop": (['rollout.stop=[""]'], "would end every response", "remove it"),
     "layout in megatron": (

@@ -9,8 +9,13 @@ from pentad.errors import UserError
 DATASETS = ("gsm8k", "deepscaler")
 
 
-def train(path: Path, overrides: Sequence[str]) -> int:
+def train(path: Path | None, overrides: Sequence[str]) -> int:
     """Check a configuration and run it."""
+    if path is None:
+        raise UserError(
+            "pentad train needs a configuration",
+            "write `pentad train FILE.yaml`, with settings to change as key=value; `pentad config --keys` lists all",
+        )
     from pentad.cli.loading import load_run
 
     loaded = load_run(path, overrides)

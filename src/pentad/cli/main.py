@@ -1,7 +1,7 @@
 """The command line. Thin: it parses arguments, calls one function, and turns exceptions into messages.
 
 Exit codes: 0 done; 1 a process of the run failed, or a fault of ours, with a traceback file; 2 something the user can
-put right; 130 interrupted.
+put right; 130, 143 or 129 interrupted by SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +31,10 @@ class _Version(argparse.Action):
     """Prints the version; looked up only when asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
-        print(f"pentad {version('pentad')}")
+        try:
+            print(f"pentad {version('pentad')}")
+        except PackageNotFoundError:
+            print("pentad, of unknown version: it runs without being installed")
         parser.exit()
 
 
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except KeyboardInterrupt as interrupt:
         report_interrupt(interrupt)
-        return 130
+        return getattr(interrupt, "exit_code", 130)
     except BrokenPipeError:
         # The reader of our output has gone; point stdout elsewhere so that Python's own flush at exit is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,13 +82,13 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     train = subparsers.add_parser("train", help="run a configuration", allow_abbrev=False)
-    _add_configuration(train, optional=False)
+    _add_configuration(train)
     train.set_defaults(call=lambda options: commands.train(options.config, options.overrides))
 
     config = subparsers.add_parser(
         "config", help="check a configuration and print the effective settings", allow_abbrev=False
     )
-    _add_configuration(config, optional=True)
+    _add_configuration(config)
     config.add_argument("--keys", action="store_true", help="list every setting instead")
     config.add_argument("--markdown", action="store_true", help="with --keys: as the reference page")
     config.set_defaults(
@@ -118,6 +121,6 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     return parser, list(subparsers.choices)
 
 
-def _add_configuration(parser: argparse.ArgumentParser, optional: bool) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?" if optional else None, help="a YAML file")
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="a YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that go over the file")

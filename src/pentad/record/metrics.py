@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from pentad.errors import UserError
+from pentad.config.schema.data import is_eval_name
 from pentad.extras import require
 from pentad.record.jsonl import JsonLines
 from pentad.record.run_dir import RunDir
@@ -57,15 +57,11 @@ def accuracy_name(eval_name: str) -> str:
     """`eval/<name>/accuracy` for a key of `data.eval`.
 
     Raises:
-        UserError: the name would not make a metric name.
+        ValueError: the name cannot be part of a metric's name; settings are checked for that when they are loaded.
     """
-    name = f"eval/{eval_name}/accuracy"
-    if not _NAME.fullmatch(name) or "/" in eval_name:
-        raise UserError(
-            f"data.eval: {eval_name!r} cannot be part of a metric name",
-            "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
-        )
-    return name
+    if not is_eval_name(eval_name):
+        raise ValueError(f"{eval_name!r} cannot be part of a metric's name")
+    return f"eval/{eval_name}/accuracy"
 
 
 def merge(*parts: Mapping[str, float]) -> dict[str, float]:

@@ -61,7 +61,8 @@ def run(loaded: LoadedSettings) -> int:
             if signals.received is None:
                 raise
             facts = getattr(error, "facts", {})
-            raise RunInterruptedError(f"by {signals.received.name} during {status}", facts) from None
+            text = f"by {signals.received.name} during {status}"
+            raise RunInterruptedError(text, facts, signals.exit_code) from None
     return 0
 
 
@@ -80,7 +81,7 @@ def _train(
 
         train(prepare(sources), run_dir, rewards, status, signals)
     except BaseException as error:
-        signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
+        signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
         facts = {"report": _late_report(run_dir)}
         if isinstance(error, KeyboardInterrupt):
             raise RunInterruptedError("", facts) from None
@@ -131,14 +132,15 @@ def _check_apart(sources: Sources, run_dir: RunDir) -> None:
 def _inputs(sources: Sources) -> Iterator[tuple[str, Path]]:
     """Files and directories that the run reads, by the settings that name them; absolute, without links."""
     settings = sources.settings
-    module = settings.reward.name.partition(":")[0]
+    module, is_own, _ = settings.reward.name.rpartition(":")
+    file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
     named: dict[str, str | Path | None] = {
         "model.path": sources.directory,
         "model.tokenizer": settings.model.tokenizer,
         "model.chat_template": settings.model.chat_template,
         "data.train": settings.data.train,
         **{f"data.eval.{name}": source for name, source in settings.data.eval.items()},
-        "reward.name": f"{module.replace('.', '/')}.py" if ":" in settings.reward.name else None,
+        "reward.name": file if is_own else None,
     }
     for setting, value in named.items():
         if value is not None and (path := Path(value).expanduser()).exists():

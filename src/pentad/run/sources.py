@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from pentad.config.loading.load import join
 from pentad.config.schema.run import RunSettings
 from pentad.data.dataset import load_eval_rows, load_train_rows
 from pentad.data.rows import Rows
@@ -15,8 +16,8 @@ from pentad.errors import UserError
 from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
-from pentad.layout.validate import check_layout, check_supported, refuse
-from pentad.record.metrics import accuracy_name
+from pentad.layout.validate import check_layout, refuse
+from pentad.run.allocation import check_allocation
 from pentad.run.gpu_memory import check_gpus
 from pentad.weights.source import resolve_model
 
@@ -56,11 +57,9 @@ def find_sources(settings: RunSettings) -> Sources:
     Raises:
         UserError: something is missing, malformed, or does not fit.
     """
+    if problems := list(check_allocation(settings)):
+        raise join(problems, "allocation")
     allocation = parse_allocation(settings.allocation)
-    refuse(check_supported(allocation), "allocation")
-    _check_roles(settings, allocation)
-    for name in settings.data.eval:
-        accuracy_name(name)
     chat_template = _read_template(settings.model.chat_template)
     train = load_train_rows(settings.data, with_response=settings.algorithm.name == "sft")
     evals = load_eval_rows(settings.data)
@@ -79,24 +78,6 @@ def _key(path: str) -> str:
     file = Path(path).expanduser()
     stat = f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" if file.is_file() else path
     return hashlib.sha256(stat.encode()).hexdigest()[:16]
-
-
-def _check_roles(settings: RunSettings, allocation: Allocation) -> None:
-    if settings.algorithm.name == "grpo" and allocation.rollout is None:
-        raise UserError(
-            f"allocation {allocation} has no rollout engines, which grpo needs",
-            f"write hf:d{allocation.trainer.layout.world}|{allocation} to share the devices",
-        )
-    if settings.algorithm.name == "sft" and allocation.rollout is not None and not settings.data.eval:
-        raise UserError(
-            f"allocation {allocation} has rollout engines, which sft uses only to evaluate, and data.eval is empty",
-            f"write allocation: {allocation.trainer}",
-        )
-    if settings.algorithm.name == "sft" and allocation.rollout is None and settings.data.eval:
-        raise UserError(
-            f"data.eval needs rollout engines, and allocation {allocation} has none",
-            f"write allocation: hf:d{allocation.trainer.layout.world}|{allocation}, or leave data.eval out",
-        )
 
 
 def _read_template(path: Path | None) -> str | None:

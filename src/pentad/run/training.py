@@ -73,8 +73,9 @@ def train(
             if settings.trainer.export:
                 status.phase = "export"
                 trainers.export(prepared.directory, run_dir.model)
+            signals.finished()
         except BaseException as error:
-            signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
+            signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
             raise
         terminal.summary(_summary(run_dir, settings.trainer.export, rewards, time.monotonic() - start))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pentad.config.loading.keys import known_keys
 from pentad.config.loading.megatron import check_megatron
+from pentad.config.schema.data import is_eval_name
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 
@@ -99,10 +100,10 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
                     f"name a source, such as data.eval={{test: FILE}}, or remove trainer.{key}",
                 )
     for name in data.eval:
-        if not name or set(name) & set("/ \t\n"):
+        if not is_eval_name(name):
             yield UserError(
                 f"{named(f'data.eval.{name}')}: {name!r} cannot name the metric eval/<name>/accuracy",
-                "use a name without spaces and slashes",
+                "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
             )
     if len(set(trainer.logger)) < len(trainer.logger):
         yield UserError(f"{named('trainer.logger')} names a logger twice", "name each logger once")

@@ -1,10 +1,19 @@
 """Settings that say which prompts are trained and evaluated on."""
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field
 
 from pentad.config.schema.base import Settings
+
+# What may stand in the name of a metric, eval/<name>/accuracy.
+_EVAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def is_eval_name(name: str) -> bool:
+    """Whether a key of `data.eval` can be part of a metric's name."""
+    return _EVAL_NAME.fullmatch(name) is not None
 
 
 class DataSettings(Settings):
