@@ -125,7 +125,9 @@ COMMANDS = {
     "train without file": (["train"], "pentad train needs a configuration", "write `pentad train FILE.yaml`"),
     "config without file": (["config"], "no configuration is given", "pentad config FILE.yaml"),
     "keys and a file": (["config", "x.yaml", "--keys"], "reads no file", "leave the file out"),
-    "markdown alone": (["config", "--markdown"], "is for --keys only", "--keys --markdown"),
+    "metrics and a file": (["config", "x.yaml", "--metrics"], "reads no file", "leave the file out"),
+    "keys and metrics": (["config", "--keys", "--metrics"], "are both given", "one of the two"),
+    "markdown alone": (["config", "--markdown"], "is for --keys and --metrics only", "--keys --markdown"),
     "unknown dataset": (["data", "gsm9k"], "invalid choice: 'gsm9k'", "pentad data --help"),
     "data without target": (["data", "gsm8k"], "required: --out", "pentad data gsm8k --help"),
     "data with limit 0": (["data", "gsm8k", "--out", "x", "--limit", "0"], "--limit 0 keeps nothing", "1 or more"),
@@ -146,6 +148,10 @@ def test_keys_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trainer.optimizer.lr  (a number >= 0; default 1.0e-06)" in capsys.readouterr().out
     assert main(["config", "--keys", "--markdown"]) == 0
     assert capsys.readouterr().out == (ROOT / "docs" / "configuration.md").read_text()
+    assert main(["config", "--metrics"]) == 0
+    assert "eval/<name>/accuracy\n    fraction of the prompts" in capsys.readouterr().out
+    assert main(["config", "--metrics", "--markdown"]) == 0
+    assert capsys.readouterr().out == (ROOT / "docs" / "metrics.md").read_text(), "run `make docs`"
     assert main([]) == 2
     assert "COMMAND" in capsys.readouterr().out
     with pytest.raises(SystemExit) as done:

@@ -90,10 +90,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     _add_configuration(config)
     config.add_argument("--keys", action="store_true", help="list every setting instead")
-    config.add_argument("--markdown", action="store_true", help="with --keys: as the reference page")
-    config.set_defaults(
-        call=lambda options: commands.config(options.config, options.overrides, options.keys, options.markdown)
-    )
+    config.add_argument("--metrics", action="store_true", help="list every metric instead")
+    config.add_argument("--markdown", action="store_true", help="with --keys or --metrics: as the reference page")
+    config.set_defaults(call=commands.config)
 
     data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
     datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)

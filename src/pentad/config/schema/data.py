@@ -22,7 +22,10 @@ class DataSettings(Settings):
     train: str = Field(
         description="a .jsonl or .parquet file, a directory of them, hf:NAME[:CONFIG][:SPLIT], or reasoning_gym:TASK"
     )
-    eval: dict[str, str] = Field(default_factory=dict, description="name -> source; each gives eval/<name>/accuracy")
+    eval: dict[str, str] = Field(
+        default_factory=dict,
+        description="name -> source; each gives eval/<name>/accuracy, the part of responses with a reward of 1",
+    )
     eval_limit: int | None = Field(None, ge=1, description="use only the first so many rows of each eval source")
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of a reasoning_gym task")
     prompt_column: str = Field("prompt", description="column with a string or a list of {role, content}")
