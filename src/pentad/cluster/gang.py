@@ -5,7 +5,7 @@ the run has failed or the deadline has passed; it never waits for a process whos
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,11 @@ class Processes:
         self.infos: dict[str, ProcessInfo] = {}
         self._actors: dict[str, ActorHandle] = {}
         self._lives: dict[Any, str] = {}
+
+    @property
+    def actors(self) -> Mapping[str, ActorHandle]:
+        """All processes by name."""
+        return self._actors
 
     def add(self, name: str, actor: ActorHandle) -> None:
         """Take a process in. Its class has the methods of `pentad.cluster.process.Process`."""

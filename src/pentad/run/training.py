@@ -7,14 +7,17 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engines import Engines
+from pentad.cluster.notices import fetch_notices
 from pentad.cluster.trainers import Trainers
 from pentad.loops.grpo import train_grpo
 from pentad.loops.session import Session
 from pentad.loops.sft import train_sft
-from pentad.record.metrics import open_sinks
+from pentad.record.metrics import Sinks, open_sinks
+from pentad.record.notices import NoticeBoard
 from pentad.record.old_runs import KEPT
 from pentad.record.outcome import Status
 from pentad.record.run_dir import RunDir
@@ -58,13 +61,15 @@ def train(
             run_dir.begin()
             for path in run_dir.removed:
                 terminal.message(f"removed {path}: of earlier runs the last {KEPT} are kept")
-            sinks = open_sinks(
+            written = open_sinks(
                 run_dir,
                 settings.trainer.logger,
                 console=terminal,
                 name=settings.experiment.name,
                 settings=settings.model_dump(mode="json"),
             )
+            board = NoticeBoard(partial(fetch_notices, cluster.processes.actors), terminal.message)
+            sinks = Sinks([written, board])
             stack.callback(sinks.close)
             samples = SampleLog(run_dir)
             stack.callback(samples.close)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_WORDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+
 
 @dataclass(frozen=True)
 class Field:
@@ -31,7 +33,7 @@ class Field:
             return f"a list of {', '.join(self.choices)}"
         if self.choices:
             return " or ".join(self.choices)
-        words = {bool: "true or false", int: "a whole number", float: "a number"}[self.kind]
+        words = _WORDS[self.kind]
         return words if self.minimum is None else f"{words} of {self.minimum:g} or more"
 
     def accepts(self, value: Any) -> bool:
