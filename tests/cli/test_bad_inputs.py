@@ -469,16 +469,20 @@ def score(prompt, response, ground_truth):
         return float("nan")
     if prompt == "sort 3333=":
         os._exit(3)
+    print("scoring", prompt[5:9])
     return 1.0
 """
     )
-    bench.data(*({"prompt": f"sort {digit * 4}=", "ground_truth": "0"} for digit in "01234"))
+    bench.data(*({"prompt": f"sort {digit * 4}=", "ground_truth": "0"} for digit in ("0", "1", "2", "3", "4", "5" * 4)))
     command = pentad(
         "train",
         str(bench.config),
         "reward.name=mine:score",
-        "reward.timeout_s=0.5",
+        "reward.timeout_s=2",  # a busy machine may take a good part of a second for a call
         "trainer.prompts_per_step=5",
+        "data.max_prompt_tokens=10",
+        "data.too_long=drop",
+        "rollout.top_p=0.9",
     )
     assert command.ends_within(180) == 0, command.stderr
     assert command.stderr == ""
@@ -493,6 +497,11 @@ def score(prompt, response, ground_truth):
     assert [row["reward/failures"] for row in rows] == [8, 8]
     assert [row["data/samples_consumed"] for row in rows] == [10, 10]
     assert (bench.folder / "run" / "model" / "model.safetensors").exists()
+    assert (bench.folder / "run" / "rewards.log").read_text() == "scoring 4444\n" * 4
+    assert "scoring" not in command.stdout
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert [note.split(":")[1].split(" = ")[0] for note in notes] == [" rollout.top_p", " data.train"]
+    assert "1 of 6 prompts are longer" in notes[1]
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,26 @@ from ranks import Rank, run_on
 from tiny import DENSE, MIXTURE, distance, gradients_of, grpo_batch, one_by_one, ragged_batch, transformers_logprobs
 from torch import Tensor
 
-from pentad.algorithms.grpo import GRPOLoss
-from pentad.algorithms.protocol import Loss
-from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.algorithms.make import make_algorithm
+from pentad.algorithms.protocol import Loss, Outputs
+from pentad.config.schema.algorithms import AlgorithmSettings, GRPOSettings, SFTSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan, plan_microbatches
 
 BOUND = 1e-5
-LOSSES = {
-    f"{name}-{mean}": AlgorithmSettings(name=name, loss_mean=mean, kl_coef=0.1, clip_low=0.1, clip_high=0.3)
-    for name in ("sft", "grpo")
-    for mean in ("token", "sequence")
+LOSSES: dict[str, AlgorithmSettings] = {
+    "sft-token": SFTSettings(loss_mean="token"),
+    "sft-sequence": SFTSettings(loss_mean="sequence"),
+    "grpo-token": GRPOSettings(loss_mean="token", kl_coef=0.1, clip_low=0.1, clip_high=0.3),
+    "grpo-sequence": GRPOSettings(loss_mean="sequence", kl_coef=0.1, clip_low=0.1, clip_high=0.3),
 }
 Answer = tuple[dict[str, float], dict[str, Tensor]]
 
 
 def make_loss(settings: AlgorithmSettings) -> Loss:
-    return SFTLoss(settings) if settings.name == "sft" else GRPOLoss(settings)
+    return make_algorithm(settings).losses()["policy"]
 
 
 def plans(batch: Batch, ranks: int) -> list[Plan]:
@@ -57,8 +57,7 @@ def expected(model, batch: Batch, settings: AlgorithmSettings) -> tuple[float, d
     model.zero_grad()
     logprobs = transformers_logprobs(model, batch, 0.8)[0]
     loss = make_loss(settings)
-    denominator = int(batch.loss_mask.sum()) if loss.normalizer == "tokens" else batch.num_sequences
-    value = loss(logprobs, batch)[0] / denominator
+    value = loss(Outputs(logprobs, torch.zeros_like(logprobs)), batch)[0] / loss.denominator(batch)
     value.backward()
     return value.item(), gradients_of(model)
 

@@ -11,14 +11,14 @@ from tiny import TinyModel, ragged_batch, transformers_logprobs
 from torch import Tensor
 
 from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import OptimizerSettings, ScheduleSettings, TrainerSettings
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
 from pentad.samples.packing import plan_microbatches
 
-LOSS = SFTLoss(AlgorithmSettings(name="sft"))
+LOSS = SFTLoss(SFTSettings())
 
 
 def train(
@@ -62,7 +62,7 @@ def adamw(
     norms = []
     for rate, batch in zip(rates, batches, strict=True):
         optimizer.zero_grad()
-        (LOSS(transformers_logprobs(model, batch)[0], batch)[0] / batch.loss_mask.sum()).backward()
+        (-transformers_logprobs(model, batch)[0][batch.loss_mask].mean()).backward()
         norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters])))
         if settings.grad_clip:
             torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip)

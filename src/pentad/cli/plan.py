@@ -99,7 +99,7 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     settings = loaded.settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
-    if settings.algorithm.name == "grpo" or settings.data.eval:
+    if settings.algorithm.trains_on == "rollouts" or settings.data.eval:
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
     work, engine, notes = _workload(settings, facts, allocation)
     notes += loaded.notices + tuple(item.cause for item in check_supported(allocation))
@@ -187,17 +187,17 @@ def _rank(options: argparse.Namespace) -> int:
 
 def _workload(
     settings: "RunSettings", facts: "ModelFacts", allocation: "Allocation"
-) -> "tuple[Workload, EngineWork, tuple[str, ...]]":
+) -> "tuple[Workload, EngineWork | None, tuple[str, ...]]":
     """The work of one optimizer step and of an engine under a configuration, and what had to be assumed."""
     from pentad.planning.engine import EngineWork
     from pentad.planning.memory import Workload
 
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
-    grpo = algorithm.name == "grpo"
-    if grpo:
+    rollouts = algorithm.trains_on == "rollouts"
+    if rollouts:
         bound, what = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens, "samples"
         # Minibatches are of whole groups; the largest is planned.
-        samples = -(-trainer.prompts_per_step // algorithm.optimizer_steps) * settings.rollout.n
+        samples = -(-trainer.prompts_per_step // algorithm.updates) * settings.rollout.n
         why = "the longest; shorter ones make fewer"
     else:
         bound, what, why = settings.data.max_prompt_tokens, "rows", "data.max_prompt_tokens"
@@ -214,19 +214,21 @@ def _workload(
 
     engine = EngineWork(
         sequences=settings.rollout.batch_size,
-        tokens=longest if grpo else _longest_evaluated(settings, facts),
+        tokens=longest if rollouts else _longest_evaluated(settings, facts),
         dtype="fp32" if settings.rollout.dtype == "fp32" else "bf16",
         sleeps=settings.rollout.sleep,
     )
+    if allocation.rollout is not None and settings.rollout.engine is not None:
+        notes.append(f"the memory of rollout.engine={settings.rollout.engine} is not known, and not counted")
     work = Workload(
         tokens=trainer.tokens_per_microbatch,
         microbatches=microbatches,
         sequence=longest,
         dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
         recompute=_recompute(settings.megatron.transformer),
-        reference=grpo and algorithm.kl_coef > 0,
+        reference="reference" in algorithm.roles,
     )
-    return work, engine, tuple(notes)
+    return work, engine if settings.rollout.engine is None else None, tuple(notes)
 
 
 def _longest_evaluated(settings: "RunSettings", facts: "ModelFacts") -> int:

@@ -15,26 +15,26 @@ _STATE = ("weights", "gradients", "optimizer")
 
 
 def check_memory(
-    facts: ModelFacts, allocation: Allocation, dtype: str, engine: EngineWork, memory_gib: float
+    facts: ModelFacts, allocation: Allocation, dtype: str, engine: EngineWork | None, memory_gib: float
 ) -> list[Problem]:
     """What cannot fit on GPUs of that much memory; empty when it may fit. The layout must be legal for the model.
 
     Args:
         dtype: of the trainer, `bf16` or `fp32`.
-        engine: what each rollout engine generates, if the allocation has engines.
+        engine: what each rollout engine generates; None where its memory is not known.
         memory_gib: of one GPU, in GiB.
     """
     layout, rollout = allocation.trainer.layout, allocation.rollout
     ranks = predict_memory(facts, layout, Workload(1, layout.pipeline, 1, dtype))
     needs = {str(allocation.trainer): max(sum(rank.components[part] for part in _STATE) for rank in ranks)}
-    if rollout is not None:
+    if rollout is not None and engine is not None:
         parts = predict_engine(facts, rollout, engine).components
         needs[str(rollout)] = parts["weights"] + parts["cache"]
-    if allocation.colocated:
+    if allocation.colocated and engine is not None:
         needs = {str(allocation): sum(needs.values())}
     fixes = {
         str(allocation.trainer): "take more GPUs: t, p or e divide the weights, d the optimizer's state",
-        str(rollout): f"lower rollout.batch_size (now {engine.sequences}), or take a smaller model or larger GPUs",
+        str(rollout): "lower rollout.batch_size, or take a smaller model or larger GPUs",
         str(allocation): "give engines and trainer GPUs of their own (+ instead of |), or take more GPUs",
     }
     return [

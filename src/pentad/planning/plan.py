@@ -27,8 +27,8 @@ class Plan:
 
     Attributes:
         model: the model's name.
-        engine: memory of the rollout engines on each of their GPUs, if there are any; where they share the trainer's
-            GPUs it is also in `memory`.
+        engine: memory of the rollout engines on each of their GPUs, if there are any and it is known; where they share
+            the trainer's GPUs it is also in `memory`.
         chunks: of each pipeline stage.
         memory: of each rank of each pipeline stage.
         notes: what the user should know, without which all is legal.
@@ -79,13 +79,13 @@ def make_plan(
     allocation: Allocation,
     gpu: Gpu,
     work: Workload,
-    engine_work: EngineWork,
+    engine_work: EngineWork | None,
     notes: tuple[str, ...] = (),
 ) -> Plan:
     """Plan trainer and rollout engines of an allocation.
 
     Args:
-        engine_work: what each engine generates, if the allocation has engines.
+        engine_work: what each engine generates; None where its memory is not known.
 
     Raises:
         UserError: the model does not permit the layout, or the workload cannot be.
@@ -101,7 +101,7 @@ def make_plan(
     time = predict_time(facts, layout, work, gpu)
     notes += tuple(f"{item.cause}; {item.fix}" for item in check_cluster(layout, gpu.per_node))
     engine = None
-    if allocation.rollout is not None:
+    if allocation.rollout is not None and engine_work is not None:
         engine = predict_engine(facts, allocation.rollout, engine_work)
         work = replace(work, engine=engine if allocation.colocated else None)
     memory = predict_memory(facts, layout, work)

@@ -23,6 +23,7 @@ NAMES = frozenset(
         "versions.json",
         "metrics.jsonl",
         "samples.jsonl",
+        "rewards.log",
         "outcome.json",
         "report.html",
         ".report.html",

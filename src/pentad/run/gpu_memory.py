@@ -27,5 +27,7 @@ def check_gpus(settings: RunSettings, facts: ModelFacts, allocation: Allocation)
         dtype="fp32" if rollout.dtype == "fp32" else "bf16",
         sleeps=rollout.sleep,
     )
+    # What an engine of the user's own holds is not known.
+    known = engine if rollout.engine is None else None
     dtype = "fp32" if settings.trainer.dtype == "fp32" else "bf16"
-    refuse(check_memory(facts, allocation, dtype, engine, memory), f"allocation {allocation}")
+    refuse(check_memory(facts, allocation, dtype, known, memory), f"allocation {allocation}")

@@ -7,11 +7,11 @@ not a small difference of large numbers, so that rounding stays rounding.
 import torch
 from torch import Tensor
 
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import GRPOSettings
 from pentad.samples.batch import Batch
 
 TEMPERATURE = 0.9
-LOSS = AlgorithmSettings(clip_low=0.2, clip_high=0.25, kl_coef=0.1)
+LOSS = GRPOSettings(clip_low=0.2, clip_high=0.25, kl_coef=0.1)
 TOKENS_PER_MICROBATCH = 64
 
 _SEQUENCES, _GROUP = 24, 4

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from pentad.algorithms.grpo import GRPOLoss
-from pentad.algorithms.reduction import count
+from pentad.algorithms.protocol import Outputs
 from pentad.platform.device import find_platform
 from pentad.samples.batch import Batch
 from pentad.verify.batch import LOSS, TEMPERATURE, make_batch, with_objective
@@ -65,6 +65,7 @@ def _logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def _differentiate(model: PreTrainedModel, batch: Batch) -> float:
     loss = GRPOLoss(LOSS)
-    value = loss(_logprobs(model, batch), batch)[0] / count(batch, loss.normalizer)
+    logprobs = _logprobs(model, batch)
+    value = loss(Outputs(logprobs, torch.zeros_like(logprobs)), batch)[0] / loss.denominator(batch)
     value.backward()
     return float(value.detach())
