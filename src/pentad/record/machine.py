@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ def collect_versions() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "packages": dict(sorted((dist.name, dist.version) for dist in metadata.distributions() if dist.name)),
     }
+
+
+def seconds_since_start() -> float:
+    """Time since this process was started: what a user measures, imports included."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
 
 
 def smallest_gpu_gib() -> float | None:

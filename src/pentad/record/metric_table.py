@@ -135,6 +135,13 @@ _TABLE = (
         title="Engine against trainer, mean",
     ),
     Metric(
+        "rollout/kl",
+        "estimate (k3) of the divergence of the engine's log-probs from the trainer's, per sampled token",
+        "nats",
+        "mean over the step's sampled tokens",
+        title="Divergence of the engine from the trainer",
+    ),
+    Metric(
         "rollout/response_length_mean",
         "length of the responses",
         "tokens",

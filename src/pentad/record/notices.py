@@ -1,16 +1,12 @@
 """Warnings of a run's processes, brought to the terminal.
 
-Invariant: a warning of Pentad's own code in any process of a run is shown to the user, and each text once.
+Invariant: a warning that Pentad's own code logs in any process of a run is shown to the user, and each text once.
 """
 
 import logging
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TextIO
 
-_PACKAGE = Path(__file__).parents[1]
 # More different warnings than these in one process are not kept.
 _MOST = 100
 
@@ -18,8 +14,8 @@ _MOST = 100
 class NoticeLog(logging.Handler):
     """The warnings of this process, in order, each text once.
 
-    It collects records of level WARNING and above of the loggers below `pentad`, and Python warnings that Pentad's own
-    code gives. Warnings of other packages are left out: a user cannot act on them.
+    It collects records of level WARNING and above of the loggers below `pentad`. Warnings of other packages stay in the
+    process's log file: a user can seldom act on them.
     """
 
     def __init__(self) -> None:
@@ -47,21 +43,6 @@ def collect_notices() -> NoticeLog:
     """Begin to collect the warnings of this process. Call it once a process."""
     log = NoticeLog()
     logging.getLogger("pentad").addHandler(log)
-    show = warnings.showwarning
-
-    def collect(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if Path(filename).is_relative_to(_PACKAGE):
-            log.add(str(message))
-        show(message, category, filename, lineno, file, line)
-
-    warnings.showwarning = collect  # ty: ignore[invalid-assignment]  (the documented way to redirect warnings)
     return log
 
 

@@ -6,6 +6,7 @@ in metrics.jsonl is on the page; nothing that a model or a user wrote is taken f
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -58,10 +59,13 @@ def _render(data: RunData, run_dir: RunDir) -> str:
         directory=str(run_dir.path),
         # Without a known end nothing can be said.
         unfinished=total is not None and last < total,
+        ended={"failed": ": it failed", "interrupted": ": it was interrupted"}.get(
+            str(data.outcome.get("outcome")), ": it was stopped, or is still going on"
+        ),
         facts=summarize(data),
         notes=data.notes,
         charts=_charts(data),
-        samples=[group[:_SHOWN_SAMPLES] for group in data.samples],
+        samples=[replace(group, items=group.items[:_SHOWN_SAMPLES]) for group in data.samples],
         versions={key: packages[key] for key in _KEY_PACKAGES if key in packages},
         machine={key: data.versions.get(key) for key in ("python", "platform", "cpus", "gpus", "git_commit")},
         settings=data.settings_text,

@@ -44,6 +44,7 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples.jsonl"
         self.rewards_log = self.path / "rewards.log"
+        self.outcome = self.path / "outcome.json"
         self.report = self.path / "report.html"
         self.model = self.path / "model"
         self.begun = False
@@ -94,6 +95,16 @@ class RunDir:
             self.config.write_text(self._settings_yaml, encoding="utf-8")
             self.begun = True
             self.versions.write_text(json.dumps(collect_versions(), indent=2) + "\n", encoding="utf-8")
+
+    def end(self, outcome: str, seconds: float) -> None:
+        """Write outcome.json: how the run ended, and how long it took.
+
+        Args:
+            outcome: `finished`, `failed` or `interrupted`.
+            seconds: from the start of the command.
+        """
+        with self.writing():
+            self.outcome.write_text(json.dumps({"outcome": outcome, "seconds": round(seconds, 1)}) + "\n")
 
     @property
     def moves_aside(self) -> bool:

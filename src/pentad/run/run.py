@@ -6,7 +6,7 @@ an earlier run where it was.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pentad.config.loading.load import LoadedSettings
@@ -14,6 +14,7 @@ from pentad.config.loading.notices import notices
 from pentad.config.loading.show import effective_yaml
 from pentad.errors import UserError
 from pentad.loops.scoring import reward_item
+from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import check_loggers
 from pentad.record.outcome import RunFailedError, RunInterruptedError, Status
 from pentad.record.run_dir import RunDir
@@ -84,6 +85,9 @@ def _train(
         train(prepared, run_dir, rewards, status, signals)
     except BaseException as error:
         signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
+        if run_dir.begun:
+            with suppress(UserError, OSError):  # a full disk is not the first cause
+                run_dir.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", seconds_since_start())
         facts = {"report": _late_report(run_dir)}
         if isinstance(error, KeyboardInterrupt):
             raise RunInterruptedError("", facts) from None

@@ -4,7 +4,6 @@ Invariant: when `train` is left, however, none of its processes is.
 """
 
 import asyncio
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -22,13 +21,14 @@ from pentad.config.schema.algorithms.base import Role
 from pentad.loops.journal import Journal
 from pentad.loops.loop import Loop
 from pentad.loops.roles import Trainer
+from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import Sinks, open_sinks
 from pentad.record.notices import NoticeBoard
 from pentad.record.old_runs import KEPT
 from pentad.record.outcome import Status
 from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
-from pentad.record.terminal import Terminal
+from pentad.record.terminal import Terminal, duration
 from pentad.rewards.pool import RewardPool
 from pentad.run.assemble import assemble
 from pentad.run.prepare import Prepared
@@ -53,7 +53,7 @@ def train(
         UserError: something the user can put right.
         RunFailedError: a process failed.
     """
-    settings, start = prepared.settings, time.monotonic()
+    settings = prepared.settings
     with ExitStack() as stack:
         terminal = stack.enter_context(Terminal(settings.trainer.total_steps, settings.experiment.name))
         devices = f"{prepared.allocation.world_size} device{'s' if prepared.allocation.world_size > 1 else ''}"
@@ -66,7 +66,9 @@ def train(
         except BaseException as error:
             signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
             raise
-        terminal.summary(_summary(run_dir, settings.trainer.export, rewards, time.monotonic() - start))
+        seconds = seconds_since_start()
+        run_dir.end("finished", seconds)
+        terminal.summary(_summary(run_dir, settings.trainer.export, rewards, seconds))
 
 
 async def _train(
@@ -132,7 +134,7 @@ async def _start(prepared: Prepared, cluster: Cluster) -> tuple[RoleTrainer, Tra
 
 
 def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, seconds: float) -> Mapping[str, str]:
-    facts: dict[str, str] = {"time": f"{seconds:.0f} s"}
+    facts: dict[str, str] = {"time": f"{duration(seconds)} (from the command's start)"}
     failures = {kind: count for kind, count in (rewards.failures if rewards else {}).items() if count}
     if rewards and failures:
         facts["reward failures"] = ", ".join(f"{count} {kind}" for kind, count in failures.items())
