@@ -63,6 +63,17 @@ SCHEMA_FAULTS = {
         "unknown key",
         "on whenever t is above 1",
     ),
+    "TRL beta": ("", ["beta=0.1"], "beta (command line): unknown key", "here it is algorithm.kl_coef"),
+    "TRL beta in a section": ("", ["algorithm.beta=0.1"], "unknown key", "here it is algorithm.kl_coef"),
+    "TRL logger": ("", ["trainer.report_to=wandb"], "unknown key", "here it is trainer.logger (a list)"),
+    "checkpoints": ("", ["trainer.max_ckpt_to_keep=2"], "unknown key", "there is no such setting; remove it"),
+    "rollout size": (
+        "",
+        ["actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
+        "unknown key",
+        "such as hf:d2+megatron:t2",
+    ),
+    "a word for a list": ("", ["trainer.logger=wandb"], "expected a list", "write [wandb]"),
     "siiRL offload": ("", ["actor_rollout_ref.actor.megatron.param_offload=true"], "unknown key", "no such setting"),
     "AReaL": ("allocation_mode: sglang:d1\n", [], "allocation_mode (run.yaml:9)", "here it is allocation"),
     "SkyRL": ("", ["generator.n_samples_per_prompt=8"], "unknown key", "here it is rollout.n"),
@@ -195,6 +206,8 @@ FILES = {
     "tabs": ("a:\n\tb: 1\n", "run.yaml:2: not valid YAML", "spaces, not tabs"),
     "two documents": ("a: 1\n---\nb: 2\n", "not valid YAML", "check"),
     "python object": ("a: !!python/object:os.system {}\n", "run.yaml:1: not valid YAML", "check"),
+    "nested deeply": ("a: " + "[" * 3000 + "]" * 3000 + "\n", "values are nested more than 50 deep", "check"),
+    "nested": ("a: " + "[" * 60 + "]" * 60 + "\n", "values are nested more than 50 deep", "check"),
     "alias of itself": ("a: &x\n  b: *x\n", "an alias refers to itself", "check"),
 }
 

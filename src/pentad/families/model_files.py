@@ -11,7 +11,7 @@ from pathlib import Path
 from pentad.errors import UserError
 from pentad.families.facts import ModelFacts
 from pentad.families.gguf_header import read_gguf_config
-from pentad.families.hf_config import facts_from_config
+from pentad.families.hf_config import FAMILIES, facts_from_config
 from pentad.families.known_models import known_facts, known_models
 
 
@@ -86,5 +86,5 @@ def _unknown(model: str) -> UserError:
     suggestion = f"did you mean {' or '.join(near)}? Else " if near else ""
     return UserError(
         f"{cause}, and {model} is neither in the Hugging Face cache nor a model that planning knows",
-        f"{suggestion}give the path of its config.json",
+        f"{suggestion}give the path of its config.json, if its architecture is {', '.join(FAMILIES)}",
     )

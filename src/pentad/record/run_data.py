@@ -111,9 +111,8 @@ def summarize(data: RunData) -> dict[str, str]:
         if values := data.values(name):
             n = min(10, len(values) // 10)
             facts[label] = f"{values[0]:{form}} → {values[-1]:{form}}"
-            facts[label] += (
-                f" (first and last step; mean of the last {n}: {sum(values[-n:]) / n:{form}})" if n > 1 else ""
-            )
+            if n > 1:
+                facts[label] += f" (first and last step; mean of the last {n}: {sum(values[-n:]) / n:{form}})"
             break  # the loss of a policy gradient says nothing next to the reward
     facts |= _times(data)
     if samples := sum(data.values("data/samples_consumed")):

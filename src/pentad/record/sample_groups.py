@@ -1,7 +1,7 @@
 """Which of a run's sample texts are shown, so that the beginning of a run can be compared with its end.
 
-Invariant: samples that stand side by side answer the same prompt; where no prompt was sampled at both ends, the groups say
-that their prompts differ.
+Invariant: samples that stand side by side answer the same prompt; where no prompt was sampled at both ends, the groups
+say that their prompts differ.
 """
 
 from collections.abc import Iterable
