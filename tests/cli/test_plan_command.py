@@ -243,6 +243,11 @@ REFUSED = {
     "no layout": (("--model", QWEN), "no layout is given", "--gpus"),
     "no model": (("--gpus", "8"), "nothing to plan", "--model"),
     "unknown model": (("--model", "Qwen/Qwen2.5-8B", "--gpus", "8"), "no directory Qwen/Qwen2.5-8B", QWEN),
+    "unsupported model": (
+        ("--model", "deepseek-ai/DeepSeek-V3", "--gpus", "8"),
+        "no directory deepseek-ai/DeepSeek-V3",
+        "config.json, if its architecture is llama",
+    ),
     "heads": ((*LAYOUT, "megatron:t3"), "28 attention heads", "use t2 or t4"),
     "dense": ((*LAYOUT, "megatron:d2e2"), "dense model", "leave e2 out"),
     "stages": ((*LAYOUT, "megatron:p29"), "28 layers, too few", "p28"),

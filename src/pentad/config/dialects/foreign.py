@@ -71,10 +71,8 @@ _TABLE: tuple[tuple[str, Translation], ...] = (
     (r"trainer\.default_local_dir", Translation("experiment.dir")),
     (r"trainer\.(n_gpus_per_node|nnodes)", _BY_LAYOUT),
     (r"trainer\.(total_epochs|total_training_steps|epochs)", Translation("trainer.total_steps", "counted in steps")),
-    (
-        r"trainer\.(save_freq|resume_mode)|(.*\.)?(max_\w*ckpt_to_keep|save_steps|save_total_limit|save_strategy)",
-        _NO_SAVE,
-    ),
+    (r"trainer\.(save_freq|resume_mode)", _NO_SAVE),
+    (r"(.*\.)?(max_\w*ckpt_to_keep|save_steps|save_total_limit|save_strategy)", _NO_SAVE),
     # AReaL
     (r"experiment_name|trial_name", Translation("experiment.name")),
     (r"allocation_mode|(actor|rollout)\.backend", Translation("allocation")),
