@@ -117,7 +117,7 @@ def test_megatron_settings_are_read_as_in_a_configuration():
 def test_companions_of_full_recompute_are_said(capsys):
     read = _megatron(["transformer.recompute_granularity=full"])
     assert read.transformer["recompute_method"] == "uniform" and read.transformer["recompute_num_layers"] == 1
-    assert "recompute_num_layers=1 is assumed" in capsys.readouterr().err
+    assert "recompute_num_layers=1 are assumed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

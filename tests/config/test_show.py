@@ -53,7 +53,7 @@ def test_companions_of_full_recompute_are_shown_and_said(tmp_path: Path) -> None
     assert "recompute_granularity: full # run.yaml:3" in lines
     assert "recompute_method: uniform # assumed for recompute_granularity=full" in lines
     assert "recompute_num_layers: 1 # assumed for recompute_granularity=full" in lines
-    assert len(loaded.notices) == 1 and "recompute_num_layers=1 is assumed" in loaded.notices[0]
+    assert len(loaded.notices) == 1 and "recompute_num_layers=1 are assumed" in loaded.notices[0]
     given = load_settings(path, [*MINIMAL, "megatron.transformer.recompute_num_layers=4"])
     assert given.settings.megatron.transformer["recompute_num_layers"] == 4
     assert load_settings(path, [*MINIMAL, "megatron.transformer.recompute_granularity=selective"]).notices == ()

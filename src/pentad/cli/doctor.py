@@ -61,7 +61,7 @@ def _state(name: str, module: str) -> tuple[str, str]:
             warnings.simplefilter("ignore")
             importlib.import_module(module)
     except Exception as error:
-        # Whatever goes wrong inside a foreign package is a finding here, not a fault of ours.
+        # An error inside another package is a finding here, not a fault of Pentad.
         return found or "?", f"cannot be imported: {type(error).__name__}: {error}"
     return found or "unknown", "ok"
 

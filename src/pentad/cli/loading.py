@@ -1,4 +1,4 @@
-"""Loading a configuration with the rules that need both settings and layouts, which do not know each other."""
+"""Loading a configuration with the rules that need settings together with layouts or rewards."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

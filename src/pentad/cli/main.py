@@ -1,7 +1,7 @@
 """The command line. Thin: it parses arguments, calls one function, and turns exceptions into messages.
 
-Exit codes: 0 done; 1 a process of the run failed, or a fault of ours, with a traceback file; 2 something the user can
-put right; 130, 143 or 129 interrupted by SIGINT (Ctrl-C), SIGTERM or SIGHUP.
+Exit codes: 0 done; 1 a process of the run failed, or Pentad itself did (with a traceback file); 2 an error that the user
+can correct; 130, 143 or 129 interrupted by SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 """
 
 import argparse
@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the version; looked up only when asked for."""
+    """Prints the version, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
         try:
@@ -103,7 +103,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         dataset.add_argument("--limit", type=int, help="keep only the first so many rows of each split")
     data.set_defaults(call=lambda options: commands.data(options.dataset, options.source, options.out, options.limit))
 
-    doctor = subparsers.add_parser("doctor", help="say what is installed, and whether it works", allow_abbrev=False)
+    doctor = subparsers.add_parser("doctor", help="show what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())
 
     planned = subparsers.add_parser(
@@ -112,7 +112,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     plan.add_arguments(planned)
     planned.set_defaults(call=plan.plan)
 
-    verified = subparsers.add_parser("verify", help="prove that things are as they should be", allow_abbrev=False)
+    verified = subparsers.add_parser(
+        "verify", help="verify that a model computes the same on every layout", allow_abbrev=False
+    )
     subjects = verified.add_subparsers(dest="subject", metavar="SUBJECT", required=True, parser_class=_Parser)
     layouts = subjects.add_parser("layouts", help="a model computes the same on every layout", allow_abbrev=False)
     verify.add_arguments(layouts)

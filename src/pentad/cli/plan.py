@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pentad.layout import Allocation
     from pentad.planning.engine import EngineWork
     from pentad.planning.memory import Workload
-    from pentad.planning.plan import Plan
+    from pentad.planning.plan import LayoutPlan
 
 _TOKENS, _MICROBATCHES, _SEQUENCE, _TOP, _GPU = 8192, 8, 4096, 10, "h200"
 
@@ -80,7 +80,7 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan":
+def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "LayoutPlan":
     """Plan trainer and engines of a configuration.
 
     Raises:
@@ -152,7 +152,7 @@ def _work(options: argparse.Namespace, facts: "ModelFacts") -> "Workload":
     )
 
 
-def _plan_layout(options: argparse.Namespace) -> "Plan":
+def _plan_layout(options: argparse.Namespace) -> "LayoutPlan":
     from pentad.families.model_files import facts_of
     from pentad.layout import parse_allocation
     from pentad.planning.engine import EngineWork

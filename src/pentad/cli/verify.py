@@ -1,7 +1,7 @@
 """`pentad verify layouts`: whether a model computes the same on every layout, on this machine.
 
-Invariant: everything that can be known to be wrong with the question is said before a process is started; every line
-of the answer appears when it is known.
+Invariant: what can be refused is refused before a process is started; each line of the table appears as soon as its
+layout is verified.
 """
 
 import argparse
@@ -153,7 +153,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Say now what would only be found when the first result is written."""
+    """Refuse a file that cannot be written, before the first result is there."""
     if path.is_dir():
         raise UserError(f"--json: {path} is a directory", f"give a file, as {path / 'layouts.json'}")
     if not path.absolute().parent.is_dir():

@@ -10,11 +10,11 @@ from pentad.planning.engine import EngineMemory
 from pentad.planning.gpus import Gpu
 from pentad.planning.memory import COMPONENTS, Workload
 from pentad.planning.parameters import active_parameters, model_parameters
-from pentad.planning.plan import Plan, fewer_sequences, lighter
+from pentad.planning.plan import LayoutPlan, fewer_sequences, lighter
 from pentad.planning.rank import Candidate, size_text
 
 
-def draw_plan(plan: Plan) -> str:
+def draw_plan(plan: LayoutPlan) -> str:
     """The whole plan: GPUs, stages, parameters and memory by stage, time."""
     blocks = [
         _heading(plan.model, plan.facts),
@@ -74,7 +74,7 @@ def _heading(model: str, facts: ModelFacts) -> str:
     return text
 
 
-def _allocation(plan: Plan) -> str:
+def _allocation(plan: LayoutPlan) -> str:
     lines = [_gpus(plan.allocation.world_size)]
     for component in plan.allocation.components:
         devices = plan.allocation.devices(component)
@@ -104,7 +104,7 @@ def describe_layout(layout: Layout, facts: ModelFacts) -> list[str]:
     return lines
 
 
-def _stages(plan: Plan) -> list[list[str]]:
+def _stages(plan: LayoutPlan) -> list[list[str]]:
     first = plan.allocation.devices(plan.allocation.trainer)[0]
     size = plan.layout.world // plan.layout.pipeline
     rows = []
@@ -130,7 +130,7 @@ def _holds(chunk: Chunk) -> str:
     return " + ".join(["embedding"] * chunk.embedding + [layers] + ["norm, output layer"] * chunk.head)
 
 
-def _memory(plan: Plan) -> str:
+def _memory(plan: LayoutPlan) -> str:
     shown = [name for name in COMPONENTS if any(rank.components[name] for rank in plan.memory)]
     rows = [
         [str(rank.stage), *(f"{rank.components[name] / GIB:.2f}" for name in shown), f"{rank.total / GIB:.2f}"]
@@ -139,7 +139,7 @@ def _memory(plan: Plan) -> str:
     return _table(["stage", *shown, "all"], rows, right=range(1, len(shown) + 2))
 
 
-def _engine(plan: Plan) -> list[str]:
+def _engine(plan: LayoutPlan) -> list[str]:
     """The memory of rollout engines on GPUs of their own; on the trainer's GPUs they are in its table."""
     rollout, engine = plan.allocation.rollout, plan.engine
     if rollout is None or engine is None or plan.allocation.colocated:
@@ -156,14 +156,14 @@ def _engine(plan: Plan) -> list[str]:
     ]
 
 
-def _verdict(plan: Plan) -> str:
+def _verdict(plan: LayoutPlan) -> str:
     lines = [_trainer_verdict(plan)]
     if plan.engine is not None and not plan.allocation.colocated:
         lines.append(_engine_verdict(plan, plan.engine))
     return "\n".join(lines)
 
 
-def _trainer_verdict(plan: Plan) -> str:
+def _trainer_verdict(plan: LayoutPlan) -> str:
     peak, limit = plan.peak.total / GIB, plan.gpu.memory_gib
     if plan.excess <= 0:
         start = "Fits" if plan.fits else "The trainer fits"
@@ -176,7 +176,7 @@ def _trainer_verdict(plan: Plan) -> str:
     return f"{text} Most is {name}, {size / GIB:.1f} GiB."
 
 
-def _engine_verdict(plan: Plan, engine: EngineMemory) -> str:
+def _engine_verdict(plan: LayoutPlan, engine: EngineMemory) -> str:
     needed, limit, rollout = engine.total / GIB, plan.gpu.memory_gib, plan.allocation.rollout
     if plan.engine_excess <= 0:
         return f"Rollout engines fit: {needed:.1f} of {limit:.1f} GiB."
@@ -189,7 +189,7 @@ def _engine_verdict(plan: Plan, engine: EngineMemory) -> str:
     return f"{text} An hf engine is one GPU, and holds all weights." if rollout and rollout.backend == "hf" else text
 
 
-def _time(plan: Plan) -> str:
+def _time(plan: LayoutPlan) -> str:
     time, layout = plan.time, plan.layout
     parts = ", ".join(f"{name} {seconds / time.total:.0%}" for name, seconds in time.parts.items() if seconds)
     bubble = f"bubble {time.bubble:.1%}" + (

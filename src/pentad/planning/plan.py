@@ -1,4 +1,4 @@
-"""What a model on a layout comes to: stages, parameters, memory and time, as one value.
+"""The plan of a model on a layout: stages, parameters, memory and time, as one value.
 
 Invariant: a plan exists only for a layout that the model permits.
 """
@@ -22,7 +22,7 @@ from pentad.planning.rank import Candidate, rank_layouts
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayoutPlan:
     """An allocation, planned.
 
     Attributes:
@@ -31,7 +31,7 @@ class Plan:
             the trainer's GPUs it is also in `memory`.
         chunks: of each pipeline stage.
         memory: of each rank of each pipeline stage.
-        notes: what the user should know, without which all is legal.
+        notes: what the user should know; the plan is legal all the same.
     """
 
     model: str
@@ -81,7 +81,7 @@ def make_plan(
     work: Workload,
     engine_work: EngineWork | None,
     notes: tuple[str, ...] = (),
-) -> Plan:
+) -> LayoutPlan:
     """Plan trainer and rollout engines of an allocation.
 
     Args:
@@ -105,7 +105,7 @@ def make_plan(
         engine = predict_engine(facts, allocation.rollout, engine_work)
         work = replace(work, engine=engine if allocation.colocated else None)
     memory = predict_memory(facts, layout, work)
-    return Plan(model, facts, allocation, gpu, work, pipeline_chunks(facts, layout), memory, engine, time, notes)
+    return LayoutPlan(model, facts, allocation, gpu, work, pipeline_chunks(facts, layout), memory, engine, time, notes)
 
 
 def make_ranking(facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int) -> list[Candidate]:
@@ -141,7 +141,7 @@ def check_work(work: Workload) -> None:
         raise UserError(f"recompute: there is no {work.recompute!r}", f"use one of {', '.join(RECOMPUTE)}")
 
 
-def lighter(plan: Plan) -> str | None:
+def lighter(plan: LayoutPlan) -> str | None:
     """What would make a trainer fit that does not: recomputation, or an engine that sleeps; None if neither does."""
     limit, engine = plan.gpu.memory_gib * GIB, plan.work.engine
     asleep = None if engine is None else replace(engine, work=replace(engine.work, sleeps=True))
@@ -160,7 +160,7 @@ def lighter(plan: Plan) -> str | None:
     return None
 
 
-def fewer_sequences(plan: Plan) -> int | None:
+def fewer_sequences(plan: LayoutPlan) -> int | None:
     """How many sequences an engine on GPUs of its own could decode at once, if that would make it fit."""
     if plan.engine is None or plan.allocation.rollout is None:
         return None
@@ -173,7 +173,7 @@ def fewer_sequences(plan: Plan) -> int | None:
     return None
 
 
-def plan_to_json(plan: Plan) -> dict[str, Any]:
+def plan_to_json(plan: LayoutPlan) -> dict[str, Any]:
     """Everything that a plan says, in plain values. Memory in bytes, times in seconds."""
     return {
         **_common(plan.model, plan.facts, plan.gpu, plan.work),
@@ -203,7 +203,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _engine(plan: Plan) -> dict[str, Any] | None:
+def _engine(plan: LayoutPlan) -> dict[str, Any] | None:
     if plan.engine is None:
         return None
     return {

@@ -16,7 +16,7 @@ from pentad.planning.cost import StepTime, predict_time
 from pentad.planning.gpus import Gpu
 from pentad.planning.memory import RankMemory, Workload, predict_peak
 
-# More would hardly be wanted: the search must answer at once.
+# Larger sizes are seldom useful, and would slow the search.
 _VIRTUAL = (1, 2, 4)
 _MOST_CONTEXT = 16
 
@@ -52,7 +52,7 @@ class Candidate:
         return self.excess <= 0
 
     def reason(self, best: "Candidate | None" = None) -> str:
-        """Why it stands where it stands, in a few words. `best` is the fastest that fits."""
+        """The reason for its place in the ranking, in a few words. `best` is the fastest that fits."""
         if not self.fits:
             part, size = max(self.peak.components.items(), key=lambda item: item[1])
             return f"{size_text(self.excess)} too much; most is {part}, {size / GIB:.1f} GiB"

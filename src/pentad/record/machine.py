@@ -48,7 +48,7 @@ def _query_gpus(fields: str, options: str = "") -> list[str]:
 def _git_commit() -> str | None:
     """The commit of the checkout that this file is tracked in, with "+changes" if it has been changed since."""
     here = Path(__file__).parent
-    # A virtual environment may lie inside somebody else's repository: that repository's commit says nothing.
+    # A virtual environment may lie inside another repository, whose commit is not that of this package.
     if not (shutil.which("git") and _output("git", "-C", str(here), "ls-files", Path(__file__).name)):
         return None
     commit = _output("git", "-C", str(here), "rev-parse", "--verify", "HEAD")
@@ -58,7 +58,7 @@ def _git_commit() -> str | None:
 
 
 def _output(*command: str) -> str:
-    """Standard output of a command; empty if it fails: what it would have told is then unknown, not wrong."""
+    """Standard output of a command; empty if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -113,7 +113,7 @@ class MetricsLog:
 
 
 class Sinks:
-    """Several sinks as one, in order; closing closes all of them, whatever one of them says."""
+    """Several sinks as one, in order; closing closes all of them, even if one fails."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)

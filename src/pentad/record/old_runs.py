@@ -1,7 +1,6 @@
 """Earlier runs: what may be moved aside for a new run, and how many of them are kept.
 
-Invariant: only a directory that a run of Pentad has written, with nothing of anybody else's in it, is ever moved or
-removed.
+Invariant: a directory is moved or removed only if a run of Pentad has written it and it holds no other files.
 """
 
 import fcntl

@@ -1,6 +1,6 @@
-"""How a run can end before its last step, for whoever called it.
+"""How a run can end before its last step.
 
-Invariant: importing this costs nothing, so that the command line can name these without the packages of a run.
+Invariant: this module imports no package, so that the command line can import it at once.
 """
 
 from collections.abc import Mapping

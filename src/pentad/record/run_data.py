@@ -1,4 +1,4 @@
-"""What a run's files say, for the report and for the end of a run.
+"""The contents of a run's files, for the report.
 
 Invariant: it reads a finished run, half a run and a run with few metrics alike; what is missing is absent from the
 result, what is odd is in `notes`, and what is damaged is a UserError.
@@ -21,7 +21,7 @@ from pentad.record.terminal import duration
 
 @dataclass
 class RunData:
-    """What the files of a run directory say.
+    """The contents of a run directory.
 
     Attributes:
         rows: step -> name -> value, steps rising; None stands for a value that was not finite.
@@ -56,7 +56,7 @@ class RunData:
 
     @property
     def total_steps(self) -> int | None:
-        """`trainer.total_steps`, if config.yaml tells it."""
+        """`trainer.total_steps`, if config.yaml has it."""
         trainer = self.settings.get("trainer")
         total = trainer.get("total_steps") if isinstance(trainer, dict) else None
         return total if isinstance(total, int) else None
@@ -137,7 +137,7 @@ def _times(data: RunData) -> dict[str, str]:
 
 
 def _health(data: RunData) -> list[str]:
-    """What a reader should not overlook."""
+    """Warnings about the data: values that are not finite, failed rewards, samples that were not used."""
     notes = []
     for name in data.names:
         if bad := [step for step, value in data.points(name) if value is None]:

@@ -51,7 +51,7 @@ class RunDir:
         self.removed: list[Path] = []
         self._settings_yaml = ""
         self._lock: int | None = None
-        # What `reserve` has made, to be taken away again by a run that never begins.
+        # What `reserve` has made; removed again by a run that never begins.
         self._made: list[Path] = []
 
     @classmethod
@@ -126,7 +126,7 @@ class RunDir:
             ) from error
 
     def close(self) -> None:
-        """Give up the lock. The files of a run that has begun stay; of any other nothing does."""
+        """Release the lock; remove what `reserve` made if the run has not begun."""
         if self._lock is not None:
             if not self.begun:
                 self._unmake()
@@ -144,10 +144,10 @@ class RunDir:
         return self.path / ".lock"
 
     def _leftovers(self) -> list[str]:
-        """What of an earlier run, or of somebody else, this run would write over."""
+        """Names of the files in the directory that this run would overwrite."""
         found = [file.name for file in (self.metrics, self.samples, self.report, self.model) if file.exists()]
-        # Settings alone are left by a run that failed before its first step: that is no loss. Where versions.json
-        # is not ours too, though, config.yaml belongs to somebody else.
+        # A run that failed before its first step leaves config.yaml and versions.json, which may be replaced. A
+        # config.yaml without versions.json was not written by a run.
         if self.config.exists() and not self.versions.exists():
             found.append(self.config.name)
         return found
@@ -167,7 +167,7 @@ class RunDir:
             )
 
     def _unmake(self) -> None:
-        """Take away what `reserve` made, while the lock is held; not what somebody has put something into since."""
+        """Remove what `reserve` made, while the lock is held; directories that other files were put into stay."""
         for path in reversed(self._made):
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()

@@ -1,7 +1,7 @@
-"""What a person sees while a run goes on.
+"""Progress and metrics of a run on the terminal.
 
-Invariant: on a terminal, a live display that is taken down whatever ends the block; anywhere else, plain lines
-without control codes. The display never ends a run: when nobody reads it any more, it falls silent.
+Invariant: on a terminal, a live display that is removed however the block ends; anywhere else, plain lines without
+control codes. A closed output never ends a run: the display then stops writing.
 """
 
 import math
@@ -59,7 +59,7 @@ class Phase:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        # After an error the phase stays in view: it says where the run stopped.
+        # After an error the phase stays on the screen and shows where the run stopped.
         if kind is None:
             self._terminal._ended(self)
 

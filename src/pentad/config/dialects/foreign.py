@@ -1,6 +1,6 @@
 """What the settings of verl, siiRL, AReaL, SkyRL and TRL are called here, for the messages about unknown keys.
 
-Each target is a setting of ours, or an empty text when there is none; the note says what differs.
+Each target is one of Pentad's settings, or an empty text when there is none; the note says what differs.
 """
 
 import re
@@ -159,6 +159,6 @@ def targets() -> frozenset[str]:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a translation's key is one of our settings, or lies in a free mapping of ours."""
+    """Whether a translation's key is one of Pentad's settings, or lies in one of its free mappings."""
     keys = known_keys()
     return name in keys or any(key.free and name.startswith(key.name + ".") for key in keys.values())

@@ -43,7 +43,8 @@ def describe_added(added: Mapping[KeyPath, Any]) -> str:
     if not added:
         return ""
     names = " and ".join(f"{'.'.join(path)}={value}" for path, value in added.items())
-    return f"megatron.transformer.recompute_granularity=full: {names} is assumed"
+    verb = "is" if len(added) == 1 else "are"
+    return f"megatron.transformer.recompute_granularity=full: {names} {verb} assumed"
 
 
 def check_megatron(settings: MegatronSettings, named: Callable[[str], str]) -> Iterator[UserError]:
