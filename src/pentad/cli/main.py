@@ -1,7 +1,7 @@
 """The command line. Thin: it parses arguments, calls one function, and turns exceptions into messages.
 
-Exit codes: 0 done; 1 a process of the run failed, or Pentad itself did (with a traceback file); 2 an error that the user
-can correct; 130, 143 or 129 interrupted by SIGINT (Ctrl-C), SIGTERM or SIGHUP.
+Exit codes: 0 done; 1 a process of the run failed, or Pentad itself did (with a traceback file); 2 an error that the
+user can correct; 130, 143 or 129 interrupted by SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 """
 
 import argparse
@@ -112,9 +112,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     plan.add_arguments(planned)
     planned.set_defaults(call=plan.plan)
 
-    verified = subparsers.add_parser(
-        "verify", help="verify that a model computes the same on every layout", allow_abbrev=False
-    )
+    verified = subparsers.add_parser("verify", help="compare layouts of a model with one process", allow_abbrev=False)
     subjects = verified.add_subparsers(dest="subject", metavar="SUBJECT", required=True, parser_class=_Parser)
     layouts = subjects.add_parser("layouts", help="a model computes the same on every layout", allow_abbrev=False)
     verify.add_arguments(layouts)

@@ -205,7 +205,7 @@ class Terminal:
             (metric.heading, metric.name, metric.form)
             for metric in _COLUMNS
             if any(_is_shown(metric, row) for _, row in rows)
-            and not (narrow and metric.wide and metric.name != self._main(rows))
+            and not (narrow and metric.wide and metric.name != _main_metric(rows))
         ]
         phases = dict.fromkeys(name for _, row in rows for name in row if name.startswith("time/"))
         phases.pop("time/step", None)
@@ -220,17 +220,17 @@ class Terminal:
             table.add_row(str(step), *(_cell(row.get(name), form) for _, name, form in columns))
         return table
 
-    @staticmethod
-    def _main(rows: tuple[tuple[int, dict[str, float]], ...]) -> str:
-        """The metric that the run is judged by; it is shown however narrow the terminal."""
-        return "reward/mean" if any("reward/mean" in row for _, row in rows) else "train/loss"
-
     def _clock(self) -> str:
         elapsed = duration(time.monotonic() - self._start)
         left = self._total - self._step
         if not self._step_times or left <= 0:
             return elapsed
         return f"{elapsed}, about {duration(left * sum(self._step_times) / len(self._step_times))} left"
+
+
+def _main_metric(rows: tuple[tuple[int, dict[str, float]], ...]) -> str:
+    """The metric that the run is judged by; it is shown however narrow the terminal."""
+    return "reward/mean" if any("reward/mean" in row for _, row in rows) else "train/loss"
 
 
 def duration(seconds: float) -> str:
