@@ -4,16 +4,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ranks import Rank, run_on
-from transformers import AutoConfig
 
 from pentad.config.loading.megatron import check_megatron, complete
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.megatron_fields import NEEDS_TRANSFORMER_ENGINE, SETTLED, SUPPORTED
 from pentad.errors import UserError
 from pentad.layout import Layout
-from pentad.weights.facts import model_facts
 
 
 def try_all(rank: Rank, directory: Path, attempts: list[tuple[str, dict[str, Any]]]) -> list[UserError | None]:
@@ -182,10 +179,3 @@ def test_what_the_table_accepts_is_accepted_by_megatron(tiny_models):
         assert list(check_megatron(MegatronSettings(**{part: settings}), str)) == []
     (answers,) = run_on(Layout(), try_all, tiny_models("qwen2_moe").directory, CHOICES)
     assert answers == [None] * len(CHOICES)
-
-
-@pytest.mark.parametrize("asked", [{"mlp_only_layers": [1]}, {"decoder_sparse_step": 2}])
-def test_layers_without_experts_among_others_are_refused(asked: dict[str, Any]) -> None:
-    config = AutoConfig.for_model("qwen3_moe", **asked)
-    with pytest.raises(UserError, match="layers without experts among those with them"):
-        model_facts(config)

@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 from pentad.errors import UserError
+from pentad.families.catalog import FAMILIES
 from pentad.families.facts import ModelFacts
 from pentad.families.gguf_header import read_gguf_config
-from pentad.families.hf_config import FAMILIES, facts_from_config
+from pentad.families.hf_config import facts_from_config
 from pentad.families.known_models import known_facts, known_models
 
 

@@ -82,6 +82,7 @@ _OF_THE_MODEL = (
     "kv_channels",
     "ffn_hidden_size",
     "num_moe_experts",
+    "moe_layer_freq",
     "moe_router_topk",
     "moe_ffn_hidden_size",
     "normalization",
