@@ -13,7 +13,7 @@ from run_dirs import begun
 from pentad.errors import UserError
 from pentad.record.machine import collect_versions
 from pentad.record.metrics import MetricsLog
-from pentad.record.old_runs import KEPT
+from pentad.record.old_runs import KEPT, NAMES
 from pentad.record.run_dir import RunDir
 
 SETTINGS = "experiment:\n  name: test\n"
@@ -205,3 +205,10 @@ def test_what_is_not_a_run_is_not_moved(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="the root of the file system"):
         RunDir.reserve("/", SETTINGS, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "other"]
+
+
+def test_every_file_of_a_run_is_known_as_one(tmp_path: Path) -> None:
+    """A file that a run writes and `NAMES` does not have would keep the run from being moved aside."""
+    files = [value for value in vars(RunDir(tmp_path / "a")).values() if isinstance(value, Path)]
+    names = {file.name for file in files if file.parent == tmp_path / "a"}
+    assert len(names) >= 9 and names <= NAMES
