@@ -96,7 +96,20 @@ def test_ctrl_c_twice_while_generating(start_grpo: Start, tmp_path: Path) -> Non
 def test_signal_to_the_driver_in_training(start_sft: Start, tmp_path: Path, number: signal.Signals) -> None:
     command = start_sft()
     command.process.send_signal(number)
-    check_stopped(command, 130, f"interrupted by {number.name} during training of step", run=tmp_path / "run")
+    check_stopped(command, 128 + number, f"interrupted by {number.name} during training of step", run=tmp_path / "run")
+
+
+def test_ctrl_c_after_the_model_was_written_changes_nothing(start_sft: Start, tmp_path: Path) -> None:
+    """The run is done; only its processes are still to be ended."""
+    command = start_sft("trainer.total_steps=2", until="starting megatron:d1")
+    model, end = tmp_path / "run" / "model", time.monotonic() + 180
+    while not model.exists():
+        assert command.process.poll() is None and time.monotonic() < end, command.stderr
+        time.sleep(0.01)
+    command.signal_group(signal.SIGINT)
+    assert command.ends_within(EXIT_S) == 0, command.stderr
+    assert command.stderr == ""
+    assert "Loss" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_interrupt_while_starting(start_sft: Start) -> None:
@@ -150,7 +163,7 @@ def test_signal_to_the_driver_while_ray_starts(
     command = start_sft(until="starting megatron:d1")
     command.wait_for_worker(process)
     command.process.send_signal(number)
-    assert command.ends_within(EXIT_S) == 130, command.stderr
+    assert command.ends_within(EXIT_S) == 128 + number, command.stderr
     assert command.stderr.startswith(f"interrupted by {number.name} during start-up"), command.stderr
     assert len(command.stderr.splitlines()) == 2, command.stderr
     assert not (tmp_path / "run").exists()
