@@ -6,11 +6,19 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 _MARK = "PENTAD_TEST_RUN"
+_PATIENT = """
+import sys
+from pentad.cli.main import main
+from pentad.run import signals
+signals.CLEANUP_S = 120.0
+sys.exit(main())
+"""
 
 
 class Command:
@@ -18,14 +26,15 @@ class Command:
 
     Args:
         folder: takes its output, and is its working directory.
+        patient: let it clean up for two minutes instead of 15 s, which a busy machine may need.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, patient: bool = False) -> None:
         self._mark = uuid.uuid4().hex
         self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pentad.cli", *arguments],
+                [sys.executable, *(["-c", _PATIENT] if patient else ["-m", "pentad.cli"]), *arguments],
                 cwd=folder,
                 stdout=out,
                 stderr=err,
@@ -42,13 +51,27 @@ class Command:
     def stderr(self) -> str:
         return self._err.read_text()
 
-    def wait_for(self, text: str, timeout_s: float = 180) -> None:
-        """Wait until standard output has a text."""
+    def wait_until(self, condition: Callable[[], object], what: str, timeout_s: float = 180) -> None:
+        """Wait until a condition holds; fails if the command ends first."""
         end = time.monotonic() + timeout_s
-        while text not in self.stdout:
+        while not condition():
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.stdout}{self.stderr}"
-            assert time.monotonic() < end, f"no {text!r} within {timeout_s} s: {self.stdout}{self.stderr}"
+            assert time.monotonic() < end, f"no {what} within {timeout_s} s: {self.stdout}{self.stderr}"
             time.sleep(0.05)
+
+    def wait_for(self, text: str) -> None:
+        """Wait until standard output has a text."""
+        self.wait_until(lambda: text in self.stdout, repr(text))
+
+    def wait_for_worker(self, name: str) -> None:
+        """Wait until a process with that in its title or command line runs."""
+        self.wait_until(lambda: self.find_worker(name), f"process {name}")
+
+    def wait_for_clean_up(self, timeout_s: float = 60) -> None:
+        """Wait until one of the processes that run now has ended."""
+        running, end = self.processes(), time.monotonic() + timeout_s
+        while len(psutil.wait_procs(running, timeout=0.02)[1]) == len(running):
+            assert time.monotonic() < end, f"no process ended within {timeout_s} s: {self.stdout}{self.stderr}"
 
     def processes(self) -> list[psutil.Process]:
         """All live processes of the run, whoever their parent is: each has inherited a mark in its environment."""
@@ -61,7 +84,7 @@ class Command:
                 continue
         return found
 
-    def worker(self, name: str) -> psutil.Process:
+    def find_worker(self, name: str) -> psutil.Process | None:
         """A process of the run by what stands in its title, as `ray::TrainerActor`."""
         for process in self.processes():
             try:
@@ -69,7 +92,13 @@ class Command:
                     return process
             except psutil.NoSuchProcess:
                 continue
-        raise AssertionError(f"no process {name}: {[p.cmdline()[:1] for p in self.processes()]}")
+        return None
+
+    def worker(self, name: str) -> psutil.Process:
+        """As `find_worker`, of a process that must be there."""
+        process = self.find_worker(name)
+        assert process is not None, f"no process {name}: {[p.cmdline()[:1] for p in self.processes()]}"
+        return process
 
     def signal_group(self, number: signal.Signals) -> None:
         """What Ctrl-C in a terminal does."""

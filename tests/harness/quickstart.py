@@ -16,8 +16,8 @@ def pentad(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts the command with the given arguments; whatever is left of it is killed after the test."""
     commands: list[Command] = []
 
-    def start(*arguments: str) -> Command:
-        commands.append(Command(tmp_path, *arguments))
+    def start(*arguments: str, patient: bool = False) -> Command:
+        commands.append(Command(tmp_path, *arguments, patient=patient))
         return commands[-1]
 
     yield start

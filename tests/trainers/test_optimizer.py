@@ -95,7 +95,10 @@ def test_steps_equal_adamw(layout, family, clip, decay, tiny_models):
     for metrics, weights in run_on(layout, train, tiny_models(family).directory, settings, batches, 3):
         assert [step["train/grad_norm"] for step in metrics] == pytest.approx(norms, rel=1e-4)
         for name, value in expected.items():
-            assert float((weights[name] - value).abs().max()) <= 1e-6, name
+            # A step moves weights by 1e-3; processors round differently.
+            assert float((weights[name] - value).abs().max()) <= 5e-6, (
+                name
+            )  # of steps of 1e-3; processors round differently
             assert float((start[name] - value).abs().max()) > 1e-4, f"{name} hardly moved; the test shows nothing"
 
 
@@ -170,7 +173,7 @@ def test_the_reported_rate_is_the_one_that_moved_the_weights(tiny_models):
     _, expected = adamw(tiny_models("llama"), optimizer, rates, batches)
     ((_, weights),) = run_on(Layout(), train, tiny_models("llama").directory, settings, batches, 5)
     for name, value in expected.items():
-        assert float((weights[name] - value).abs().max()) <= 1e-6, name
+        assert float((weights[name] - value).abs().max()) <= 5e-6, name
 
 
 def poison(rank: Rank, directory: Path, batch: Batch, value: float) -> tuple[str, bool, list[float]]:

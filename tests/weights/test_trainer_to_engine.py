@@ -9,6 +9,7 @@ from engine_calls import load
 from ranks import Rank, run_on
 from tiny import TinyModel, ragged_batch
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from pentad.algorithms.sft import SFTLoss
 from pentad.config.schema.algorithms import SFTSettings
@@ -39,7 +40,14 @@ def probe(engine: EmbeddedEngine, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "family, layout", [("llama_tied", Layout(tensor=2)), ("qwen3", Layout(data=2, tensor=2))], ids=str
+    "family, layout",
+    [
+        ("llama_tied", Layout(tensor=2)),
+        ("qwen3", Layout(data=2, tensor=2)),
+        ("mistral", Layout(tensor=2)),
+        ("qwen3_moe_dense", Layout(data=2, expert=2)),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_engine_holds_and_computes_what_the_trainer_does(family, layout, dtype, tiny_models):
@@ -63,4 +71,5 @@ def test_the_engine_holds_and_computes_what_the_trainer_does(family, layout, dty
 
 
 def _stored(tiny: TinyModel) -> list[tuple[str, Tensor]]:
-    return [(name, parameter.detach()) for name, parameter in tiny.model.named_parameters()]
+    held = {name: parameter.detach() for name, parameter in tiny.model.named_parameters()}
+    return list(revert_weight_conversion(tiny.model, held).items())
