@@ -1,5 +1,6 @@
 """Fixtures of tests that run real models on real ranks."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 
 if TYPE_CHECKING:
     from tiny import TinyModel
+
+# Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
+# and threads that wait for each other take the processor from ranks.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

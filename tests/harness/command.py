@@ -13,6 +13,11 @@ import psutil
 _MARK = "PENTAD_TEST_RUN"
 
 
+def _users_environment() -> dict[str, str]:
+    """Without what the tests set for themselves."""
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+
 class Command:
     """`pentad ARGUMENTS` in a process group of its own, and every process that comes of it.
 
@@ -30,7 +35,7 @@ class Command:
                 stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, _MARK: self._mark},
+                env={**_users_environment(), _MARK: self._mark},
                 start_new_session=True,
             )
 
