@@ -1,6 +1,8 @@
 """Processes answer together, fail together with the first cause, and are gone afterwards."""
 
+import operator
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,11 +63,19 @@ def test_answers_in_order_and_again(capfd):
     assert "not for the user" not in "".join(capfd.readouterr())
 
 
+def test_spawned_processes_answer():
+    """As on GPUs, where a fork of a process that uses CUDA would be of no use."""
+    with Ranks(2, "spawn") as ranks:
+        nothing, meeting = ranks.call(operator.mul, 2, deadline_s=60)
+    assert nothing == ""
+    assert re.fullmatch(r"file:///.*/meeting-1", meeting)
+
+
 def test_kept_processes_compute_one_layout_after_the_other(checkpoint, tmp_path):
     """As on GPUs, where ranks are started once."""
     layouts = [Layout(), Layout(tensor=2), Layout(pipeline=2, virtual=2), Layout(), Layout(data=2)]
     worst = []
-    with Ranks(2, "spawn") as ranks:
+    with Ranks(2, "fork") as ranks:
         for number, layout in enumerate(layouts):
             job = Job(
                 layout, checkpoint("llama_tied"), tmp_path / "reference", number == 0, "fp32", MegatronSettings(), 60
