@@ -1,4 +1,4 @@
-"""Fixtures of tests that run real models on real ranks."""
+"""Fixtures of tests that run real models on real ranks, and the real command."""
 
 import os
 import signal
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from quickstart import pentad, quickstart
+
+__all__ = ["pentad", "quickstart"]
 
 if TYPE_CHECKING:
     from tiny import TinyModel

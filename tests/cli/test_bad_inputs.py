@@ -334,17 +334,18 @@ REFUSED_LATE = {
 
 
 @pytest.mark.parametrize("name", REFUSED_LATE)
-def test_a_refused_run_leaves_the_old_one_where_it_is(bench: Bench, pentad: Callable[..., Command], name: str) -> None:
+def test_a_refused_run_leaves_the_old_one_where_it_is(
+    bench: Bench, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
     if name == "logger" and _installed("wandb"):
         pytest.skip("wandb is installed")
     spoil, overrides = REFUSED_LATE[name]
     spoil(bench)
     run_exists(bench)
     before = sorted(bench.folder.rglob("*"))
-    command = pentad("train", str(bench.config), "experiment.overwrite=true", *overrides)
-    check_refusal(command.ends_within(60), command.stderr)
-    after = sorted(bench.folder.rglob("*"))
-    assert [path for path in after if path.name not in ("stdout.txt", "stderr.txt")] == before
+    code = main(["train", str(bench.config), "experiment.overwrite=true", *overrides])
+    check_refusal(code, capfd.readouterr().err)
+    assert sorted(bench.folder.rglob("*")) == before
     assert (bench.folder / "run" / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
 
 
@@ -384,9 +385,9 @@ def test_directory_not_writable(bench: Bench, capfd: pytest.CaptureFixture[str])
     check_refusal(code, capfd.readouterr().err, "cannot write", "experiment.dir")
 
 
-def test_ray_unreachable(bench: Bench, pentad: Callable[..., Command]) -> None:
-    command = pentad("train", str(bench.config), "ray.address=127.0.0.1:9")
-    check_refusal(command.ends_within(60), command.stderr, "ray.address", "127.0.0.1:9", "unset ray.address")
+def test_ray_unreachable(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    code = main(["train", str(bench.config), "ray.address=127.0.0.1:9"])
+    check_refusal(code, capfd.readouterr().err, "ray.address", "127.0.0.1:9", "unset ray.address")
 
 
 def test_unknown_key_by_the_command(bench: Bench, pentad: Callable[..., Command]) -> None:
@@ -404,10 +405,15 @@ def test_missing_tensor_by_the_command(bench: Bench, pentad: Callable[..., Comma
     assert command.stdout == "bad: reading model and data\n"
 
 
-def test_rewards_that_fail_are_counted(bench: Bench, pentad: Callable[..., Command]) -> None:
-    """Raising, hanging, returning NaN and dying each cost one sample; the run goes on, and says so."""
-    (bench.folder / "mine.py").write_text(
-        """
+NEVER_WORKS = """
+def score(prompt, response, ground_truth):
+    raise ValueError('two' + chr(10) + 'lines')
+"""
+RETURNS_NOTHING = """
+def score(prompt, response, ground_truth):
+    return None
+"""
+SOMETIMES_FAILS = """
 import os, time
 
 def score(prompt, response, ground_truth):
@@ -421,50 +427,49 @@ def score(prompt, response, ground_truth):
         os._exit(3)
     return 1.0
 """
-    )
+
+
+def test_a_reward_that_never_works_ends_the_run_and_one_that_sometimes_fails_does_not(
+    bench: Bench, pentad: Callable[..., Command]
+) -> None:
+    """What was wrong is put right, and the run is started again as it was."""
     bench.data(*({"prompt": f"sort {digit * 4}=", "ground_truth": "0"} for digit in "01234"))
-    command = pentad(
-        "train",
-        str(bench.config),
-        "reward.name=mine:score",
-        "reward.timeout_s=0.5",
-        "trainer.prompts_per_step=5",
-    )
+    given = ["reward.name=mine:score", "reward.timeout_s=0.5", "trainer.prompts_per_step=5"]
+    (bench.folder / "mine.py").write_text(NEVER_WORKS)
+    command = pentad("train", str(bench.config), *given)
+    check_refusal(command.ends_within(180), command.stderr, "all 10 calls", "ValueError: two lines", "reward.name")
+    assert command.stdout.count("reward failed (") == 1
+    assert "step 1/2" not in command.stdout
+
+    (bench.folder / "mine.py").write_text(SOMETIMES_FAILS)
+    command = pentad("train", str(bench.config), *given)
     assert command.ends_within(180) == 0, command.stderr
     assert command.stderr == ""
-    assert "4 timeouts, 4 crashes, 4 exceptions, 4 bad_values" in command.stdout
-    lines = command.stdout.splitlines()
-    told = [line for line in lines if line.startswith("reward failed (")]
-    assert len(told) == 4, "the first of each kind is told"
-    assert lines.index(told[-1]) < next(i for i, line in enumerate(lines) if line.startswith("step 1/2"))
-    assert any(line.startswith("reward failed (exception): ValueError: no digits (") for line in told)
-    assert [line for line in lines if "reward failures 8" in line and line.startswith("step ")]
+    check_counted(command.stdout.splitlines())
     rows = [json.loads(line) for line in (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["reward/failures"] for row in rows] == [8, 8]
     assert [row["data/samples_consumed"] for row in rows] == [10, 10]
     assert (bench.folder / "run" / "model" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("body", "overrides", "texts"),
-    [
-        ("raise ValueError('two' + chr(10) + 'lines')", [], ["all 8 calls", "ValueError: two lines", "reward.name"]),
-        ("return None", ["trainer.val_before_train=true", "data.eval={mine: train.jsonl}"], ["all 3 calls", "None"]),
-        ("import time; time.sleep(600)", ["reward.timeout_s=0.3"], ["reward.timeout_s (now 0.3)", "longer than"]),
-    ],
-)
-def test_a_reward_that_never_works_ends_the_run(
-    bench: Bench, pentad: Callable[..., Command], body: str, overrides: list[str], texts: list[str]
-) -> None:
-    (bench.folder / "mine.py").write_text(f"def score(prompt, response, ground_truth):\n    {body}\n")
+def check_counted(lines: list[str]) -> None:
+    """Raising, hanging, returning NaN and dying each cost one sample; the run goes on, and says so."""
+    assert any("4 timeouts, 4 crashes, 4 exceptions, 4 bad_values" in line for line in lines)
+    told = [line for line in lines if line.startswith("reward failed (")]
+    assert len(told) == 4, "the first of each kind is told"
+    assert lines.index(told[-1]) < next(i for i, line in enumerate(lines) if line.startswith("step 1/2"))
+    assert any(line.startswith("reward failed (exception): ValueError: no digits (") for line in told)
+    assert [line for line in lines if "reward failures 8" in line and line.startswith("step ")]
+
+
+def test_a_reward_that_never_works_ends_the_first_evaluation(bench: Bench, pentad: Callable[..., Command]) -> None:
+    (bench.folder / "mine.py").write_text(RETURNS_NOTHING)
     bench.data(*[ROW] * 3)
-    command = pentad("train", str(bench.config), "reward.name=mine:score", *overrides)
-    check_refusal(command.ends_within(120), command.stderr, *texts)
+    evaluated = ["trainer.val_before_train=true", "data.eval={mine: train.jsonl}"]
+    command = pentad("train", str(bench.config), "reward.name=mine:score", *evaluated)
+    check_refusal(command.ends_within(180), command.stderr, "all 3 calls", "None")
     assert command.stdout.count("reward failed (") == 1
     assert "step 1/2" not in command.stdout
-    # What was wrong is put right, and the run started again.
-    (bench.folder / "mine.py").write_text("def score(prompt, response, ground_truth):\n    return 1.0\n")
-    assert pentad("train", str(bench.config), "reward.name=mine:score", *overrides).ends_within(120) == 0
 
 
 def _installed(module: str) -> bool:

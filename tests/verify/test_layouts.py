@@ -112,37 +112,50 @@ def test_layers_that_stages_do_not_divide(family, layers, layout, tmp_path):
     assert report.passed, report.problems
 
 
+_STAGES = Layout(pipeline=2, virtual=2, data=2)
+_SPLIT = Layout(tensor=2, expert=2)
+_SPLIT_TWICE = Layout(tensor=2, context=2, expert=2)
+# Setting -> its value, and the layouts on which it does something of its own.
 SETTINGS = {
-    "full recompute": MegatronSettings(
-        transformer={"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    "full recompute": (
+        MegatronSettings(
+            transformer={"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        ),
+        (_SPLIT_TWICE, _STAGES),
     ),
-    "selective recompute": MegatronSettings(
-        transformer={"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    "selective recompute": (
+        MegatronSettings(transformer={"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}),
+        (_SPLIT_TWICE, _STAGES),
     ),
-    "recompute of experts": MegatronSettings(
-        transformer={"recompute_granularity": "selective", "recompute_modules": ["moe", "shared_experts"]}
+    "recompute of experts": (
+        MegatronSettings(
+            transformer={"recompute_granularity": "selective", "recompute_modules": ["moe", "shared_experts"]}
+        ),
+        (_SPLIT, _STAGES),
     ),
-    "shared expert beside": MegatronSettings(transformer={"moe_shared_expert_overlap": True}),
-    "outputs freed": MegatronSettings(transformer={"deallocate_pipeline_outputs": True}),
-    "deterministic": MegatronSettings(use_deterministic_algorithms=True),
-    "buckets": MegatronSettings(
-        ddp={"overlap_grad_reduce": True, "bucket_size": 1000, "pad_buckets_for_high_nccl_busbw": True}
+    "shared expert beside": (MegatronSettings(transformer={"moe_shared_expert_overlap": True}), (_SPLIT, _STAGES)),
+    "outputs freed": (MegatronSettings(transformer={"deallocate_pipeline_outputs": True}), (_STAGES,)),
+    "deterministic": (MegatronSettings(use_deterministic_algorithms=True), (_SPLIT, _STAGES)),
+    "buckets": (
+        MegatronSettings(
+            ddp={"overlap_grad_reduce": True, "bucket_size": 1000, "pad_buckets_for_high_nccl_busbw": True}
+        ),
+        (_STAGES, Layout(data=2, expert=2)),
     ),
-    "gradients as weights are": MegatronSettings(ddp={"grad_reduce_in_fp32": False, "check_for_nan_in_grad": True}),
+    "gradients as weights are": (
+        MegatronSettings(ddp={"grad_reduce_in_fp32": False, "check_for_nan_in_grad": True}),
+        (_STAGES, Layout(context=2, expert=2)),
+    ),
 }
 
 
-@pytest.mark.parametrize("what", SETTINGS)
 @pytest.mark.parametrize(
-    "layout", [Layout(tensor=2, context=2, expert=2), Layout(pipeline=2, virtual=2, data=2)], ids=str
+    ("what", "layout"), [(what, layout) for what, (_, layouts) in SETTINGS.items() for layout in layouts], ids=str
 )
-def test_settings_that_change_no_result(what, layout, checkpoint, verification):
+def test_settings_that_change_no_result(what, layout, verification, monkeypatch):
     plain = verification("qwen2_moe")
-    plain_settings, plain.megatron = plain.megatron, SETTINGS[what]
-    try:
-        report = plain.check(layout)
-    finally:
-        plain.megatron = plain_settings
+    monkeypatch.setattr(plain, "megatron", SETTINGS[what][0])
+    report = plain.check(layout)
     assert report.passed, report.problems
 
 
