@@ -83,7 +83,7 @@ CASES: dict[str, Case] = {
 def measure(rank: int, meeting: str, case: Case, microbatches: int) -> dict[str, Any]:
     """One rank's part of a case; returns its peak bytes and the seconds of the second step."""
     from pentad.algorithms.sft import SFTLoss
-    from pentad.config.schema.algorithm import AlgorithmSettings
+    from pentad.config.schema.algorithms import SFTSettings
     from pentad.config.schema.megatron import MegatronSettings
     from pentad.config.schema.trainer import TrainerSettings
     from pentad.platform.device import enter_platform
@@ -117,7 +117,7 @@ def measure(rank: int, meeting: str, case: Case, microbatches: int) -> dict[str,
             ]
         )
         plan = plan_microbatches(batch.lengths, layout.data, case.tokens)
-        loss = SFTLoss(AlgorithmSettings(name="sft"))
+        loss = SFTLoss(SFTSettings())
         times = []
         for _ in range(2):
             if platform.is_cuda:

@@ -10,7 +10,7 @@ from quickstart import REPOSITORY
 UV = REPOSITORY / ".cache" / "bin" / "uv"
 
 _SCRIPT = """
-import sys
+import asyncio, sys
 from pentad.config.schema.ray import RaySettings
 from pentad.layout import parse_allocation
 from pentad.cluster.cluster import Cluster
@@ -25,7 +25,7 @@ class Where(Process):
 allocation = parse_allocation("megatron:d1")
 with Cluster(RaySettings(), allocation) as cluster:
     gang = cluster.spawn(Where, "rank", allocation.trainer, 60)
-    print(gang.call("environment", phase="asking") == [sys.prefix])
+    print(asyncio.run(gang.call("environment", phase="asking")) == [sys.prefix])
 """
 
 

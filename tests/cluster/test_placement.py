@@ -45,6 +45,7 @@ def test_groups_that_would_cross_machines(allocation: str, machines: str, cause:
 
 
 _SCRIPT = """
+import asyncio
 import ray
 from ray.cluster_utils import Cluster as Machines
 from pentad.config.schema.ray import RaySettings
@@ -65,7 +66,7 @@ allocation = parse_allocation("hf:d2+megatron:t4")
 with Cluster(RaySettings(address=machines.address), allocation) as cluster:
     trainer = cluster.spawn(Where, "trainer rank", allocation.trainer, 60)
     engines = cluster.spawn(Where, "engine", allocation.rollout, 60)
-    where = [trainer.call("machine", phase="a"), engines.call("machine", phase="b")]
+    where = [asyncio.run(gang.call("machine", phase="asking")) for gang in (trainer, engines)]
     print([len(set(machines)) for machines in where], len({*where[0], *where[1]}))
 try:
     Cluster(RaySettings(address=machines.address), parse_allocation("hf:d1+megatron:t5")).__enter__()

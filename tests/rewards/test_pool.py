@@ -48,6 +48,8 @@ def reward(prompt, response, ground_truth, bonus=0.0, **extra):
     return len(response) + bonus
 
 def needs_level(prompt, response, ground_truth, level): return level
+def without_truth(prompt, response): return float(len(response))
+def loud(prompt, response): print("scoring", response); return 1.0
 """
 
 
@@ -254,16 +256,35 @@ def test_loading_errors_are_said_before_anything_is_scored(directory: Path) -> N
     assert children() == before
 
 
+def caught_fix(pool: RewardPool, item: RewardItem) -> str:
+    with pytest.raises(UserError) as caught:
+        pool.check([item])
+    return caught.value.fix
+
+
+def test_data_without_ground_truth_is_scored_as_the_refusal_says(directory: Path) -> None:
+    with pool_for(directory, "mine:without_truth", workers=1) as pool:
+        pool.check([RewardItem("p", "", None)])
+        assert [result.score for result in pool.score([RewardItem("p", "four", None)])] == [4.0]
+
+
 def test_check_refuses_rows_that_could_not_be_scored(directory: Path) -> None:
     with pool_for(directory, "mine:needs_level") as pool:
         pool.check([RewardItem("", "", extra={"level": 1})])
+        pool.check([RewardItem("", "", extra={"extra_info": {"level": 1}})])
         with pytest.raises(UserError, match="'level', which row 1") as caught:
             pool.check([RewardItem("", "", extra={"level": 1}), RewardItem("", "", extra={"lvl": 1})])
+        assert caught.value.cause.endswith("its columns: lvl")
+        assert caught.value.fix.startswith("did you mean lvl?")
         assert "reward.options.level" in caught.value.fix
+        with pytest.raises(UserError) as caught:
+            pool.check([RewardItem("", "", data_source="x", extra={"ability": 1, "extra_info": {"split": "train"}})])
+        assert caught.value.cause.endswith("its columns: data_source, ability, extra_info (split)")
     with pool_for(directory, "auto", workers=1) as pool:
         pool.check([RewardItem("", "", "5", "openai/gsm8k")])
         with pytest.raises(UserError, match="row 0 of the data has no ground truth"):
             pool.check([RewardItem("", "", None, "openai/gsm8k")])
+        assert "def reward(prompt, response)" in caught_fix(pool, RewardItem("", "", None, "openai/gsm8k"))
         with pytest.raises(UserError, match=r"^a\.jsonl:7 has no ground truth"):
             pool.check([RewardItem("", "", None, "openai/gsm8k", id="a.jsonl:7")])
         for truth in ({"value": "5"}, ["5"]):
@@ -271,6 +292,15 @@ def test_check_refuses_rows_that_could_not_be_scored(directory: Path) -> None:
                 pool.check([RewardItem("", "", truth, "openai/gsm8k", id="a.jsonl:7")])
         with pytest.raises(UserError, match="knows no reward"):
             pool.check([RewardItem("", "", "5", "mine")])
+
+
+def test_what_a_reward_prints_is_kept_in_a_file(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pool_for(directory, "mine:loud", workers=1) as pool:
+        pool.score(items("a"))
+        pool.log_to(directory / "rewards.log")
+        pool.score(items("b"))
+    assert (directory / "rewards.log").read_text() == "scoring a\nscoring b\n"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_auto_scores_a_mixture(directory: Path) -> None:

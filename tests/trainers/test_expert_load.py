@@ -8,7 +8,7 @@ from ranks import Rank, run_on
 from tiny import ragged_batch
 
 from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
 from pentad.samples.packing import plan_microbatches
@@ -17,7 +17,7 @@ from pentad.samples.packing import plan_microbatches
 def loads(rank: Rank, directory: Path, batch: Batch) -> tuple[float, float]:
     trainer = rank.trainer(directory)
     plan = plan_microbatches(batch.lengths, rank.layout.data, batch.num_tokens)
-    metrics = trainer.forward_backward(batch, plan, SFTLoss(AlgorithmSettings(name="sft")))
+    metrics = trainer.forward_backward(batch, plan, SFTLoss(SFTSettings()))
     return metrics["moe/load_max"], metrics["moe/load_min"]
 
 

@@ -19,26 +19,26 @@ from tiny import (
 )
 from torch import Tensor
 
-from pentad.algorithms.grpo import GRPOLoss
+from pentad.algorithms.make import make_algorithm
 from pentad.algorithms.protocol import Loss
-from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import AlgorithmSettings, GRPOSettings, SFTSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan, plan_microbatches
 
 BOUND = 1e-5
-LOSSES = {
-    f"{name}-{mean}": AlgorithmSettings(name=name, loss_mean=mean, kl_coef=0.1, clip_low=0.1, clip_high=0.3)
-    for name in ("sft", "grpo")
-    for mean in ("token", "sequence")
+LOSSES: dict[str, AlgorithmSettings] = {
+    "sft-token": SFTSettings(loss_mean="token"),
+    "sft-sequence": SFTSettings(loss_mean="sequence"),
+    "grpo-token": GRPOSettings(loss_mean="token", kl_coef=0.1, clip_low=0.1, clip_high=0.3),
+    "grpo-sequence": GRPOSettings(loss_mean="sequence", kl_coef=0.1, clip_low=0.1, clip_high=0.3),
 }
 Answer = tuple[dict[str, float], dict[str, Tensor]]
 
 
 def make_loss(settings: AlgorithmSettings) -> Loss:
-    return SFTLoss(settings) if settings.name == "sft" else GRPOLoss(settings)
+    return make_algorithm(settings).losses()["policy"]
 
 
 def plans(batch: Batch, ranks: int) -> list[Plan]:

@@ -12,14 +12,14 @@ from tiny import TinyModel, ragged_batch, trained, transformers_logprobs
 from torch import Tensor
 
 from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import OptimizerSettings, ScheduleSettings, TrainerSettings
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
 from pentad.samples.packing import plan_microbatches
 
-LOSS = SFTLoss(AlgorithmSettings(name="sft"))
+LOSS = SFTLoss(SFTSettings())
 # Of an element after a few steps of 1e-3 each.
 BOUND = 2e-6
 

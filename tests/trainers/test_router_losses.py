@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
@@ -29,7 +29,7 @@ def compute(rank: Rank, directory: Path, batch: Batch) -> list[dict[str, Tensor]
     for settings in ({}, *LOSSES.values()):
         trainer = rank.trainer(directory, megatron=MegatronSettings(transformer=settings))
         plan = plan_microbatches(batch.lengths, rank.layout.data, BUDGET)
-        trainer.forward_backward(batch, plan, SFTLoss(AlgorithmSettings(name="sft")))
+        trainer.forward_backward(batch, plan, SFTLoss(SFTSettings()))
         answers.append(dict(trainer.gradients()))
     return answers
 

@@ -9,7 +9,7 @@ from tiny import TinyModel, ragged_batch
 from torch import Tensor
 
 from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
 from pentad.engines.hf.engine import EmbeddedEngine
 from pentad.layout import Layout
@@ -26,7 +26,7 @@ def train_and_pack(rank: Rank, directory: Path, batch: Batch, dtype: torch.dtype
     trainer = rank.trainer(directory, settings, optimizer_steps=3)
     plan = plan_microbatches(batch.lengths, rank.layout.data, 64)
     for _ in range(3):
-        trainer.forward_backward(batch, plan, SFTLoss(AlgorithmSettings(name="sft")))
+        trainer.forward_backward(batch, plan, SFTLoss(SFTSettings()))
         trainer.step()
     logprobs, _ = trainer.logprobs(batch, plan, TEMPERATURE)
     return list(pack(trainer.weights(), dtype, 20_000)), logprobs

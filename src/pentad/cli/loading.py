@@ -32,17 +32,18 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
     if allocation.rollout is None:
         engine = f"hf:d{allocation.trainer.layout.world}"
         fix = f"write {engine}|{allocation.trainer} (same devices) or hf:d1+{allocation.trainer} (separate devices)"
-        if settings.algorithm.name == "grpo":
-            yield UserError("allocation: algorithm grpo generates samples, but there is no rollout engine", fix)
+        if settings.algorithm.trains_on == "rollouts":
+            name = settings.algorithm.name
+            yield UserError(f"allocation: algorithm {name} generates samples, but there is no rollout engine", fix)
         elif settings.data.eval:
             yield UserError(
                 "allocation: data.eval is evaluated by generating, but there is no rollout engine",
                 f"{fix}, or remove data.eval",
             )
-    elif settings.algorithm.name == "sft" and not settings.data.eval and not allocation.colocated:
+    elif settings.algorithm.trains_on == "examples" and not settings.data.eval and not allocation.colocated:
         yield UserError(
-            f"allocation: {allocation.rollout} would hold devices and do nothing: algorithm sft generates only for "
-            "data.eval, which is empty",
+            f"allocation: {allocation.rollout} would hold devices and do nothing: algorithm {settings.algorithm.name} "
+            "generates only for data.eval, which is empty",
             f"write {allocation.trainer}, or name a data.eval source",
         )
 

@@ -96,7 +96,7 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     settings = load_settings(path, overrides).settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
-    if settings.algorithm.name == "grpo" or settings.data.eval:
+    if settings.algorithm.trains_on == "rollouts" or settings.data.eval:
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
     work, notes = _workload(settings, facts, allocation)
     notes += tuple(item.cause for item in check_supported(allocation))
@@ -183,11 +183,11 @@ def _workload(
     from pentad.planning.memory import Workload, engine_weights
 
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
-    grpo = algorithm.name == "grpo"
-    if grpo:
+    rollouts = algorithm.trains_on == "rollouts"
+    if rollouts:
         bound, what = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens, "samples"
         # Minibatches are of whole groups; the largest is planned.
-        samples = -(-trainer.prompts_per_step // algorithm.optimizer_steps) * settings.rollout.n
+        samples = -(-trainer.prompts_per_step // algorithm.updates) * settings.rollout.n
         why = "the longest; shorter ones make fewer"
     else:
         bound, what, why = settings.data.max_prompt_tokens, "rows", "data.max_prompt_tokens"
@@ -214,7 +214,7 @@ def _workload(
         sequence=longest,
         dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
         recompute=_recompute(settings.megatron.transformer),
-        reference=grpo and algorithm.kl_coef > 0,
+        reference="reference" in algorithm.roles,
         engine_bytes=engine,
     )
     return work, tuple(notes)

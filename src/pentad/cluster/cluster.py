@@ -19,8 +19,9 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pentad.cluster.gang import Gang, Processes
+from pentad.cluster.gang import Gang
 from pentad.cluster.placement import place
+from pentad.cluster.processes import Processes
 from pentad.cluster.ray_session import RaySession
 from pentad.config.schema.ray import RaySettings
 from pentad.errors import UserError
@@ -142,6 +143,10 @@ class Cluster:
                 )
             actors.append(actor_class.options(**options).remote(rank, len(devices)))
         return Gang(name, actors, self.processes, deadline_s)
+
+    def spawn_one(self, actor_class: Any, name: str, deadline_s: float) -> Gang:
+        """One process that needs no device; see `spawn`."""
+        return Gang(name, [actor_class.options(num_cpus=0).remote(0, 1)], self.processes, deadline_s)
 
 
 def _check_reachable(address: str) -> None:

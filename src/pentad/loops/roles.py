@@ -4,8 +4,7 @@ Invariant: loops know these protocols and no process. `pentad.cluster` satisfies
 plain objects.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -14,22 +13,10 @@ from pentad.algorithms.protocol import Loss
 from pentad.samples.batch import Batch
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.trainers.protocol import Trained
 
 Progress = Callable[[int], None]
 """Called with how much of a phase is done, in microbatches or completions."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one optimizer step did.
-
-    Attributes:
-        metrics: over the whole minibatch.
-        sample_ids: of the samples that were trained on.
-    """
-
-    metrics: Mapping[str, float]
-    sample_ids: tuple[int, ...]
 
 
 class Trainer(Protocol):

@@ -43,6 +43,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples.jsonl"
+        self.rewards_log = self.path / "rewards.log"
         self.report = self.path / "report.html"
         self.model = self.path / "model"
         self.begun = False

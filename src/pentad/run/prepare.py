@@ -41,6 +41,17 @@ class Prepared:
     train: EncodedPrompts | EncodedExamples
     eval: dict[str, EncodedPrompts]
 
+    @property
+    def notices(self) -> list[str]:
+        """How many rows `data.too_long=drop` has dropped, of each source."""
+        sources = {"data.train": self.train, **{f"data.eval.{name}": prompts for name, prompts in self.eval.items()}}
+        return [
+            f"{name}: {data.dropped} of {len(data) + data.dropped} prompts are longer than data.max_prompt_tokens = "
+            f"{self.settings.data.max_prompt_tokens}; they are left out"
+            for name, data in sources.items()
+            if data.dropped
+        ]
+
 
 def prepare(sources: Sources) -> Prepared:
     """Read model and tokenizer, and encode the data.
@@ -65,7 +76,7 @@ def prepare(sources: Sources) -> Prepared:
     tokenizer = load_tokenizer(tokenizer_path)
     if sources.chat_template is not None:
         tokenizer.chat_template = sources.chat_template
-    encode = encode_examples if settings.algorithm.name == "sft" else encode_prompts
+    encode = encode_examples if settings.algorithm.trains_on == "examples" else encode_prompts
     train = encode(sources.train.rows, tokenizer, settings.data)
     evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
@@ -157,8 +168,8 @@ def _check_occupied(settings: RunSettings, allocation: Allocation, longest: int)
     layout, rows = allocation.trainer.layout, settings.trainer.prompts_per_step
     needed = layout.data * (layout.pipeline if layout.virtual > 1 else 1)
     # Minibatches are rounded to whole groups.
-    grpo = settings.algorithm.name == "grpo"
-    parts, samples = (settings.algorithm.optimizer_steps, settings.rollout.n) if grpo else (1, 1)
+    parts = settings.algorithm.updates
+    samples = settings.rollout.n if settings.algorithm.trains_on == "rollouts" else 1
     sizes = [rows // parts * samples, -(-rows // parts) * samples]
     if sizes[0] < needed:
         raise UserError(

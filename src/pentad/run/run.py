@@ -5,10 +5,12 @@ the caller gets. What can be refused at once is refused before the slow imports;
 an earlier run where it was.
 """
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 from pentad.config.loading.load import LoadedSettings
+from pentad.config.loading.notices import notices
 from pentad.config.loading.show import effective_yaml
 from pentad.errors import UserError
 from pentad.loops.scoring import reward_item
@@ -45,6 +47,7 @@ def run(loaded: LoadedSettings) -> int:
         try:
             check_loggers(settings.trainer.logger)
             sources = find_sources(settings)
+            _print_notices([*notices(settings), *sources.notices])
             rewards = _rewards(sources, stack)
             needed = _LOG_BYTES + (sources.model_bytes if settings.trainer.export else 0)
             run_dir = stack.enter_context(
@@ -75,7 +78,9 @@ def _train(
         from pentad.run.prepare import prepare
         from pentad.run.training import train
 
-        train(prepare(sources), run_dir, rewards, status, signals)
+        prepared = prepare(sources)
+        _print_notices(prepared.notices)
+        train(prepared, run_dir, rewards, status, signals)
     except BaseException as error:
         signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
         facts = {"report": _late_report(run_dir)}
@@ -85,6 +90,11 @@ def _train(
             error.facts |= {"while": str(status), **facts}
         raise
     _report(run_dir)
+
+
+def _print_notices(notices: Iterable[str]) -> None:
+    for notice in notices:
+        print(f"note: {notice}", flush=True)
 
 
 def _report(run_dir: RunDir) -> None:

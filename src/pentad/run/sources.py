@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pentad.config.schema.run import RunSettings
-from pentad.data.dataset import load_eval_rows, load_train_rows
+from pentad.data.dataset import load_eval_rows, load_train_rows, shared_prompts
 from pentad.data.rows import Rows
 from pentad.errors import UserError
 from pentad.families.model_files import facts_of
@@ -45,7 +45,35 @@ class Sources:
     @property
     def scored(self) -> list[Rows]:
         """What rewards are computed for."""
-        return [*self.eval.values(), *([self.train] if self.settings.algorithm.name == "grpo" else [])]
+        return [*self.eval.values(), *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
+
+    @property
+    def notices(self) -> list[str]:
+        """What of the data is legal and may not be meant, or should be known."""
+        found = []
+        if self.settings.rollout.sleep and self.allocation.rollout is not None and not self.allocation.colocated:
+            found.append(
+                f"rollout.sleep = true, but in allocation {self.allocation} the engines share no device with the "
+                "trainer, which gets nothing of the memory that they release"
+            )
+        total, steps = len(self.train), self.settings.trainer.prompts_per_step
+        if self.train.held_out:
+            found.append(
+                f"{self.train.held_out} of {total + self.train.held_out} generated training problems are problems of "
+                f"an evaluation too; they are left out, and {total} are trained on"
+            )
+        for name, rows in self.eval.items():
+            if shared := shared_prompts(self.train, rows):
+                found.append(
+                    f"data.eval.{name}: {shared} of {len(rows)} prompts are prompts of data.train too; what it "
+                    "measures is not accuracy on unseen prompts"
+                )
+        if steps > total:
+            found.append(
+                f"trainer.prompts_per_step = {steps} is more than the rows of data.train ({total}); each step takes "
+                "rows more than once"
+            )
+        return found
 
 
 def find_sources(settings: RunSettings) -> Sources:
@@ -60,8 +88,8 @@ def find_sources(settings: RunSettings) -> Sources:
     for name in settings.data.eval:
         accuracy_name(name)
     chat_template = _read_template(settings.model.chat_template)
-    train = load_train_rows(settings.data, with_response=settings.algorithm.name == "sft")
     evals = load_eval_rows(settings.data)
+    train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
     directory = resolve_model(
         settings.model.path, Path("~/.cache/pentad/gguf").expanduser() / _key(settings.model.path)
     )
@@ -77,17 +105,18 @@ def _key(path: str) -> str:
 
 
 def _check_roles(settings: RunSettings, allocation: Allocation) -> None:
-    if settings.algorithm.name == "grpo" and allocation.rollout is None:
+    if settings.algorithm.trains_on == "rollouts" and allocation.rollout is None:
         raise UserError(
-            f"allocation {allocation} has no rollout engines, which grpo needs",
+            f"allocation {allocation} has no rollout engines, which {settings.algorithm.name} needs",
             f"write hf:d{allocation.trainer.layout.world}|{allocation} to share the devices",
         )
-    if settings.algorithm.name == "sft" and allocation.rollout is not None and not settings.data.eval:
+    if settings.algorithm.trains_on == "examples" and allocation.rollout is not None and not settings.data.eval:
         raise UserError(
-            f"allocation {allocation} has rollout engines, which sft uses only to evaluate, and data.eval is empty",
+            f"allocation {allocation} has rollout engines, which {settings.algorithm.name} uses only to evaluate, and "
+            "data.eval is empty",
             f"write allocation: {allocation.trainer}",
         )
-    if settings.algorithm.name == "sft" and allocation.rollout is None and settings.data.eval:
+    if settings.algorithm.trains_on == "examples" and allocation.rollout is None and settings.data.eval:
         raise UserError(
             f"data.eval needs rollout engines, and allocation {allocation} has none",
             f"write allocation: hf:d{allocation.trainer.layout.world}|{allocation}, or leave data.eval out",

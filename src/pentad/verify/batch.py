@@ -7,11 +7,11 @@ not a small difference of large numbers, so that rounding stays rounding.
 import torch
 from torch import Tensor
 
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import GRPOSettings
 from pentad.samples.batch import Batch
 
 TEMPERATURE = 0.9
-LOSS = AlgorithmSettings(clip_low=0.2, clip_high=0.25, kl_coef=0.1)
+LOSS = GRPOSettings(clip_low=0.2, clip_high=0.25, kl_coef=0.1)
 # Several packs of several sequences on each of four data-parallel ranks.
 TOKENS_PER_MICROBATCH = 96
 # A second step is what sees wrong moments of the optimizer, and gradients that an earlier step left behind.

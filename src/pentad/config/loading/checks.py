@@ -37,22 +37,20 @@ def unread_keys(settings: RunSettings) -> dict[str, tuple[str, str]]:
 
 def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]:
     algorithm, data = settings.algorithm, settings.data
-    if algorithm.name == "sft":
-        why, use = "algorithm sft does not read it", "or set algorithm.name to grpo"
-        keys = ("clip_low", "clip_high", "kl_coef", "kl_estimator", "advantage_std", "optimizer_steps")
+    for keys, why, use in algorithm.unread():
         yield tuple(f"algorithm.{key}" for key in keys), why, use
-        yield ("rollout.n", "rollout.temperature", "rollout.top_p"), why, use
+    if algorithm.trains_on == "examples":
+        why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to grpo"
+        yield ("rollout.n", "rollout.temperature", "rollout.top_p", "reward.on_failure"), why, use
         if not data.eval:
             why, use = (
-                "algorithm sft generates only for data.eval, which is empty",
+                f"algorithm {algorithm.name} generates only for data.eval, which is empty",
                 "or name a data.eval source",
             )
             yield _keys_of("rollout") + _keys_of("reward"), why, use
     else:
-        yield ("data.response_column",), "algorithm grpo does not read it", "or set algorithm.name to sft"
-        if algorithm.kl_coef == 0:
-            why, use = "there is no KL penalty, as algorithm.kl_coef is 0", "or give algorithm.kl_coef a value above 0"
-            yield ("algorithm.kl_estimator",), why, use
+        why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to sft"
+        yield ("data.response_column",), why, use
     if not data.eval:
         why, use = "data.eval is empty, so nothing is evaluated", "or name a data.eval source"
         yield ("data.eval_limit", "rollout.eval_temperature"), why, use
@@ -67,6 +65,9 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     if ":" not in settings.reward.name:
         why, use = f"reward {settings.reward.name} does not read it", "or set reward.name to a module:function"
         yield ("reward.options",), why, use
+    if settings.rollout.engine is None:
+        why, use = "rollout.engine names no engine of yours", "or set rollout.engine to a module:Class"
+        yield ("rollout.engine_options",), why, use
     if settings.trainer.schedule.name == "constant":
         why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
         yield ("trainer.schedule.min_lr_ratio",), why, use
@@ -86,15 +87,15 @@ def _unread_but_set(settings: RunSettings, origins: Mapping[str, str]) -> Iterat
 
 def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
-    if algorithm.name == "grpo":
-        yield from _grpo(settings, named)
+    if algorithm.trains_on == "rollouts":
+        yield from _rollouts(settings, named)
     elif trainer.tokens_per_microbatch <= data.max_prompt_tokens:
         yield UserError(
             f"{named('trainer.tokens_per_microbatch')} is {trainer.tokens_per_microbatch}, which leaves no room for a "
             f"response after a prompt of data.max_prompt_tokens = {data.max_prompt_tokens}",
             f"set trainer.tokens_per_microbatch above {data.max_prompt_tokens}, or lower data.max_prompt_tokens",
         )
-    steps = trainer.total_steps * (algorithm.optimizer_steps if algorithm.name == "grpo" else 1)
+    steps = trainer.total_steps * algorithm.updates
     if trainer.schedule.warmup_steps > steps:
         yield UserError(
             f"{named('trainer.schedule.warmup_steps')} is {trainer.schedule.warmup_steps}, but the run has only "
@@ -126,14 +127,10 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
             )
 
 
-def _grpo(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
+def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
-    if rollout.n == 1:
-        yield UserError(
-            f"{named('rollout.n')} is 1: a group of one sample has no advantage (algorithm grpo), so nothing is learnt",
-            "set rollout.n to 2 or more",
-        )
-    steps, prompts = algorithm.optimizer_steps, trainer.prompts_per_step
+    yield from algorithm.impossible(rollout.n, named)
+    steps, prompts = algorithm.updates, trainer.prompts_per_step
     # All samples of a prompt stay in one minibatch.
     if steps > prompts:
         yield UserError(

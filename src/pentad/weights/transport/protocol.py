@@ -2,12 +2,22 @@
 
 Invariant: a channel carries one publication. Trainer ranks send while engines receive; what is received is bit-equal
 to what was sent, cast to the dtype that the channel was opened with.
+
+Example::
+
+    channel = transport.open(version)
+    sent = channel.send(model.weights())            # in a trainer rank, while
+    engine.load(channel.receive())                  # in an engine
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from torch import Tensor
+
+
+class TransportTimeoutError(TimeoutError):
+    """A peer did not send or take a tensor in time. The message names the tensor."""
 
 
 class WeightChannel(Protocol):
@@ -18,11 +28,22 @@ class WeightChannel(Protocol):
 
         Returns:
             the checksum of each tensor as it was sent.
+
+        Raises:
+            TransportTimeoutError: the receivers did not take what was sent.
         """
         ...
 
     def receive(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of all senders, each valid until the next is taken."""
+        """All tensors of all senders, each valid until the next is taken. It blocks the thread that it runs in.
+
+        Raises:
+            TransportTimeoutError: nothing more was sent, and it was not all.
+        """
+        ...
+
+    def close(self, reason: str) -> None:
+        """End the publication; a process that still sends or receives fails with the reason. It does not wait."""
         ...
 
 

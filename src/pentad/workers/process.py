@@ -1,7 +1,7 @@
 """A worker process as its parent sees it.
 
 Invariant: a worker is either usable or said to have died; after `kill` neither it nor anything it started is left,
-and none of its file descriptors.
+and none of its file descriptors. What it prints is kept from the terminal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sys
 from multiprocessing import Pipe
 from typing import Any
 
-from pentad.rewards.worker import LoadRequest, ScoreRequest
+from pentad.workers.output import WorkerOutput
+from pentad.workers.worker import Answer
 
 
 class WorkerDied(Exception):
@@ -23,30 +24,42 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """One process and the connection to it."""
+    """One process and the connection to it.
 
-    def __init__(self) -> None:
-        self.loaded: set[str] = set()
+    Args:
+        handler: as `pentad.workers.worker.main` takes it.
+
+    Attributes:
+        prepared: keys of the preparations that it has done.
+        output: what it and all that it starts print.
+    """
+
+    def __init__(self, handler: str) -> None:
+        self.prepared: set[str] = set()
+        self.output = WorkerOutput()
         self.connection, theirs = Pipe()
         lifeline, self._lifeline = os.pipe()
         # Not multiprocessing: its spawn imports the main module again (in a Ray actor, all of Ray), and its fork
         # copies a process that runs threads.
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from pentad.rewards.worker import main; "
-            f"main({theirs.fileno()}, {lifeline})"
+            f"import sys; sys.path[:] = {sys.path!r}; from pentad.workers.worker import main; "
+            f"main({theirs.fileno()}, {lifeline}, {handler!r})"
         )
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                # -u: what was printed before a crash is there; faulthandler: so is the place of the crash.
+                [sys.executable, "-u", "-X", "faulthandler", "-c", code],
                 stdin=subprocess.DEVNULL,
+                stdout=self.output.file,
+                stderr=self.output.file,
                 pass_fds=(theirs.fileno(), lifeline),
-                start_new_session=True,  # what a reward starts can be killed with it; Ctrl-C is ours to handle
+                start_new_session=True,  # what it starts can be killed with it; Ctrl-C is ours to handle
             )
         finally:
             theirs.close()
             os.close(lifeline)
 
-    def send(self, request: LoadRequest | ScoreRequest) -> None:
+    def send(self, request: Any) -> None:
         """Hand over a request; the worker takes one at a time. Raises `WorkerDied` if nobody is there any more."""
         message = pickle.dumps(request)
         try:
@@ -54,7 +67,7 @@ class WorkerProcess:
         except OSError as error:
             raise WorkerDied(self._how()) from error
 
-    def receive(self) -> Any:
+    def receive(self) -> Answer:
         """The answer to the oldest request. Raises `WorkerDied` if it died before it answered."""
         try:
             return self.connection.recv()
@@ -74,6 +87,7 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.connection.close()
+        self.output.close()
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
