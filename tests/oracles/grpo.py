@@ -5,8 +5,12 @@
 prints one JSON object a step: `step`, `loss` and `grad_norm` (means over its optimizer steps), and `updates`, a pair of
 loss and gradient norm (before clipping) for each optimizer step.
 
-A recording has one sample a line, in the order of training: `{"step": 1, "group": 0, "prompt": [5, 3], "response": [7],
-"reward": 1.0}`; tokens are ids, and samples of one prompt have the group's number in common.
+A recording has one sample a line, in the order of training::
+
+    {"step": 1, "group": 0, "prompt": [5, 3], "response": [7], "reward": 1.0}
+
+Tokens are ids, and samples of one prompt have the group's number in common. Other keys are not read, so that an engine
+may replay the same file.
 
 Invariant: old log-probs are those of the policy before the first optimizer step of their step; reference log-probs are
 those of the model before all steps.
@@ -16,7 +20,7 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -67,7 +71,8 @@ class Step:
 
 
 def read(recording: Path) -> list[Sample]:
-    return [Sample(**json.loads(line)) for line in recording.read_text().splitlines()]
+    rows = [json.loads(line) for line in recording.read_text().splitlines()]
+    return [Sample(**{field.name: row[field.name] for field in fields(Sample)}) for row in rows]
 
 
 def write(samples: Sequence[Sample], recording: Path) -> None:

@@ -28,7 +28,7 @@ def echo(rank: int, meeting: str, word: str) -> tuple[int, str, int]:
 
 def misbehave(rank: int, meeting: str, how: str) -> None:
     if rank != 1:
-        time.sleep(60)
+        time.sleep(600)
     if how == "raise":
         raise ValueError("the shard is wrong")
     if how == "user":
@@ -38,7 +38,7 @@ def misbehave(rank: int, meeting: str, how: str) -> None:
     if how == "exit":
         print("out of memory", flush=True)
         os._exit(3)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def fail_in_collective(rank: int, meeting: str) -> None:
@@ -97,8 +97,8 @@ def test_kept_processes_compute_one_layout_after_the_other(checkpoint, tmp_path)
 def test_first_cause_is_told_at_once(how, message):
     started = time.monotonic()
     with Ranks(2, "fork") as ranks, pytest.raises(RankFailedError, match=message):
-        ranks.call(misbehave, 2, how, deadline_s=30)
-    assert time.monotonic() - started < 10
+        ranks.call(misbehave, 2, how, deadline_s=280)
+    assert time.monotonic() - started < 100, "the others were waited for"
 
 
 def test_user_error_stays_one():
@@ -140,8 +140,8 @@ def test_nothing_outlives_its_parent(how):
     numbers = [int(word) for word in parent.stdout.readline().split()]
     assert len(alive(numbers)) == 2
     parent.send_signal(how)
-    parent.wait(20)
-    end = time.monotonic() + 10
+    parent.wait(60)
+    end = time.monotonic() + 60
     while alive(numbers) and time.monotonic() < end:
         time.sleep(0.05)
     assert not alive(numbers)
