@@ -1,4 +1,7 @@
-"""Loss and per-parameter gradients equal transformers' and do not depend on layout, packing or microbatches."""
+"""Loss and per-parameter gradients equal transformers', whatever the loss, the packing and the microbatches.
+
+tests/verify has every pair of dimensions for every family; here are all losses and packings on a few layouts.
+"""
 
 from pathlib import Path
 
@@ -118,19 +121,19 @@ def merge(parts: tuple[Answer, ...]) -> Answer:
     return parts[0][0], gradients
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2), Layout(data=2), Layout(data=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("layout", [Layout(), Layout(data=2, tensor=2)], ids=str)
 def test_every_loss_and_plan_on(layout, tiny_models):
     check(layout, ["llama_tied"], list(LOSSES), tiny_models)
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tensor=4), Layout(data=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("layout", [Layout(), Layout(data=2, tensor=2)], ids=str)
 def test_every_family_on(layout, tiny_models):
     check(layout, list(DENSE), ["grpo-token"], tiny_models)
 
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(pipeline=2), Layout(context=2), Layout(pipeline=2, tensor=2), Layout(context=2, tensor=2)],
+    [Layout(pipeline=2), Layout(context=2)],
     ids=str,
 )
 def test_pipelines_and_contexts(layout, tiny_models):
@@ -139,7 +142,7 @@ def test_pipelines_and_contexts(layout, tiny_models):
 
 @pytest.mark.parametrize(
     "layout, families",
-    [(Layout(), list(MIXTURE)), (Layout(data=2, expert=2), list(MIXTURE)), (Layout(tensor=2), ["qwen3_moe"])],
+    [(Layout(), list(MIXTURE)), (Layout(data=2, expert=2), list(MIXTURE))],
     ids=str,
 )
 def test_mixtures(layout, families, tiny_models):

@@ -81,8 +81,6 @@ def adamw(
         (Layout(), "qwen2", 1e3, 0.1),
         (Layout(), "qwen3", 0.1, 0.0),
         (Layout(), "llama", 0.0, 0.1),
-        (Layout(data=2), "qwen2", 0.1, 0.1),
-        (Layout(tensor=2), "llama_tied", 0.1, 0.1),
         (Layout(data=2, tensor=2), "qwen3", 0.1, 0.1),
     ],
     ids=str,
