@@ -392,7 +392,7 @@ def test_ray_unreachable(bench: Bench, capfd: pytest.CaptureFixture[str]) -> Non
 
 def test_unknown_key_by_the_command(bench: Bench, pentad: Callable[..., Command]) -> None:
     """The process itself is silent about everything but the error."""
-    command = pentad("train", str(bench.config), "rollout.nn=2")
+    command = pentad("train", str(bench.config), "rollout.nn=2", cold=True)
     check_refusal(command.ends_within(60), command.stderr, "rollout.nn")
     assert command.stdout == ""
 
@@ -400,7 +400,7 @@ def test_unknown_key_by_the_command(bench: Bench, pentad: Callable[..., Command]
 def test_missing_tensor_by_the_command(bench: Bench, pentad: Callable[..., Command]) -> None:
     """The slow imports have been made by then, and have said nothing."""
     missing_tensor(bench)
-    command = pentad("train", str(bench.config))
+    command = pentad("train", str(bench.config), cold=True)
     check_refusal(command.ends_within(60), command.stderr, "missing tensor model.norm.weight")
     assert command.stdout == "bad: reading model and data\n"
 

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import psutil
+from zygote import Forked, zygote
 
 _MARK = "PENTAD_TEST_RUN"
 
@@ -23,11 +24,18 @@ class Command:
 
     Args:
         folder: takes its output, and is its working directory.
+        cold: in a new Python; otherwise it is forked from one that has the imports (see `zygote`).
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, cold: bool = False) -> None:
         self._mark = uuid.uuid4().hex
         self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
+        environment = {**_users_environment(), _MARK: self._mark}
+        self.process: subprocess.Popen[bytes] | Forked
+        # Where there are GPUs, the process that is forked may have asked for them.
+        if not cold and not Path("/dev/nvidiactl").exists():
+            self.process = zygote().start(arguments, folder, self._out, self._err, environment)
+            return
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pentad.cli", *arguments],
@@ -35,7 +43,7 @@ class Command:
                 stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
-                env={**_users_environment(), _MARK: self._mark},
+                env=environment,
                 start_new_session=True,
             )
 
@@ -56,11 +64,12 @@ class Command:
             time.sleep(0.05)
 
     def processes(self) -> list[psutil.Process]:
-        """All live processes of the run, whoever their parent is: each has inherited a mark in its environment."""
+        """All live processes of the run, whoever their parent is: a mark in their environment tells them."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                mine = process.pid == self.process.pid or process.environ().get(_MARK) == self._mark
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue

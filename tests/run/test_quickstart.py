@@ -48,6 +48,7 @@ def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: 
         f"model.path={quickstart / 'model'}",
         f"data.train={quickstart / 'sft.jsonl'}",
         f"trainer.total_steps={SFT_STEPS}",
+        cold=True,
     )
     assert command.ends_within(150) == 0, command.stderr
     check_output(command)
@@ -64,6 +65,7 @@ def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: 
         f"data.train={quickstart / 'train.jsonl'}",
         f"data.eval={{sort: {quickstart / 'eval.jsonl'}}}",
         f"trainer.total_steps={GRPO_STEPS}",
+        cold=True,
     )
     assert command.ends_within(150) == 0, command.stderr
     check_output(command)
