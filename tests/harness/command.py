@@ -31,6 +31,8 @@ class Command:
         self._mark = uuid.uuid4().hex
         self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
         environment = {**_users_environment(), _MARK: self._mark}
+        for file in (self._out, self._err):
+            file.write_text("")
         self.process: subprocess.Popen[bytes] | Forked
         # Where there are GPUs, the process that is forked may have asked for them.
         if not cold and not Path("/dev/nvidiactl").exists():
