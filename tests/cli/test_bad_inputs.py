@@ -126,7 +126,15 @@ def reward_with_a_typo(bench: Bench) -> None:
 
 def run_exists(bench: Bench) -> None:
     (bench.folder / "run").mkdir()
-    (bench.folder / "run" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    for name, text in {"metrics.jsonl": '{"step": 1, "train/loss": 1.0}\n', "config.yaml": "a: 1\n"}.items():
+        (bench.folder / "run" / name).write_text(text)
+    (bench.folder / "run" / "versions.json").write_text("{}\n")
+
+
+def run_among_other_files(bench: Bench) -> None:
+    """What is left where experiment.dir was the user's own directory."""
+    run_exists(bench)
+    (bench.folder / "run" / "thesis.tex").write_text("mine")
 
 
 def run_is_a_file(bench: Bench) -> None:
@@ -213,6 +221,11 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
     "reward function missing": (reward_without_function, ["reward.name=mine:score"], ["score", "mine", "other"]),
     "reward with a syntax error": (reward_with_a_typo, ["reward.name=mine:score"], ["mine.py", "1", "fix:"]),
     "run exists": (run_exists, [], ["already holds metrics.jsonl", "experiment.overwrite=true"]),
+    "run among other files": (
+        run_among_other_files,
+        ["experiment.overwrite=true"],
+        ["it also holds thesis.tex", "choose another experiment.name or experiment.dir, or move the files away"],
+    ),
     "run is a file": (run_is_a_file, [], ["run is, or lies below, a file", "experiment.dir"]),
     "Megatron field unknown": (
         nothing,
@@ -227,9 +240,18 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
     "learning rate in Megatron's words": (
         nothing,
         ["megatron.optimizer.lr=0.1"],
-        ["megatron.optimizer.lr is settled by trainer.optimizer.lr", "fix: remove megatron.optimizer.lr"],
+        [
+            "megatron.optimizer.lr (command line) is settled by trainer.optimizer.lr",
+            "fix: remove megatron.optimizer.lr",
+        ],
     ),
-    "evaluation name impossible": (nothing, ["data.eval={'a b': train.jsonl}"], ["'a b'", "without spaces"]),
+    "evaluation name impossible": (nothing, ["data.eval={'a b': train.jsonl}"], ["'a b'", "letters, digits"]),
+    "evaluation name with a colon": (nothing, ["data.eval={'a:b': train.jsonl}"], ["'a:b'", "letters, digits"]),
+    "supervised tuning with an idle engine": (
+        nothing,
+        ["algorithm.name=sft"],
+        ["allocation: hf:d1 would do nothing", "write megatron:d1"],
+    ),
     "warmup longer than the run": (nothing, ["trainer.schedule.warmup_steps=9"], ["warmup_steps", "2 or less"]),
     "wandb not installed": (nothing, ["trainer.logger=[wandb]"], ["wandb", "not installed", "pentad[wandb]"]),
 }
@@ -286,6 +308,34 @@ def test_a_refused_run_leaves_the_old_one_where_it_is(
     check_refusal(code, capfd.readouterr().err)
     assert sorted(bench.folder.rglob("*")) == before
     assert (bench.folder / "run" / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("overrides", [[], ["experiment.overwrite=true"]])
+@pytest.mark.parametrize("place", [".", "data"])
+def test_the_users_own_directories_are_not_moved(
+    bench: Bench, capfd: pytest.CaptureFixture[str], place: str, overrides: list[str]
+) -> None:
+    """With the project or the data as the run directory, overwriting is neither advised nor done."""
+    (bench.folder / "data").mkdir()
+    (bench.folder / "train.jsonl").rename(bench.folder / "data" / "train.jsonl")
+    for folder in (bench.folder, bench.folder / "data"):
+        (folder / "report.html").write_text("mine")
+    before = sorted(bench.folder.rglob("*"))
+    source = "data.train=data/train.jsonl"
+    assert main(["train", str(bench.config), f"experiment.dir={place}", source, *overrides]) == 2
+    said = capfd.readouterr().err
+    assert "already holds" in said and "experiment.overwrite=true to move" not in said
+    assert sorted(bench.folder.rglob("*")) == before
+    assert not list(bench.folder.parent.glob(f"{bench.folder.name}.old-*"))
+
+
+def test_a_run_does_not_write_among_the_data(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    (bench.folder / "data").mkdir()
+    (bench.folder / "train.jsonl").rename(bench.folder / "data" / "train.jsonl")
+    for place in ("data", "data/run"):
+        code = main(["train", str(bench.config), f"experiment.dir={place}", "data.train=data"])
+        check_refusal(code, capfd.readouterr().err, "lies in data.train", "experiment.dir")
+        assert [path.name for path in (bench.folder / "data").iterdir()] == ["train.jsonl"]
 
 
 @pytest.mark.parametrize("setting", ["path", "tokenizer"])

@@ -16,8 +16,8 @@ def pentad(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts the command with the given arguments (see `Command`); whatever is left of it is killed after the test."""
     commands: list[Command] = []
 
-    def start(*arguments: str, cold: bool = False) -> Command:
-        commands.append(Command(tmp_path, *arguments, cold=cold))
+    def start(*arguments: str, cold: bool = False, patient: bool = False) -> Command:
+        commands.append(Command(tmp_path, *arguments, cold=cold, patient=patient))
         return commands[-1]
 
     yield start

@@ -28,6 +28,8 @@ _IMPORTED = (
     "pentad.record.report",
 )
 _LOOK_S = 0.02
+PATIENCE_S = 120.0
+"""How long a patient command may clean up."""
 
 
 class Forked:
@@ -80,10 +82,22 @@ class Zygote:
         self._ended: dict[int, int] = {}
 
     def start(
-        self, arguments: Sequence[str], folder: Path, out: Path, err: Path, environment: Mapping[str, str]
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        output: tuple[Path, Path],
+        environment: Mapping[str, str],
+        *,
+        patient: bool,
     ) -> Forked:
-        """Fork a command; `out` and `err` take its output."""
-        request = [list(arguments), str(folder), str(out), str(err), dict(environment)]
+        """Fork a command.
+
+        Args:
+            folder: its working directory.
+            output: files that take standard output and standard error.
+            patient: let it clean up for `PATIENCE_S`.
+        """
+        request = [list(arguments), str(folder), [str(file) for file in output], dict(environment), patient]
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         while (pid := self._read()) is None:
             pass
@@ -160,15 +174,17 @@ def _say(kind: str, pid: int, code: int) -> None:
     os.write(1, (json.dumps([kind, pid, code]) + "\n").encode())
 
 
-def _become(arguments: list[str], folder: str, out: str, err: str, environment: dict[str, str]) -> None:
+def _become(arguments: list[str], folder: str, output: list[str], environment: dict[str, str], patient: bool) -> None:
     """Take the place of a new Python with these arguments."""
     os.setsid()
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for file, number in ((out, 1), (err, 2)):
+    for number, file in enumerate(output, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.environ.clear()
     os.environ.update(environment)
+    if patient:
+        sys.modules["pentad.run.signals"].CLEANUP_S = PATIENCE_S
     # As `-m` does.
     sys.path[0] = folder
     sys.argv = [sys.modules["pentad.cli.__main__"].__file__, *arguments]

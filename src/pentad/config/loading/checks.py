@@ -6,19 +6,10 @@ Invariant: a setting that a user wrote is read by the run, or refused here with 
 from collections.abc import Callable, Iterator, Mapping
 
 from pentad.config.loading.keys import known_keys
+from pentad.config.loading.megatron import check_megatron
+from pentad.config.schema.data import is_eval_name
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
-
-# Fields of Megatron's TransformerConfig that follow from the allocation.
-_FROM_ALLOCATION = {
-    "tensor_model_parallel_size": "t",
-    "pipeline_model_parallel_size": "p",
-    "virtual_pipeline_model_parallel_size": "v",
-    "context_parallel_size": "c",
-    "expert_model_parallel_size": "e",
-    "expert_tensor_parallel_size": "x",
-    "sequence_parallel": "t",
-}
 
 
 def check(settings: RunSettings, origins: Mapping[str, str]) -> list[UserError]:
@@ -110,21 +101,16 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
                     f"name a source, such as data.eval={{test: FILE}}, or remove trainer.{key}",
                 )
     for name in data.eval:
-        if not name or set(name) & set("/ \t\n"):
+        if not is_eval_name(name):
             yield UserError(
                 f"{named(f'data.eval.{name}')}: {name!r} cannot name the metric eval/<name>/accuracy",
-                "use a name without spaces and slashes",
+                "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
             )
     if len(set(trainer.logger)) < len(trainer.logger):
         yield UserError(f"{named('trainer.logger')} names a logger twice", "name each logger once")
     if any(not text for text in rollout.stop):
         yield UserError(f"{named('rollout.stop')} holds an empty text, which would end every response", "remove it")
-    for field, letter in _FROM_ALLOCATION.items():
-        if field in settings.megatron.transformer:
-            yield UserError(
-                f"{named(f'megatron.transformer.{field}')} follows from the allocation",
-                f"remove it, and give the size as {letter} in allocation",
-            )
+    yield from check_megatron(settings.megatron, named)
 
 
 def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:

@@ -16,38 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pentad.config.schema.trainer import OptimizerSettings, ScheduleSettings
 from pentad.errors import UserError
-from pentad.trainers.megatron.passthrough import Supported, check_kept, make_config
-
-_SETTLED_BY_TRAINER = {
-    "lr": "trainer.optimizer.lr",
-    "min_lr": "trainer.schedule.min_lr_ratio",
-    "weight_decay": "trainer.optimizer.weight_decay",
-    "adam_beta1": "trainer.optimizer.betas",
-    "adam_beta2": "trainer.optimizer.betas",
-    "adam_eps": "trainer.optimizer.eps",
-    "clip_grad": "trainer.optimizer.grad_clip",
-    "bf16": "trainer.dtype",
-    "fp16": "trainer.dtype",
-    "params_dtype": "trainer.dtype",
-    "use_distributed_optimizer": "megatron.ddp.use_distributed_optimizer",
-}
-
-_SUPPORTED_BY_TRAINER: Supported = {"decoupled_weight_decay": None, "log_num_zeros_in_grad": None}
-
-_SETTLED_FOR_DDP = {
-    # With it, other ranks' parts of the weights would arrive only in the next forward pass.
-    "overlap_param_gather": "Pentad, which reads the weights after every step",
-}
-
-
-_SUPPORTED_FOR_DDP: Supported = {
-    "bucket_size": None,
-    "check_for_nan_in_grad": None,
-    "grad_reduce_in_fp32": None,
-    "overlap_grad_reduce": None,
-    "pad_buckets_for_high_nccl_busbw": None,
-    "use_distributed_optimizer": None,
-}
+from pentad.trainers.megatron.passthrough import check_kept, make_config
 
 
 def ddp_config(overrides: dict[str, Any]) -> DistributedDataParallelConfig:
@@ -65,14 +34,7 @@ def ddp_config(overrides: dict[str, Any]) -> DistributedDataParallelConfig:
             "megatron.ddp.bucket_size has no effect without megatron.ddp.overlap_grad_reduce",
             "remove it, or set megatron.ddp.overlap_grad_reduce=true",
         )
-    return make_config(
-        DistributedDataParallelConfig,
-        defaults,
-        overrides,
-        prefix="megatron.ddp",
-        settled=_SETTLED_FOR_DDP,
-        supported=_SUPPORTED_FOR_DDP,
-    )
+    return make_config(DistributedDataParallelConfig, defaults, overrides, "ddp")
 
 
 def wrap_data_parallel(
@@ -129,9 +91,7 @@ def optimizer_config(
             "use_distributed_optimizer": distributed,
         },
         overrides,
-        prefix="megatron.optimizer",
-        settled=_SETTLED_BY_TRAINER,
-        supported=_SUPPORTED_BY_TRAINER,
+        "optimizer",
     )
 
 
