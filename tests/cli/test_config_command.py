@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,10 +50,7 @@ def test_config_answers_without_heavy_packages(config: Path) -> None:
         "heavy = {'torch', 'ray', 'transformers', 'megatron', 'numpy', 'datasets'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
-    start = time.monotonic()
     subprocess.run([sys.executable, "-c", code, "config", str(config)], check=True, capture_output=True, timeout=60)
-    # It takes 0.3 s on an idle machine; importing torch alone would take more than this.
-    assert time.monotonic() - start < 5
 
 
 # arguments after `config FILE`, part of the cause, part of the fix

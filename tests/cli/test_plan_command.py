@@ -1,9 +1,8 @@
-"""`pentad plan`: its three forms, what they print, what they refuse, and that they answer at once."""
+"""`pentad plan`: its three forms, what they print, what they refuse, and that nothing slow is imported for them."""
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -307,7 +306,7 @@ def test_unwritable_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("form", ["layout", "ranking", "config"])
-def test_answers_at_once_without_heavy_packages(form: str, tmp_path: Path) -> None:
+def test_answers_without_heavy_packages(form: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(CONFIG)
     arguments = {
@@ -320,9 +319,4 @@ def test_answers_at_once_without_heavy_packages(form: str, tmp_path: Path) -> No
         "heavy = {'torch', 'ray', 'transformers', 'megatron', 'numpy', 'datasets'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
-    start = time.monotonic()
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
-    seconds = time.monotonic() - start
-    print(f"{form}: {seconds:.2f} s from a cold start")
-    # 0.3 to 0.7 s on an idle machine; importing torch alone would take more than this.
-    assert seconds < 5

@@ -35,10 +35,12 @@ def test_layouts_that_agree(tmp_path, capsys):
 
 
 def test_a_difference_is_shown_and_is_exit_code_1(monkeypatch, capsys):
-    import pentad.trainers.megatron.trainer as trainer
+    from pentad.algorithms.grpo import GRPOLoss
 
-    right = trainer.count
-    monkeypatch.setattr(trainer, "count", lambda batch, kind: right(batch, kind) // torch.distributed.get_world_size())
+    right = GRPOLoss.denominator
+    monkeypatch.setattr(
+        GRPOLoss, "denominator", lambda self, batch: right(self, batch) / torch.distributed.get_world_size()
+    )
     assert verify("llama", "--layers", "2", "--allocations", "megatron:d2", "megatron:c2") == 1
     out = capsys.readouterr().out
     assert "DIFFERS gradients: off by 1.0e+00" in out

@@ -10,15 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from zygote import PATIENCE_S, Forked, zygote
 
 _MARK = "PENTAD_TEST_RUN"
-_PATIENT = """
+_PATIENT = f"""
 import sys
 from pentad.cli.main import main
 from pentad.run import signals
-signals.CLEANUP_S = 120.0
+signals.CLEANUP_S = {PATIENCE_S}
 sys.exit(main())
 """
+
+
+def _users_environment() -> dict[str, str]:
+    """Without what the tests set for themselves."""
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
 
 class Command:
@@ -26,12 +32,21 @@ class Command:
 
     Args:
         folder: takes its output, and is its working directory.
+        cold: in a new Python; otherwise it is forked from one that has the imports (see `zygote`).
         patient: let it clean up for two minutes instead of 15 s, which a busy machine may need.
     """
 
-    def __init__(self, folder: Path, *arguments: str, patient: bool = False) -> None:
+    def __init__(self, folder: Path, *arguments: str, cold: bool = False, patient: bool = False) -> None:
         self._mark = uuid.uuid4().hex
         self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
+        environment = {**_users_environment(), _MARK: self._mark}
+        for file in (self._out, self._err):
+            file.write_text("")
+        self.process: subprocess.Popen[bytes] | Forked
+        # Where there are GPUs, the process that is forked may have asked for them.
+        if not cold and not Path("/dev/nvidiactl").exists():
+            self.process = zygote().start(arguments, folder, (self._out, self._err), environment, patient=patient)
+            return
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *(["-c", _PATIENT] if patient else ["-m", "pentad.cli"]), *arguments],
@@ -39,7 +54,7 @@ class Command:
                 stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, _MARK: self._mark},
+                env=environment,
                 start_new_session=True,
             )
 
@@ -74,11 +89,12 @@ class Command:
             assert time.monotonic() < end, f"no process ended within {timeout_s} s: {self.stdout}{self.stderr}"
 
     def processes(self) -> list[psutil.Process]:
-        """All live processes of the run, whoever their parent is: each has inherited a mark in its environment."""
+        """All live processes of the run, whoever their parent is: a mark in their environment tells them."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                mine = process.pid == self.process.pid or process.environ().get(_MARK) == self._mark
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue

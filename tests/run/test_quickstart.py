@@ -50,6 +50,7 @@ def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: 
         f"model.path={quickstart / 'model'}",
         f"data.train={quickstart / 'sft.jsonl'}",
         f"trainer.total_steps={SFT_STEPS}",
+        cold=True,
     )
     assert command.ends_within(150) == 0, command.stderr
     check_output(command)
@@ -66,6 +67,7 @@ def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: 
         f"data.train={quickstart / 'train.jsonl'}",
         f"data.eval={{sort: {quickstart / 'eval.jsonl'}}}",
         f"trainer.total_steps={GRPO_STEPS}",
+        cold=True,
     )
     assert command.ends_within(150) == 0, command.stderr
     check_output(command)

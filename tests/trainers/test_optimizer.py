@@ -4,10 +4,11 @@ import math
 from copy import deepcopy
 from pathlib import Path
 
+import losses
 import pytest
 import torch
 from ranks import Rank, run_on
-from tiny import TinyModel, ragged_batch, transformers_logprobs
+from tiny import TinyModel, ragged_batch, trained, transformers_logprobs
 from torch import Tensor
 
 from pentad.algorithms.sft import SFTLoss
@@ -19,6 +20,8 @@ from pentad.samples.batch import Batch
 from pentad.samples.packing import plan_microbatches
 
 LOSS = SFTLoss(SFTSettings())
+# Of an element after a few steps of 1e-3 each.
+BOUND = 2e-6
 
 
 def train(
@@ -62,7 +65,7 @@ def adamw(
     norms = []
     for rate, batch in zip(rates, batches, strict=True):
         optimizer.zero_grad()
-        (-transformers_logprobs(model, batch)[0][batch.loss_mask].mean()).backward()
+        losses.sft(trained(transformers_logprobs(model, batch)[0], batch)).backward()
         norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters])))
         if settings.grad_clip:
             torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
@@ -78,8 +81,6 @@ def adamw(
         (Layout(), "qwen2", 1e3, 0.1),
         (Layout(), "qwen3", 0.1, 0.0),
         (Layout(), "llama", 0.0, 0.1),
-        (Layout(data=2), "qwen2", 0.1, 0.1),
-        (Layout(tensor=2), "llama_tied", 0.1, 0.1),
         (Layout(data=2, tensor=2), "qwen3", 0.1, 0.1),
     ],
     ids=str,
@@ -95,10 +96,7 @@ def test_steps_equal_adamw(layout, family, clip, decay, tiny_models):
     for metrics, weights in run_on(layout, train, tiny_models(family).directory, settings, batches, 3):
         assert [step["train/grad_norm"] for step in metrics] == pytest.approx(norms, rel=1e-4)
         for name, value in expected.items():
-            # A step moves weights by 1e-3; processors round differently.
-            assert float((weights[name] - value).abs().max()) <= 5e-6, (
-                name
-            )  # of steps of 1e-3; processors round differently
+            assert float((weights[name] - value).abs().max()) <= BOUND, name
             assert float((start[name] - value).abs().max()) > 1e-4, f"{name} hardly moved; the test shows nothing"
 
 
@@ -173,7 +171,7 @@ def test_the_reported_rate_is_the_one_that_moved_the_weights(tiny_models):
     _, expected = adamw(tiny_models("llama"), optimizer, rates, batches)
     ((_, weights),) = run_on(Layout(), train, tiny_models("llama").directory, settings, batches, 5)
     for name, value in expected.items():
-        assert float((weights[name] - value).abs().max()) <= 5e-6, name
+        assert float((weights[name] - value).abs().max()) <= BOUND, name
 
 
 def poison(rank: Rank, directory: Path, batch: Batch, value: float) -> tuple[str, bool, list[float]]:
