@@ -56,6 +56,8 @@ def train(
         terminal.phase("start-up")
         cluster = stack.enter_context(Cluster(settings.ray, prepared.allocation))
         signals.install()
+        for note in cluster.notes:
+            terminal.message(note)
         try:
             policy, reference, engines = _start(prepared, cluster)
             # A run that could not be started has not touched the one that it would take the place of.
