@@ -86,6 +86,12 @@ class Cluster:
                 ) from None
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise _no_cluster(self.settings.address or "on this machine", reason) from None
+        except Exception as error:  # Ray raises a bare one when it is late
+            self.close()
+            raise UserError(
+                f"Ray did not start: {(str(error).strip().splitlines() or [type(error).__name__])[0]}",
+                "try again when the machine is less busy; Ray's own logs are in /tmp/ray/session_latest/logs",
+            ) from error
         except BaseException:
             self.close()
             raise
