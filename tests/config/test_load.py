@@ -329,3 +329,22 @@ def test_translations_lead_to_settings_that_exist() -> None:
     ):
         found = translate(name)
         assert found is not None and is_ours(found.key), name
+
+
+def test_environment_of_processes(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(BASE + "ray:\n  env: {NCCL_IB_DISABLE: 1, HF_TOKEN: null, TOKENIZERS_PARALLELISM: 'false'}\n")
+    loaded = load_settings(path)
+    assert loaded.settings.ray.env == {
+        "NCCL_IB_DISABLE": "1",
+        "HF_TOKEN": None,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value, problem in (
+        ("WANDB_API_KEY", "abc", "ray.env.WANDB_API_KEY (run.yaml:10) looks like a secret"),
+        ("CUDA_VISIBLE_DEVICES", "0", "is set by Ray for each process"),
+        ("A-B", "0", "cannot name an environment variable"),
+    ):
+        error = refused(tmp_path, BASE + f"ray:\n  env: {{{name}: '{value}'}}\n")
+        assert problem in str(error)
+        assert "abc" not in str(error)

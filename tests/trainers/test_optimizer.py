@@ -1,8 +1,10 @@
 """Optimizer steps equal torch.optim.AdamW on the transformers model; schedules equal their formulas."""
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import losses
 import pytest
@@ -207,3 +209,43 @@ def test_a_gradient_that_is_not_finite_updates_nothing_anywhere(layout, value, t
         assert "gradient norm is" in said
         assert same, "the weights changed"
         assert later == [1e-6, 1.0], "the next step does not train as the first would have"
+
+
+def counted(method: Callable[[], Any], calls: dict[str, int]) -> Callable[[], Any]:
+    def call() -> Any:
+        calls[method.__name__] = calls.get(method.__name__, 0) + 1
+        return method()
+
+    return call
+
+
+def count_calls(rank: Rank, directory: Path, batch: Batch) -> tuple[list[float], list[float], dict[str, int]]:
+    """Metrics and norms of the weights of three steps by Megatron's own `step`, then by ours; how often ours looks."""
+
+    def steps(own: bool) -> tuple[list[float], dict[str, int]]:
+        trainer = rank.trainer(directory, TrainerSettings(total_steps=3, optimizer=OptimizerSettings(lr=1e-2)))
+        optimizer, numbers, calls = trainer.optimizer, [], {}
+        for name in ("prepare_grads", "get_grad_norm"):
+            setattr(optimizer, name, counted(getattr(optimizer, name), calls))
+        for _ in range(3):
+            trainer.forward_backward(batch, plan_microbatches(batch.lengths, rank.layout.data, 64), LOSS)
+            if own:
+                metrics = trainer.step()
+                norm, lr = metrics["train/grad_norm"], metrics["train/lr"]
+            else:
+                trainer.schedule.step(increment=1)
+                _, norm, _ = optimizer.step()
+                lr = optimizer.param_groups[0]["lr"]
+            numbers += [float(norm), lr, *(float(value.double().norm()) for _, value in trainer.weights())]
+        return numbers, calls
+
+    megatrons, _ = steps(own=False)
+    ours, calls = steps(own=True)
+    return megatrons, ours, calls
+
+
+@pytest.mark.parametrize("family, layout", [("llama", Layout()), ("qwen3_moe", Layout(data=2, expert=2))], ids=str)
+def test_gradients_are_prepared_once_a_step_with_megatrons_own_result(family, layout, tiny_models):
+    for megatrons, ours, calls in run_on(layout, count_calls, tiny_models(family).directory, ragged_batch()):
+        assert ours == megatrons
+        assert calls == {"prepare_grads": 3, "get_grad_norm": 3}

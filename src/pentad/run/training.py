@@ -61,6 +61,8 @@ def train(
         terminal.phase("start-up")
         cluster = stack.enter_context(Cluster(settings.ray, prepared.allocation))
         signals.install()
+        for note in cluster.notes:
+            terminal.message(note)
         try:
             asyncio.run(_train(prepared, run_dir, rewards, status, terminal, cluster, signals, stack))
         except BaseException as error:

@@ -3,6 +3,7 @@
 Invariant: a setting that a user wrote is read by the run, or refused here with the reason.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 from pentad.config.loading.keys import known_keys
@@ -10,6 +11,9 @@ from pentad.config.loading.megatron import check_megatron
 from pentad.config.schema.data import is_eval_name
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
+
+# Words that a variable with a secret has in its name.
+_SECRET = {"TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
 
 
 def check(settings: RunSettings, origins: Mapping[str, str]) -> list[UserError]:
@@ -64,6 +68,25 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
         yield ("trainer.schedule.min_lr_ratio",), why, use
 
 
+def _environment(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
+    for name, value in settings.ray.env.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield UserError(
+                f"{named(f'ray.env.{name}')}: {name!r} cannot name an environment variable",
+                "use letters, digits and '_'",
+            )
+        elif name == "CUDA_VISIBLE_DEVICES":
+            yield UserError(
+                f"{named(f'ray.env.{name}')} is set by Ray for each process",
+                "remove it; CUDA_VISIBLE_DEVICES where Ray is started limits the GPUs that are used",
+            )
+        elif value is not None and _SECRET & set(name.upper().split("_")):
+            yield UserError(
+                f"{named(f'ray.env.{name}')} looks like a secret; settings are kept in the run directory and shown",
+                f"set ray.env.{name} to null, and export {name} where the run is started",
+            )
+
+
 def _keys_of(section: str) -> tuple[str, ...]:
     return tuple(name for name in known_keys() if name.startswith(section + "."))
 
@@ -78,6 +101,7 @@ def _unread_but_set(settings: RunSettings, origins: Mapping[str, str]) -> Iterat
 
 def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
+    yield from _environment(settings, named)
     if algorithm.trains_on == "rollouts":
         yield from _rollouts(settings, named)
     elif trainer.tokens_per_microbatch <= data.max_prompt_tokens:

@@ -10,6 +10,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -136,3 +137,30 @@ def make_schedule(
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
+
+
+def prepare_gradients(optimizer: MegatronOptimizer) -> float:
+    """Bring the reduced gradients to the masters; returns their global norm.
+
+    `clip_and_update` then does the rest of `MegatronOptimizer.step`, which looks at the norm only to clip by it, and
+    would write what is not finite into the weights.
+    """
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def clip_and_update(optimizer: MegatronOptimizer, norm: float) -> int | None:
+    """Clip the prepared gradients and update the weights.
+
+    Args:
+        norm: what `prepare_gradients` returned; finite.
+
+    Returns:
+        how many elements of the gradient are zero, if `megatron.optimizer.log_num_zeros_in_grad` asks for it.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if part.config.clip_grad > 0 and (parameters := part.get_parameters()):
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, norm)
+    zeros = optimizer.count_zeros() if optimizer.config.log_num_zeros_in_grad else None
+    optimizer.step_with_ready_grads()
+    return zeros
