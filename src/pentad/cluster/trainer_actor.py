@@ -122,7 +122,7 @@ class TrainerActor(Process):
         if (every := model.settings.check_replicas_freq) and self._steps[role] % every == 0:
             from pentad.trainers.megatron.replicas import check_replicas
 
-            check_replicas(model.parameters(), model.groups, tied=model.mapping.geometry.tied)
+            check_replicas(model.parameters(), model.groups, tied=model.mapping.facts.tied)
         self._done = 0
         return metrics, model.trained_samples
 
