@@ -1,0 +1,64 @@
+"""Triton kernels over a chunk of logits; `pentad.kernels.logits` says what they compute. Importing this needs Triton.
+
+Invariant: each logit is read once, each gradient written once. Sums are float32, relative to the row's maximum.
+"""
+
+import triton
+from triton import language as tl
+
+
+@triton.jit
+def statistics(
+    logits, targets, peaks, totals, weighted, picked, vocab_start, rows_of_weight, real, inverse_temperature,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program a row. `real`: this rank's columns that are no padding."""
+    row = tl.program_id(0).to(tl.int64)
+    base = logits + row * rows_of_weight
+    peak = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    moment = tl.zeros([BLOCK], dtype=tl.float32)
+    # Every lane keeps sums relative to a maximum of its own; they are joined at the end.
+    for start in range(0, real, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < real
+        value = tl.load(base + columns, mask=inside, other=float("-inf")) * inverse_temperature
+        higher = tl.maximum(peak, value)
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        shift = tl.where(peak == float("-inf"), 0.0, peak - safe)
+        decay = tl.where(peak == float("-inf"), 0.0, tl.exp(shift))
+        new = tl.where(inside, value - safe, 0.0)
+        weight = tl.where(inside, tl.exp(new), 0.0)
+        moment = decay * (moment + total * shift) + weight * new
+        total = decay * total + weight
+        peak = higher
+    highest = tl.max(peak, axis=0)
+    safest = tl.where(highest == float("-inf"), 0.0, highest)
+    shift = tl.where(peak == float("-inf"), 0.0, peak - safest)
+    decay = tl.where(peak == float("-inf"), 0.0, tl.exp(shift))
+    tl.store(peaks + row, highest)
+    tl.store(totals + row, tl.sum(total * decay, axis=0))
+    tl.store(weighted + row, tl.sum(decay * (moment + total * shift), axis=0))
+    target = tl.load(targets + row) - vocab_start
+    mine = (target >= 0) & (target < real)
+    chosen = tl.load(base + target, mask=mine, other=0.0) * inverse_temperature
+    tl.store(picked + row, chosen)
+
+
+@triton.jit
+def gradient(
+    logits, targets, normalizers, scales, output, vocab_start, rows_of_weight, real, inverse_temperature,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows, blocks of the vocabulary)."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < real
+    value = tl.load(logits + row * rows_of_weight + columns, mask=inside, other=float("-inf")) * inverse_temperature
+    scale = tl.load(scales + row)
+    target = tl.load(targets + row) - vocab_start
+    probability = tl.where(inside, tl.exp(value - tl.load(normalizers + row)), 0.0)
+    result = scale * (tl.where(columns == target, 1.0, 0.0) - probability)
+    tl.store(
+        output + row * rows_of_weight + columns, result.to(output.dtype.element_ty), mask=columns < rows_of_weight
+    )
