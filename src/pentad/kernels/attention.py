@@ -31,9 +31,7 @@ def attention_plain(query: Tensor, key: Tensor, value: Tensor, lengths: list[int
     outputs = []
     for parts in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
         q, k, v = (x.transpose(0, 1)[None] for x in parts)
-        output = scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
 

@@ -2,12 +2,13 @@
 
 `w2 (silu(gate) * up)` with `[gate; up] = w1 x`, https://arxiv.org/abs/2002.05202.
 
-Invariant: only x and the first product are kept for backward; the activation is computed again there. Weight gradients go
-where `pentad.kernels.linear` puts them. w1's rows are all of gate, then all of up (Megatron's layout).
+Invariant: only x and the first product are kept for backward; the activation is computed again there. Weight gradients
+go where `pentad.kernels.linear` puts them. w1's rows are all of gate, then all of up (Megatron's layout).
 
 Three versions: `torch` and `triton` differ in the pass between the products (`pentad.kernels.swiglu`); `quack`
 (https://github.com/Dao-AILab/quack, Hopper) has no such pass: the first product's epilogue computes the activation, the
-epilogue of fc2's data gradient its backward. Inside, quack interleaves gate and up columns; its products with w1 undo it.
+epilogue of fc2's data gradient its backward. Inside, quack interleaves gate and up columns; its products with w1 undo
+that.
 """
 
 from typing import Any, Literal
@@ -97,19 +98,23 @@ class _GatedMLP(torch.autograd.Function):
         flat, handle = x.reshape(-1, x.shape[-1]), None
         if scatter:
             flat, handle = gather_tokens(flat, group, wait=False)
+        for_x, for_weight1, for_weight2 = ctx.needs_input_grad[:3]
         if quack:
             grad_first, inner = _quack_backward(grad, first, weight2)
         else:
             grad_first, inner, _ = swiglu_backward(grad @ weight2, first, None, version)
-        grad_weight2 = weight_gradient(weight2, grad, inner)
+        grad_weight2 = weight_gradient(weight2, grad, inner) if for_weight2 else None
         del inner
-        grad_flat = _quack_input_gradient(grad_first, weight1) if quack else grad_first @ weight1
-        sent = InputGradient(grad_flat, group, scatter=scatter)
+        sent = None
+        if for_x:
+            grad_flat = _quack_input_gradient(grad_first, weight1) if quack else grad_first @ weight1
+            sent = InputGradient(grad_flat, group, scatter=scatter)
         if handle is not None:
             handle.wait()
         of_first = _quack_weight_gradient if quack else weight_gradient
-        grad_weight1 = of_first(weight1, grad_first, flat)
-        return sent.result().view(x.shape), grad_weight1, grad_weight2, None, None, None, None
+        grad_weight1 = of_first(weight1, grad_first, flat) if for_weight1 else None
+        grad_x = None if sent is None else sent.result().view(x.shape)
+        return grad_x, grad_weight1, grad_weight2, None, None, None, None
 
 
 def _quack_forward(x: Tensor, weight1: Tensor, keep: bool) -> tuple[Tensor | None, Tensor]:

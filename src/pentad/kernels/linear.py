@@ -4,8 +4,8 @@ Invariant: after backward the buffer `weight.main_grad` holds what it held befor
 the matrix product; without such a buffer the gradient is returned to autograd, as for any function.
 
 Megatron's data-parallel wrapper reads two attributes of a parameter: `main_grad`, its part of the gradient buffer, and
-`grad_added_to_main_grad`, which tells its hook that the gradient is in there already. The hook itself must still run, as
-it starts the reduction, so a placeholder is returned for the gradient.
+`grad_added_to_main_grad`, which tells its hook that the gradient is in there already. The hook itself must still run,
+as it starts the reduction, so a placeholder is returned for the gradient.
 """
 
 from typing import Any
@@ -38,8 +38,8 @@ def has_buffer(weight: Tensor) -> bool:
 def placeholder(weight: Tensor) -> Tensor:
     """What autograd is given once the gradient is in the buffer; marks it as added.
 
-    Its content is not read, but for a weight that has a second use on this rank (`zero_out_wgrad`: tied embeddings). Then
-    autograd adds it to the gradient of the other use, so it is 0.
+    Its content is not read, but for a weight that has a second use on this rank (`zero_out_wgrad`: tied embeddings).
+    Then autograd adds it to the gradient of the other use, so it is 0.
     """
     weight.grad_added_to_main_grad = True
     if getattr(weight, "zero_out_wgrad", False):
@@ -134,8 +134,8 @@ def linear(
         x: `[t, ..., k]`.
         weight: `[n, k]`, this rank's rows.
         bias: `[n]`.
-        group: ranks that hold other rows of the weight; the gradient of x is summed over them. None: x's gradient is not
-            sent anywhere.
+        group: ranks that hold other rows of the weight; the gradient of x is summed over them. None: it is not sent
+            anywhere.
         scatter: x holds this rank's tokens only (sequence parallelism): it is gathered, and its gradient scattered.
 
     Returns:

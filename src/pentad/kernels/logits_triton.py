@@ -59,6 +59,4 @@ def gradient(
     target = tl.load(targets + row) - vocab_start
     probability = tl.where(inside, tl.exp(value - tl.load(normalizers + row)), 0.0)
     result = scale * (tl.where(columns == target, 1.0, 0.0) - probability)
-    tl.store(
-        output + row * rows_of_weight + columns, result.to(output.dtype.element_ty), mask=columns < rows_of_weight
-    )
+    tl.store(output + row * rows_of_weight + columns, result.to(output.dtype.element_ty), mask=columns < rows_of_weight)

@@ -1,7 +1,8 @@
 """Rotary position embedding of queries and keys (https://arxiv.org/abs/2104.09864), in one pass each way.
 
-Invariant: the tables are rounded to the operand's dtype, as transformers and inference engines do; the fast version then
-computes in float32 and rounds once, where the plain one rounds every product. Heads are split in halves, not in pairs.
+Invariant: the tables are rounded to the operand's dtype, as transformers and inference engines do; the fast version
+then computes in float32 and rounds once, where the plain one rounds every product. Heads are split in halves, not in
+pairs.
 """
 
 from functools import cache

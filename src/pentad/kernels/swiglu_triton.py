@@ -47,7 +47,9 @@ def backward(grad, x, row_weights, grad_x, output, grad_rows, width, HAS_WEIGHTS
             given *= scale
         grad_gate = given * up * (sigmoid + activated * (1.0 - sigmoid))
         tl.store(grad_x + row * 2 * width + columns, grad_gate.to(grad_x.dtype.element_ty), mask=inside)
-        tl.store(grad_x + row * 2 * width + width + columns, (given * activated).to(grad_x.dtype.element_ty), mask=inside)
+        tl.store(
+            grad_x + row * 2 * width + width + columns, (given * activated).to(grad_x.dtype.element_ty), mask=inside
+        )
         tl.store(output + row * width + columns, value.to(output.dtype.element_ty), mask=inside)
     if HAS_WEIGHTS:
         tl.store(grad_rows + row, tl.sum(total, axis=0))

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 
 from pentad.config.schema.megatron import MegatronSettings
+from pentad.kernels.selection import PLAIN, Kernels
 from pentad.layout import Layout
 from pentad.layout.pipeline import stage_layers
 from pentad.trainers.megatron.passthrough import Supported, make_config
@@ -192,9 +193,17 @@ class Chunk:
 
 
 def build_chunks(
-    config: PreTrainedConfig, megatron: TransformerConfig, layout: Layout, groups: ProcessGroupCollection
+    config: PreTrainedConfig,
+    megatron: TransformerConfig,
+    layout: Layout,
+    groups: ProcessGroupCollection,
+    kernels: Kernels = PLAIN,
 ) -> list[Chunk]:
-    """The layers of this rank, with uninitialised weights, on the current device: one chunk a virtual stage."""
+    """The layers of this rank, with uninitialised weights, on the current device: one chunk a virtual stage.
+
+    Args:
+        kernels: which version of each operation is used.
+    """
     geometry = Geometry.of(config)
     rank, stages = groups.pp.rank(), groups.pp.size()
     chunks = []
@@ -202,7 +211,7 @@ def build_chunks(
         stage = virtual if layout.virtual > 1 else None
         module = GPTModel(
             config=megatron,
-            transformer_layer_spec=block_spec(megatron, get_num_layers_to_build(megatron, stage, rank)),
+            transformer_layer_spec=block_spec(megatron, get_num_layers_to_build(megatron, stage, rank), kernels),
             vocab_size=geometry.padded_vocab(layout.tensor),
             max_sequence_length=config.max_position_embeddings,
             pre_process=rank == 0 and virtual == 0,

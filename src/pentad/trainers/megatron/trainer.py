@@ -26,16 +26,19 @@ from pentad.algorithms.reduction import count
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.kernels.logprob import vocab_parallel_logprobs
+from pentad.kernels.selection import select_kernels
 from pentad.layout import Layout
 from pentad.platform.device import Platform
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
 from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
+from pentad.trainers.megatron.fused_step import clip_and_update, gradient_norm
 from pentad.trainers.megatron.gradients import reduced_gradients
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import make_optimizer, make_schedule, wrap_data_parallel
 from pentad.trainers.megatron.rotary import RotaryTable
+from pentad.trainers.megatron.rows import take_rows
 from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.mapping import WeightMapping
 
@@ -74,7 +77,10 @@ class Trainer:
         self.dtype = platform.dtype(settings.dtype)
         self.mapping = WeightMapping(config, groups)
         self.megatron = transformer_config(config, layout, self.dtype, megatron)
-        self.chunks = build_chunks(config, self.megatron, layout, groups)
+        self.kernels = select_kernels(
+            platform.device, self.dtype, settings.kernels, deterministic=megatron.use_deterministic_algorithms
+        )
+        self.chunks = build_chunks(config, self.megatron, layout, groups, self.kernels)
         for chunk in self.chunks:
             chunk.module.to(platform.device)
         self._rotary = RotaryTable(config, platform.device)
@@ -85,7 +91,7 @@ class Trainer:
         if optimizer_steps is not None:
             self.models = wrap_data_parallel(self.models, self.megatron, megatron.ddp, groups)
             self.optimizer = make_optimizer(
-                self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer
+                self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer, self.kernels
             )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
             self.megatron.finalize_model_grads_func = finalize_model_grads
@@ -211,11 +217,16 @@ class Trainer:
         """
         # Megatron looks at the norm only to clip by it, and would write what is not finite into the weights.
         self.optimizer.prepare_grads()
-        norm = float(self.optimizer.get_grad_norm())
+        fused = self.kernels.optimizer == "fused"
+        norm = gradient_norm(self.optimizer) if fused else float(self.optimizer.get_grad_norm())
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}")
         self.schedule.step(increment=1)
-        _, _, zeros = self.optimizer.step()
+        if fused:
+            zeros = self.optimizer.count_zeros() if self.optimizer.config.log_num_zeros_in_grad else None
+            clip_and_update(self.optimizer, norm, self.settings.optimizer.grad_clip)
+        else:
+            _, _, zeros = self.optimizer.step()
         counted = {} if zeros is None else {"train/grad_zeros": float(zeros)}
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
 
@@ -323,12 +334,13 @@ class Trainer:
         if self.groups.cp.size() > 1:  # each is predicted by the rank that has the token before it
             targets = targets[(targets > first) & (targets <= last)]
         logprobs, entropies = vocab_parallel_logprobs(
-            hidden_states[:, 0][targets - 1 - first],
+            take_rows(hidden_states[:, 0], targets - 1 - first),
             weight,
             microbatch.batch.tokens[targets],
             temperature=temperature,
             vocab_size=self.mapping.geometry.vocab_size,
             group=self.groups.tp,
+            version=self.kernels.logprob,
         )
         places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
         places = places.index_copy(1, targets, torch.stack([logprobs, entropies]))
