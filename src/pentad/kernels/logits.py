@@ -57,8 +57,9 @@ def row_statistics(logits: Tensor, targets: Tensor, *, vocab_start: int, real: i
     outputs = logits.new_empty(4, logits.shape[0])
     if logits.shape[0]:
         _triton().statistics[(logits.shape[0],)](
-            logits, targets, *outputs, vocab_start, logits.shape[1], real, 1 / temperature, BLOCK=_BLOCK, num_warps=8
-        )
+            logits, targets, *outputs, vocab_start, logits.shape[1], real, 1 / temperature,
+            STEPS=-(-real // _BLOCK), BLOCK=_BLOCK, num_warps=8,
+        )  # fmt: skip
     return Statistics(*outputs)
 
 

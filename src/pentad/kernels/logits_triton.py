@@ -10,7 +10,7 @@ from triton import language as tl
 @triton.jit
 def statistics(
     logits, targets, peaks, totals, weighted, picked, vocab_start, rows_of_weight, real, inverse_temperature,
-    BLOCK: tl.constexpr,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program a row. `real`: this rank's columns that are no padding."""
     row = tl.program_id(0).to(tl.int64)
@@ -19,8 +19,8 @@ def statistics(
     total = tl.zeros([BLOCK], dtype=tl.float32)
     moment = tl.zeros([BLOCK], dtype=tl.float32)
     # Every lane keeps sums relative to a maximum of its own; they are joined at the end.
-    for start in range(0, real, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
+    for step in range(0, STEPS):
+        columns = step * BLOCK + tl.arange(0, BLOCK)
         inside = columns < real
         value = tl.load(base + columns, mask=inside, other=float("-inf")) * inverse_temperature
         higher = tl.maximum(peak, value)

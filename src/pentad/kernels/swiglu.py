@@ -72,11 +72,12 @@ def swiglu_backward(
     grad_rows = None if row_weights is None else x.new_empty(rows, dtype=torch.float32)
     if output.numel():
         block = _block(width)
-        # Row sums need a whole row in one program.
-        blocks = -(-width // block) if row_weights is None else 1
+        # A row sum needs the whole row in one program.
+        blocks = -(-width // block)
+        blocks, steps = (blocks, 1) if row_weights is None else (1, blocks)
         _triton().backward[(rows, blocks)](
             grad, x, row_weights, grad_x, output, grad_rows, width,
-            HAS_WEIGHTS=row_weights is not None, BLOCK=block, num_warps=4,
+            STEPS=steps, HAS_WEIGHTS=row_weights is not None, BLOCK=block, num_warps=4,
         )  # fmt: skip
     return grad_x, output, grad_rows
 

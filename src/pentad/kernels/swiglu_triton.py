@@ -22,18 +22,26 @@ def forward(x, row_weights, output, width, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def backward(grad, x, row_weights, grad_x, output, grad_rows, width, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Grid (rows, blocks of a row); with row weights (rows, 1)."""
+def backward(
+    grad,
+    x,
+    row_weights,
+    grad_x,
+    output,
+    grad_rows,
+    width,
+    STEPS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Grid (rows, blocks of a row) and one step each; with row weights (rows, 1) and a step for each block."""
     row = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCK
-    last = tl.minimum(first + BLOCK, width)
     scale = 1.0
     if HAS_WEIGHTS:
         scale = tl.load(row_weights + row).to(tl.float32)
-        last = width
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(first, last, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
+    for step in range(0, STEPS):
+        columns = (tl.program_id(1) + step) * BLOCK + tl.arange(0, BLOCK)
         inside = columns < width
         given = tl.load(grad + row * width + columns, mask=inside, other=0.0).to(tl.float32)
         gate = tl.load(x + row * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
