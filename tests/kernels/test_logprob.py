@@ -58,6 +58,8 @@ def split(rank: Rank, temperature: float, chunk: int, version: str) -> list[Tens
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("temperature, chunk", [(1.0, 1 << 26), (0.6, 5 * 20)])
 def test_equals_log_softmax(ranks, temperature, chunk, version):
+    if version == "triton" and torch.cuda.is_available():
+        pytest.skip("ranks of tests are CPU ranks, and Triton's interpreter is off")
     expected = plain(temperature)
     for got in run_on(Layout(tensor=ranks), split, temperature, chunk, version):
         for what, one, other in zip(("log-prob", "entropy", "d hidden", "d weight"), got, expected, strict=True):
@@ -65,8 +67,8 @@ def test_equals_log_softmax(ranks, temperature, chunk, version):
 
 
 @pytest.mark.parametrize("version", ["plain", "triton"])
-def test_no_tokens(version):
-    hidden, weight, targets, grad = inputs(0)
+def test_no_tokens(version, device):
+    hidden, weight, targets, grad = (x.to(device) for x in inputs(0))
     hidden.requires_grad_()
     weight.requires_grad_()
     logprobs, entropies = vocab_parallel_logprobs(
@@ -78,8 +80,8 @@ def test_no_tokens(version):
 
 
 @pytest.mark.parametrize("version", ["plain", "triton"])
-def test_large_logits_do_not_overflow(version):
-    hidden, weight, targets, _ = inputs()
+def test_large_logits_do_not_overflow(version, device):
+    hidden, weight, targets, _ = (x.to(device) for x in inputs())
     logprobs, entropies = vocab_parallel_logprobs(
         hidden * 1e3, weight, targets, temperature=0.1, vocab_size=VOCAB, group=None, version=version
     )
@@ -89,8 +91,8 @@ def test_large_logits_do_not_overflow(version):
 
 
 @pytest.mark.parametrize("version", ["plain", "triton"])
-def test_bf16_products_are_not_rounded(version):
-    hidden, weight, targets, _ = inputs()
+def test_bf16_products_are_not_rounded(version, device):
+    hidden, weight, targets, _ = (x.to(device) for x in inputs())
     half = [tensor.bfloat16() for tensor in (hidden, weight)]
     logprobs, _ = vocab_parallel_logprobs(
         *half, targets, temperature=1.0, vocab_size=VOCAB, group=None, version=version
@@ -101,26 +103,25 @@ def test_bf16_products_are_not_rounded(version):
 
 
 @pytest.mark.parametrize("version", ["plain", "triton"])
-def test_entropy_of_a_large_vocabulary_is_exact(version):
+def test_entropy_of_a_large_vocabulary_is_exact(version, device):
     random = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(9, HIDDEN, generator=random), torch.randn(50_000, HIDDEN, generator=random)
+    hidden, weight, targets = hidden.to(device), weight.to(device), torch.arange(9, device=device)
     # A hidden element that adds 200 to every logit changes no distribution.
     hidden[:, 0], weight[:, 0] = 200.0, 1.0
     logprobs, entropies = vocab_parallel_logprobs(
-        hidden, weight, torch.arange(9), temperature=1.0, vocab_size=50_000, group=None, version=version
+        hidden, weight, targets, temperature=1.0, vocab_size=50_000, group=None, version=version
     )
     scores = torch.log_softmax((hidden @ weight.t()).double(), dim=-1)
     torch.testing.assert_close(entropies.double(), -(scores.exp() * scores).sum(-1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        logprobs.double(), scores.gather(1, torch.arange(9)[:, None])[:, 0], rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(logprobs.double(), scores.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weight_gradient_goes_into_its_buffer(dtype):
-    hidden, weight, targets, grad = inputs()
+def test_weight_gradient_goes_into_its_buffer(dtype, device):
+    hidden, weight, targets, grad = (x.to(device) for x in inputs())
     plainly, buffered = (weight.to(dtype, copy=True).requires_grad_() for _ in range(2))
-    buffered.main_grad, buffered.grad_added_to_main_grad = torch.ones(VOCAB, HIDDEN), False
+    buffered.main_grad, buffered.grad_added_to_main_grad = torch.ones(VOCAB, HIDDEN, device=device), False
     for version, leaf in (("plain", plainly), ("triton", buffered)):
         logprobs, _ = vocab_parallel_logprobs(
             hidden.to(dtype), leaf, targets, temperature=0.7, vocab_size=VOCAB, group=None, version=version
