@@ -21,6 +21,11 @@ FAST = Kernels(linear="accumulate", mlp="torch", optimizer="fused")
 CLIP = 0.1
 
 
+def steps(rank: Rank, directory: Path, ddp: dict[str, bool]) -> list[tuple[float, dict[str, Tensor]]]:
+    """A step by the plain versions, and one by the fast ones."""
+    return [step(rank, directory, kernels, ddp) for kernels in (PLAIN, FAST)]
+
+
 def step(rank: Rank, directory: Path, kernels: Kernels, ddp: dict[str, bool]) -> tuple[float, dict[str, Tensor]]:
     """The gradient norm, and gradients and new weights by name, of several microbatches."""
     from pentad.trainers.megatron import trainer as trainer_module
@@ -50,9 +55,7 @@ def step(rank: Rank, directory: Path, kernels: Kernels, ddp: dict[str, bool]) ->
 )
 def test_same_step(layout, family, ddp, tiny_models):
     directory = tiny_models(family).directory
-    plain = run_on(layout, step, directory, PLAIN, ddp)
-    fast = run_on(layout, step, directory, FAST, ddp)
-    for (one_norm, one), (other_norm, other) in zip(fast, plain, strict=True):
+    for (other_norm, other), (one_norm, one) in run_on(layout, steps, directory, ddp):
         assert one_norm == pytest.approx(other_norm, rel=1e-5) and other_norm > CLIP
         assert one.keys() == other.keys()
         for name, value in other.items():
