@@ -22,6 +22,7 @@ from pentad.kernels.attention import attention_plain, packed_attention
 from pentad.kernels.gated_mlp import gated_mlp
 from pentad.kernels.linear import linear
 from pentad.kernels.logprob import vocab_parallel_logprobs
+from pentad.kernels.norm import rms_norm, rms_norm_plain
 from pentad.kernels.rotary import rotate, rotate_plain
 from pentad.kernels.selection import explain, select_kernels
 from pentad.kernels.swiglu import swiglu
@@ -109,6 +110,17 @@ def rotary() -> Operation:
     )
 
 
+def norm() -> Operation:
+    return Operation(
+        lambda tokens: {"x": normal(tokens, HIDDEN), "factor": 1 + normal(HIDDEN, scale=0.1)},
+        {
+            "plain": lambda x: rms_norm_plain(x["x"], x["factor"], 1e-6),
+            "triton": lambda x: rms_norm(x["x"], x["factor"], 1e-6),
+        },
+        lambda x: x["x"] / (x["x"].square().mean(-1, keepdim=True) + 1e-6).sqrt() * x["factor"],
+    )
+
+
 def attention() -> Operation:
     def make(tokens: int) -> Inputs:
         heads = {"query": HEADS, "key": KV_HEADS, "value": KV_HEADS}
@@ -168,6 +180,7 @@ OPERATIONS: dict[str, Callable[[], Operation]] = {
     "mlp": mlp,
     "projection": projection,
     "rotary": rotary,
+    "norm": norm,
     "attention": attention,
     "logprob": partial(logprob, 12288, HIDDEN, VOCABULARY),
     "logprob-131072": partial(logprob, 32768, 4096, 131072),

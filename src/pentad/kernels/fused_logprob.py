@@ -14,8 +14,8 @@ from pentad.kernels.linear import add_product, has_buffer, placeholder
 from pentad.kernels.logits import Statistics, logits_gradient, row_statistics
 from pentad.kernels.matmul import mm_float32
 
-# Elements of one chunk of logits: 1 GiB in float32. Every chunk reads and writes the weight's gradient: few are best.
-_CHUNK_ELEMENTS = 1 << 28
+# Elements of one chunk of logits: 1.25 GiB in float32. Every chunk reads and writes the weight's gradient.
+_CHUNK_ELEMENTS = 5 << 26
 
 
 class FusedLogprob(torch.autograd.Function):
@@ -43,17 +43,17 @@ class FusedLogprob(torch.autograd.Function):
             logits = mm_float32(hidden[chunk], weight.t())
             found[:, chunk] = torch.stack(row_statistics(logits, targets[chunk], **columns))
             del logits
-        peak, total, weighted, picked = _over_ranks(Statistics(*found), group)
+        peak, total, weighted, picked = _over_ranks(Statistics(*found), temperature, group)
         log_total = total.log()
-        ctx.save_for_backward(hidden, weight, targets, peak + log_total)
+        ctx.save_for_backward(hidden, weight, targets, peak, log_total)
         ctx.arguments = (columns, chunks)
         entropies = log_total - weighted / total
         ctx.mark_non_differentiable(entropies)
-        return picked - peak - log_total, entropies
+        return (picked - peak) / temperature - log_total, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normalizers = ctx.saved_tensors
+        hidden, weight, targets, peak, log_total = ctx.saved_tensors
         columns, chunks = ctx.arguments
         scales = grads[0] / columns["temperature"]
         grad_hidden = torch.empty_like(hidden)
@@ -64,7 +64,8 @@ class FusedLogprob(torch.autograd.Function):
             total = weight.main_grad if direct else torch.zeros_like(weight, dtype=torch.float32)
         for chunk in chunks:
             logits = mm_float32(hidden[chunk], weight.t())
-            grad = logits_gradient(logits, targets[chunk], normalizers[chunk], scales[chunk], hidden.dtype, **columns)
+            rows = (x[chunk] for x in (targets, peak, log_total, scales))
+            grad = logits_gradient(logits, *rows, hidden.dtype, **columns)
             del logits
             torch.mm(grad, weight, out=grad_hidden[chunk])
             if total is not None:
@@ -77,20 +78,20 @@ class FusedLogprob(torch.autograd.Function):
 
 
 def _chunks(tokens: int, columns: int) -> list[slice]:
-    """Runs of about equal length; whole tiles of the matrix product where there are many."""
+    """Runs of equal length; where they are long, of so many rows that the products' tiles fill all of a GPU."""
     most = max(1, _CHUNK_ELEMENTS // columns)
-    rows = most // 128 * 128 or most
+    rows = next((most // step * step for step in (2048, 128) if most >= step), most)
     return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
 
 
-def _over_ranks(mine: Statistics, group: ProcessGroup | None) -> Statistics:
+def _over_ranks(mine: Statistics, temperature: float, group: ProcessGroup | None) -> Statistics:
     """Statistics of the whole vocabulary, the same on every rank."""
     if group is None or group.size() == 1:
         return mine
     peak = mine.peak.clone()
     all_reduce(peak, op=ReduceOp.MAX, group=group)
     # A rank that holds padding alone has the peak -inf and the sums 0.
-    shift = (mine.peak - peak).clamp(min=torch.finfo(torch.float32).min)
+    shift = ((mine.peak - peak) / temperature).clamp(min=torch.finfo(torch.float32).min)
     decay = shift.exp()
     sums = torch.stack([decay * mine.total, decay * (mine.weighted + mine.total * shift), mine.picked])
     all_reduce(sums, group=group)

@@ -14,12 +14,12 @@ _BLOCK = 4096
 
 
 class Statistics(NamedTuple):
-    """Of each row of `[n, columns]` scaled logits, float32 `[n]`.
+    """Of each row of `[n, columns]` logits, float32 `[n]`.
 
     Attributes:
         peak: the largest; -inf if all columns are padding.
-        total: sum of `exp(logit - peak)`.
-        weighted: sum of `exp(logit - peak) * (logit - peak)`.
+        total: sum of `exp(d)`, with `d = (logit - peak) / temperature`.
+        weighted: sum of `exp(d) * d`.
         picked: the target's logit; 0 if the target is not among the columns.
     """
 
@@ -33,16 +33,15 @@ def row_statistics_plain(
     logits: Tensor, targets: Tensor, *, vocab_start: int, real: int, temperature: float
 ) -> Statistics:
     """See `row_statistics`."""
-    scaled = logits[:, :real] / temperature
     if real == 0:
         zero = logits.new_zeros(logits.shape[0])
         return Statistics(zero - torch.inf, zero, zero, zero)
-    peak = scaled.max(dim=-1).values
-    relative = scaled - peak[:, None]
+    peak = logits[:, :real].max(dim=-1).values
+    relative = (logits[:, :real] - peak[:, None]) / temperature
     weights = relative.exp()
     local = targets - vocab_start
     mine = (local >= 0) & (local < real)
-    picked = scaled.gather(-1, local.where(mine, 0)[:, None])[:, 0].where(mine, 0.0)
+    picked = logits.gather(-1, local.where(mine, 0)[:, None])[:, 0].where(mine, 0.0)
     return Statistics(peak, weights.sum(dim=-1), (weights * relative).sum(dim=-1), picked)
 
 
@@ -58,17 +57,17 @@ def row_statistics(logits: Tensor, targets: Tensor, *, vocab_start: int, real: i
     if logits.shape[0]:
         _triton().statistics[(logits.shape[0],)](
             logits, targets, *outputs, vocab_start, logits.shape[1], real, 1 / temperature,
-            STEPS=-(-real // _BLOCK), BLOCK=_BLOCK, num_warps=8,
+            STEPS=-(-real // _BLOCK), BLOCK=_BLOCK, num_warps=16,
         )  # fmt: skip
     return Statistics(*outputs)
 
 
 def logits_gradient_plain(
-    logits: Tensor, targets: Tensor, normalizers: Tensor, scales: Tensor, dtype: torch.dtype,
+    logits: Tensor, targets: Tensor, peaks: Tensor, log_totals: Tensor, scales: Tensor, dtype: torch.dtype,
     *, vocab_start: int, real: int, temperature: float,
 ) -> Tensor:  # fmt: skip
     """See `logits_gradient`."""
-    probabilities = (logits / temperature - normalizers[:, None]).exp()
+    probabilities = ((logits - peaks[:, None]) / temperature - log_totals[:, None]).exp()
     probabilities[:, real:] = 0
     columns = torch.arange(logits.shape[1], device=logits.device) + vocab_start
     chosen = (columns == targets[:, None]) & (columns < vocab_start + real)
@@ -76,21 +75,21 @@ def logits_gradient_plain(
 
 
 def logits_gradient(
-    logits: Tensor, targets: Tensor, normalizers: Tensor, scales: Tensor, dtype: torch.dtype,
+    logits: Tensor, targets: Tensor, peaks: Tensor, log_totals: Tensor, scales: Tensor, dtype: torch.dtype,
     *, vocab_start: int, real: int, temperature: float,
 ) -> Tensor:  # fmt: skip
     """`scale * (one_hot(target) - softmax(logits / temperature))`, `[n, columns]`.
 
     Args:
         logits, targets, vocab_start, real: as for `row_statistics`.
-        normalizers: float32 `[n]`, the logarithm of the sum of exponentials over the whole vocabulary.
+        peaks, log_totals: float32 `[n]`, `Statistics.peak` and the logarithm of `total` over the whole vocabulary.
         scales: float32 `[n]`, the gradient of the log-prob over the temperature.
         dtype: of the result.
     """
     output = torch.empty(logits.shape, dtype=dtype, device=logits.device)
     if output.numel():
         _triton().gradient[(logits.shape[0], -(-logits.shape[1] // _BLOCK))](
-            logits, targets, normalizers, scales, output,
+            logits, targets, peaks, log_totals, scales, output,
             vocab_start, logits.shape[1], real, 1 / temperature, BLOCK=_BLOCK, num_warps=8,
         )  # fmt: skip
     return output

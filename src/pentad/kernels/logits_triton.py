@@ -22,41 +22,42 @@ def statistics(
     for step in range(0, STEPS):
         columns = step * BLOCK + tl.arange(0, BLOCK)
         inside = columns < real
-        value = tl.load(base + columns, mask=inside, other=float("-inf")) * inverse_temperature
+        value = tl.load(base + columns, mask=inside, other=float("-inf"))
         higher = tl.maximum(peak, value)
         safe = tl.where(higher == float("-inf"), 0.0, higher)
-        shift = tl.where(peak == float("-inf"), 0.0, peak - safe)
+        shift = tl.where(peak == float("-inf"), 0.0, peak - safe) * inverse_temperature
         decay = tl.where(peak == float("-inf"), 0.0, tl.exp(shift))
-        new = tl.where(inside, value - safe, 0.0)
+        new = tl.where(inside, value - safe, 0.0) * inverse_temperature
         weight = tl.where(inside, tl.exp(new), 0.0)
         moment = decay * (moment + total * shift) + weight * new
         total = decay * total + weight
         peak = higher
     highest = tl.max(peak, axis=0)
     safest = tl.where(highest == float("-inf"), 0.0, highest)
-    shift = tl.where(peak == float("-inf"), 0.0, peak - safest)
+    shift = tl.where(peak == float("-inf"), 0.0, peak - safest) * inverse_temperature
     decay = tl.where(peak == float("-inf"), 0.0, tl.exp(shift))
     tl.store(peaks + row, highest)
     tl.store(totals + row, tl.sum(total * decay, axis=0))
     tl.store(weighted + row, tl.sum(decay * (moment + total * shift), axis=0))
     target = tl.load(targets + row) - vocab_start
     mine = (target >= 0) & (target < real)
-    chosen = tl.load(base + target, mask=mine, other=0.0) * inverse_temperature
+    chosen = tl.load(base + target, mask=mine, other=0.0)
     tl.store(picked + row, chosen)
 
 
 @triton.jit
 def gradient(
-    logits, targets, normalizers, scales, output, vocab_start, rows_of_weight, real, inverse_temperature,
+    logits, targets, peaks, log_totals, scales, output, vocab_start, rows_of_weight, real, inverse_temperature,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, blocks of the vocabulary)."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < real
-    value = tl.load(logits + row * rows_of_weight + columns, mask=inside, other=float("-inf")) * inverse_temperature
+    value = tl.load(logits + row * rows_of_weight + columns, mask=inside, other=float("-inf"))
     scale = tl.load(scales + row)
     target = tl.load(targets + row) - vocab_start
-    probability = tl.where(inside, tl.exp(value - tl.load(normalizers + row)), 0.0)
+    relative = (value - tl.load(peaks + row)) * inverse_temperature
+    probability = tl.where(inside, tl.exp(relative - tl.load(log_totals + row)), 0.0)
     result = scale * (tl.where(columns == target, 1.0, 0.0) - probability)
     tl.store(output + row * rows_of_weight + columns, result.to(output.dtype.element_ty), mask=columns < rows_of_weight)

@@ -31,6 +31,7 @@ class Kernels:
         mlp: `torch`, `triton` and `quack` compute SwiGLU MLPs as one operation; see `gated_mlp`.
         attention: `varlen` is torch's kernel for packed sequences, `flash4` is FlashAttention 4.
         rotary: `triton` rotates in one pass.
+        norm: `triton` is one pass each way.
         logprob: `triton` reads each chunk of logits once.
         experts: `triton` computes the experts' SwiGLU in one pass.
         optimizer: `fused` is torch's fused AdamW with clipping inside.
@@ -40,6 +41,7 @@ class Kernels:
     mlp: Literal["plain", "torch", "triton", "quack"] = "plain"
     attention: Literal["plain", "varlen", "flash4"] = "plain"
     rotary: Literal["plain", "triton"] = "plain"
+    norm: Literal["plain", "triton"] = "plain"
     logprob: Literal["plain", "triton"] = "plain"
     experts: Literal["plain", "triton"] = "plain"
     optimizer: Literal["plain", "fused"] = "plain"
@@ -80,6 +82,7 @@ def select_kernels(
         mlp="quack" if quack else (triton or "torch"),
         attention=("flash4" if flash else "varlen") if half else "plain",
         rotary=triton or "plain",
+        norm=triton or "plain",
         logprob=triton or "plain",
         experts=triton or "plain",
         optimizer="fused",
@@ -95,6 +98,7 @@ def explain(kernels: Kernels, device: torch.device) -> list[Reason]:
         "mlp": "" if kernels.mlp == "quack" else (quack or triton),
         "attention": "" if kernels.attention == "flash4" else flash,
         "rotary": triton,
+        "norm": triton,
         "logprob": triton,
         "experts": triton,
     }

@@ -2,7 +2,7 @@
 
 Invariant: the update is that of Megatron's optimizer: the same norm over all ranks, the same clipping factor, the same
 AdamW. torch's fused kernel divides each gradient by `grad_scale` as it reads it; that is where clipping happens, so the
-gradients are read once for the norm and once for the update.
+gradients are read once for the norm and once for the update. A norm that is not finite stops the update on the device.
 """
 
 from collections.abc import Iterator
@@ -24,11 +24,25 @@ def use_fused_adamw(optimizer: MegatronOptimizer) -> None:
 
 
 @torch.no_grad()
-def gradient_norm(optimizer: MegatronOptimizer) -> float:
-    """The norm of the gradients over all ranks, after `prepare_grads`; one host synchronisation.
+def clip_and_update(optimizer: MegatronOptimizer, max_norm: float) -> float:
+    """One AdamW step with gradients scaled down to a norm of at most `max_norm` (0: not at all).
 
-    A collective of the ranks that Megatron's own norm is one of.
+    A collective of the ranks that Megatron's own norm is one of. The host waits once, after all work is under way.
+
+    Returns:
+        The norm of the gradients over all ranks; if it is not finite, nothing was updated.
     """
+    norm = _gradient_norm(optimizer)
+    # What torch's gradient scaler sets and torch.optim reads: the divisor of gradients, and 1 to update nothing.
+    scale = ((norm + _NORM_EPS) / max_norm).clamp(min=1.0) if max_norm > 0 else torch.ones_like(norm)
+    found_inf = (~norm.isfinite()).float()
+    for part in _parts(optimizer):
+        part.optimizer.grad_scale, part.optimizer.found_inf = scale, found_inf
+    optimizer.step_with_ready_grads()
+    return float(norm)
+
+
+def _gradient_norm(optimizer: MegatronOptimizer) -> Tensor:
     device = torch.cuda.current_device()
     squares: dict[object, Tensor] = {}
     for part in _all_parts(optimizer):
@@ -38,22 +52,7 @@ def gradient_norm(optimizer: MegatronOptimizer) -> float:
             total += torch.stack(torch._foreach_norm(gradients)).square().sum()
     for group, total in squares.items():
         torch.distributed.all_reduce(total, group=group)
-    return float(torch.stack(list(squares.values())).sum().sqrt())
-
-
-@torch.no_grad()
-def clip_and_update(optimizer: MegatronOptimizer, norm: float, max_norm: float) -> None:
-    """One AdamW step with gradients scaled down to a norm of at most `max_norm` (0: not at all)."""
-    factor = max_norm / (norm + _NORM_EPS) if max_norm > 0 else 1.0
-    device = torch.cuda.current_device()
-    for part in _parts(optimizer):
-        inner = part.optimizer
-        # torch.optim reads these two, which torch's gradient scaler sets.
-        inner.grad_scale = inner.found_inf = None
-        if factor < 1:
-            inner.grad_scale = torch.full((), 1 / factor, device=device)
-            inner.found_inf = torch.zeros((), device=device)
-    optimizer.step_with_ready_grads()
+    return torch.stack(list(squares.values())).sum().sqrt()
 
 
 def _all_parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:

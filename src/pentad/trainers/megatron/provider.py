@@ -25,7 +25,7 @@ from pentad.trainers.megatron.attention import PackedAttention
 from pentad.trainers.megatron.experts import GroupedExperts
 from pentad.trainers.megatron.linear import ColumnLinear, RowLinear
 from pentad.trainers.megatron.mlp import GatedMLP, GatedMLPSubmodules
-from pentad.trainers.megatron.norm import RMSNorm
+from pentad.trainers.megatron.norm import FastRMSNorm, RMSNorm
 
 
 class TorchSpecProvider(LocalSpecProvider):
@@ -45,7 +45,7 @@ class TorchSpecProvider(LocalSpecProvider):
         return super().row_parallel_linear() if self.kernels.linear == "plain" else RowLinear
 
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False) -> type[RMSNorm]:
-        return RMSNorm
+        return RMSNorm if self.kernels.norm == "plain" else FastRMSNorm
 
     # Megatron annotates its own class or a type here, and calls whatever it is given.
     def core_attention(self) -> Callable[..., PackedAttention]:  # ty: ignore

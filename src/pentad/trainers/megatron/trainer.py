@@ -33,7 +33,7 @@ from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
 from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
-from pentad.trainers.megatron.fused_step import clip_and_update, gradient_norm
+from pentad.trainers.megatron.fused_step import clip_and_update
 from pentad.trainers.megatron.gradients import reduced_gradients
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import make_optimizer, make_schedule, wrap_data_parallel
@@ -47,6 +47,11 @@ Progress = Callable[[int], None]
 
 def _no_progress(done: int) -> None:
     pass
+
+
+def _finalize(models: list[Any], num_tokens: Tensor | None = None, **rest: Any) -> None:
+    """Megatron's, without its division by the tokens: the loss is divided by its denominator already."""
+    finalize_model_grads(models, None, **rest)
 
 
 class Trainer:
@@ -94,7 +99,7 @@ class Trainer:
                 self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer, self.kernels
             )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
-            self.megatron.finalize_model_grads_func = finalize_model_grads
+            self.megatron.finalize_model_grads_func = _finalize
             # Overlapped reduction must wait for the last microbatch, whatever their number was in the step before.
             waits = [model.no_sync for model in self.models]
             self.megatron.no_sync_func = waits if len(waits) > 1 else waits[0]
@@ -197,12 +202,15 @@ class Trainer:
             loss_sum, sums = loss(outputs[0], microbatch.batch)
             sums = {"train/loss": loss_sum.detach() * (tokens / denominator), **sums}
             entropy = outputs[1].sum().detach()
-            # Megatron divides by the sum of the second value, at least 1: nothing is left for it to do.
+            # Megatron would divide gradients by the sum of the second value; see `_finalize`.
             nothing = outputs.new_zeros((), dtype=torch.int)
             return loss_sum / denominator, nothing, {**sums, "train/entropy": entropy}
 
         mine = self._my_microbatches(plan)
         results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
+        if self.kernels.optimizer == "fused":
+            # Takes the host a few milliseconds, while the GPU still works.
+            self.optimizer.prepare_grads()
         sums = self._sum_over_microbatches(results)
         metrics = {name: value / tokens for name, value in sums.items()}
         if experts := self.mapping.geometry.experts:
@@ -215,19 +223,27 @@ class Trainer:
         Raises:
             FloatingPointError: the gradient is not finite; nothing was updated.
         """
+        if self.kernels.optimizer == "fused":
+            return self._fused_step()
         # Megatron looks at the norm only to clip by it, and would write what is not finite into the weights.
         self.optimizer.prepare_grads()
-        fused = self.kernels.optimizer == "fused"
-        norm = gradient_norm(self.optimizer) if fused else float(self.optimizer.get_grad_norm())
+        norm = float(self.optimizer.get_grad_norm())
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}")
         self.schedule.step(increment=1)
-        if fused:
-            zeros = self.optimizer.count_zeros() if self.optimizer.config.log_num_zeros_in_grad else None
-            clip_and_update(self.optimizer, norm, self.settings.optimizer.grad_clip)
-        else:
-            _, _, zeros = self.optimizer.step()
+        _, _, zeros = self.optimizer.step()
         counted = {} if zeros is None else {"train/grad_zeros": float(zeros)}
+        return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
+
+    def _fused_step(self) -> dict[str, float]:
+        self.schedule.step(increment=1)
+        counted = {}
+        if self.optimizer.config.log_num_zeros_in_grad:
+            counted["train/grad_zeros"] = float(self.optimizer.count_zeros())
+        norm = clip_and_update(self.optimizer, self.settings.optimizer.grad_clip)
+        if not math.isfinite(norm):
+            self.schedule.step(increment=-1)
+            raise FloatingPointError(f"the gradient norm is {norm}")
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
 
     def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, float]:
