@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
 
+from pentad.families.hf_config import facts_from_config
 from pentad.layout import parse_allocation
 from pentad.planning.gpus import gpu_of
 from pentad.planning.memory import Workload, predict_memory
 from pentad.planning.parameters import flops_per_token
 from pentad.verify.processes import RankFailedError, Ranks
-from pentad.weights.facts import model_facts
 
 QWEN2 = {"head_dim": None, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 MODELS: dict[str, PreTrainedConfig] = {
@@ -104,7 +104,7 @@ class Job:
 def measure(rank: int, meeting: str, job: Job) -> dict[str, Any]:
     """One rank's part of a case: its peak bytes, and median seconds of forward and backward, forward, and AdamW."""
     from pentad.algorithms.sft import SFTLoss
-    from pentad.config.schema.algorithm import AlgorithmSettings
+    from pentad.config.schema.algorithms import SFTSettings
     from pentad.config.schema.megatron import MegatronSettings
     from pentad.config.schema.trainer import TrainerSettings
     from pentad.platform.device import enter_platform
@@ -143,7 +143,7 @@ def measure(rank: int, meeting: str, job: Job) -> dict[str, Any]:
         places = [tuple(next(numbers) for _ in pack) for pack in packs]
         dealt = tuple(tuple(places[first :: layout.data]) for first in range(layout.data))
         plan = Plan(microbatches=dealt, max_tokens_used=case.tokens, balance=1.0)
-        loss = SFTLoss(AlgorithmSettings(name="sft"))
+        loss = SFTLoss(SFTSettings())
 
         def timed(run: Callable[[], Any]) -> float:
             platform.synchronize()
@@ -241,7 +241,7 @@ def report(name: str, kernels: str, results: list[dict[str, Any]], peak_flops: f
     """Print the line of a case, and return what is written of it."""
     case = CASES[name]
     layout = parse_allocation(f"megatron:{case.layout}").trainer.layout
-    facts = model_facts(MODELS[case.model])
+    facts = facts_from_config(MODELS[case.model].to_dict())
     first = results[0]
     work = Workload(first["pack"], first["microbatches"], 1024, "bf16" if on_gpus else "fp32", case.recompute)
     predicted = predict_memory(facts, layout, work)

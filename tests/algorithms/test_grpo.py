@@ -5,11 +5,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from pentad.algorithms.grpo import GRPOLoss, group_advantages, kl_estimate, spread_over_tokens
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.algorithms.advantages import group_advantages
+from pentad.algorithms.grpo import GRPO, GRPOLoss
+from pentad.algorithms.kl import kl_estimate
+from pentad.algorithms.protocol import Mean, Outputs
+from pentad.algorithms.reduction import spread_over_tokens
+from pentad.config.schema.algorithms import GRPOSettings
 from pentad.samples.batch import Batch
 
 LENGTHS = [(2, 5), (1, 1), (3, 8), (4, 2), (2, 0), (1, 6)]
+
+
+def evaluate(settings: GRPOSettings, logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Mean]]:
+    value, metrics = GRPOLoss(settings)(Outputs(logprobs, torch.zeros_like(logprobs)), batch)
+    return value, dict(metrics)
 
 
 def make_batch() -> tuple[Tensor, Batch]:
@@ -30,7 +39,7 @@ def _value(x: Tensor | float) -> float:
     return x.item() if isinstance(x, Tensor) else x
 
 
-def direct(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> Tensor:
+def direct(logprobs: Tensor, batch: Batch, settings: GRPOSettings) -> Tensor:
     """The loss sum, written down from the papers on a padded rectangle, token by token."""
     total = torch.zeros((), dtype=torch.float64)
     for sequence, (first, last) in enumerate(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)):
@@ -56,10 +65,10 @@ def direct(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> Tenso
 @pytest.mark.parametrize("mean", ["token", "sequence"])
 @pytest.mark.parametrize("kl_coef, estimator", [(0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")])
 def test_loss_and_gradient_equal_a_direct_implementation(mean, kl_coef, estimator):
-    settings = AlgorithmSettings(clip_low=0.1, clip_high=0.25, kl_coef=kl_coef, kl_estimator=estimator, loss_mean=mean)
+    settings = GRPOSettings(clip_low=0.1, clip_high=0.25, kl_coef=kl_coef, kl_estimator=estimator, loss_mean=mean)
     logprobs, batch = make_batch()
     logprobs.requires_grad_()
-    ours, _ = GRPOLoss(settings)(logprobs, batch)
+    ours, _ = evaluate(settings, logprobs, batch)
     (gradient,) = torch.autograd.grad(ours, logprobs)
     theirs = direct(logprobs, batch, settings)
     (expected,) = torch.autograd.grad(theirs, logprobs)
@@ -70,12 +79,19 @@ def test_loss_and_gradient_equal_a_direct_implementation(mean, kl_coef, estimato
 
 def test_metrics_are_sums_over_trained_tokens():
     logprobs, batch = make_batch()
-    settings = AlgorithmSettings(clip_low=0.1, clip_high=0.25, kl_coef=0.3, kl_estimator="k2")
-    _, sums = GRPOLoss(settings)(logprobs, batch)
+    settings = GRPOSettings(clip_low=0.1, clip_high=0.25, kl_coef=0.3, kl_estimator="k2")
+    _, metrics = evaluate(settings, logprobs, batch)
+    assert {float(metric.count) for metric in metrics.values()} == {float(batch.loss_mask.sum())}
+    sums = {name: metric.total for name, metric in metrics.items()}
     mask = batch.loss_mask.numpy()
     log_ratio = (logprobs - batch.per_token["old_logprobs"]).numpy()[mask]
     ratio = np.exp(log_ratio)
-    assert sums["train/clip_fraction"] == ((ratio < 0.9) | (ratio > 1.25)).sum()
+    # The clip binds where it makes the surrogate smaller: a low ratio with a negative advantage, or a high one with a
+    # positive advantage.
+    advantages = batch.per_token["advantages"].numpy()[mask]
+    binds = ((ratio < 0.9) & (advantages < 0)) | ((ratio > 1.25) & (advantages > 0))
+    assert sums["train/clip_fraction"] == binds.sum()
+    assert binds.sum() < ((ratio < 0.9) | (ratio > 1.25)).sum(), "no token on which the clip does not bind"
     assert 0 < sums["train/clip_fraction"] < mask.sum()
     np.testing.assert_allclose(sums["train/policy_kl"], (1 / ratio - 1 + log_ratio).sum(), rtol=1e-5)
     reference = (batch.per_token["ref_logprobs"] - logprobs).numpy()[mask]
@@ -84,20 +100,22 @@ def test_metrics_are_sums_over_trained_tokens():
 
 def test_sums_of_parts_are_the_sum_of_the_whole():
     logprobs, batch = make_batch()
-    loss = GRPOLoss(AlgorithmSettings(kl_coef=0.1, loss_mean="sequence"))
-    whole, sums = loss(logprobs, batch)
+    settings = GRPOSettings(kl_coef=0.1, loss_mean="sequence")
+    whole, metrics = evaluate(settings, logprobs, batch)
     bounds = batch.cu_seqlens.tolist()
-    parts = [loss(logprobs[bounds[i] : bounds[i + 1]], batch.select([i])) for i in range(batch.num_sequences)]
+    parts = [
+        evaluate(settings, logprobs[bounds[i] : bounds[i + 1]], batch.select([i])) for i in range(batch.num_sequences)
+    ]
     torch.testing.assert_close(sum(part[0] for part in parts), whole)
-    for name, value in sums.items():
-        torch.testing.assert_close(sum(part[1][name] for part in parts), value)
+    for name, metric in metrics.items():
+        torch.testing.assert_close(sum(part[1][name].total for part in parts), metric.total)
 
 
 def test_on_policy_gradient_is_the_policy_gradient():
     logprobs, batch = make_batch()
     batch = batch.with_per_token("old_logprobs", logprobs.clone())
     logprobs.requires_grad_()
-    GRPOLoss(AlgorithmSettings())(logprobs, batch)[0].backward()
+    evaluate(GRPOSettings(), logprobs, batch)[0].backward()
     torch.testing.assert_close(logprobs.grad, -batch.per_token["advantages"])
 
 
@@ -148,3 +166,71 @@ def test_spread_leaves_prompts_alone():
     for sequence, part in enumerate(spread.split(batch.lengths)):
         prompt, response = LENGTHS[sequence]
         assert part.tolist() == [0.0] * prompt + [sequence + 1.0] * response
+
+
+@pytest.mark.parametrize("distance", [90.0, -90.0, 1e6, float("inf")])
+def test_far_policies_give_no_overflow(distance):
+    _, batch = make_batch()
+    old = batch.per_token["old_logprobs"]
+    advantages = batch.per_token["advantages"].clone()
+    advantages[::2] = 0  # 0 times an overflow would be NaN
+    batch = batch.with_per_token("advantages", advantages).with_per_token("ref_logprobs", old)
+    logprobs = (old + distance * batch.loss_mask.where(batch.loss_mask, torch.tensor(0.0))).nan_to_num(0.0, 1e30, -1e30)
+    logprobs.requires_grad_()
+    value, metrics = evaluate(GRPOSettings(kl_coef=0.1), logprobs, batch)
+    (gradient,) = torch.autograd.grad(value, logprobs)
+    assert value.isfinite() and gradient.isfinite().all()
+    assert all(metric.total.isfinite() for metric in metrics.values())
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_expected_gradient_of_a_penalty_is_that_of_the_documented_divergence(estimator):
+    """The expectation over a small vocabulary, exactly; k1 as a loss is why it is refused."""
+    random = torch.Generator().manual_seed(1)
+    logits = torch.randn(7, generator=random, dtype=torch.float64).requires_grad_()
+    reference = torch.randn(7, generator=random, dtype=torch.float64).log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    expectation = (policy.exp().detach() * kl_estimate(policy, reference, estimator)).sum()
+    (gradient,) = torch.autograd.grad(expectation, logits, retain_graph=True)
+    divergence = {
+        "k1": 0 * policy.sum(),
+        "k2": (policy.exp() * (policy - reference)).sum(),
+        "k3": (reference.exp() * (reference - policy)).sum(),
+    }[estimator]
+    (expected,) = torch.autograd.grad(divergence, logits)
+    torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-9)
+
+
+def test_a_penalty_in_the_reward_moves_advantages_and_not_the_loss():
+    _, batch = make_batch()
+    batch = batch.with_per_sequence("rewards", torch.tensor([1.0, 0.0, 1.0, 0.0, 0.5, 1.0]))
+    batch = batch.with_per_sequence("group_ids", torch.tensor([0, 0, 0, 1, 1, 1]))
+    settings = GRPOSettings(kl_coef=0.3, kl_in="reward", kl_estimator="k1", advantage_std=False)
+    credited = GRPO(settings).credit(batch)
+    penalty = [
+        float((old - reference)[mask].sum())
+        for old, reference, mask in zip(
+            batch.per_token["old_logprobs"].split(batch.lengths),
+            batch.per_token["ref_logprobs"].split(batch.lengths),
+            batch.loss_mask.split(batch.lengths),
+            strict=True,
+        )
+    ]
+    rewards = np.array([1.0, 0.0, 1.0, 0.0, 0.5, 1.0]) - 0.3 * np.array(penalty)
+    advantages = rewards - np.repeat([rewards[:3].mean(), rewards[3:].mean()], 3)
+    for sequence, part in enumerate(credited.per_token["advantages"].split(batch.lengths)):
+        prompt, response = LENGTHS[sequence]
+        np.testing.assert_allclose(part[prompt:], [advantages[sequence]] * response, rtol=1e-4, atol=1e-5)
+    logprobs = batch.per_token["old_logprobs"]
+    with_penalty = evaluate(settings, logprobs, credited)[0]
+    without = evaluate(GRPOSettings(advantage_std=False), logprobs, credited)[0]
+    torch.testing.assert_close(with_penalty, without)
+
+
+def test_samples_without_a_reward_change_no_other():
+    rewards, groups = torch.tensor([1.0, 0.0, 9.0, 0.5]), torch.tensor([0, 0, 0, 1])
+    scored = torch.tensor([True, True, False, True])
+    for divide in (True, False):
+        got = group_advantages(rewards, groups, divide_by_std=divide, scored=scored)
+        alone = group_advantages(rewards[:2], groups[:2], divide_by_std=divide)
+        assert torch.equal(got, torch.cat([alone, torch.zeros(2)]))

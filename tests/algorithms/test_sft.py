@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from pentad.algorithms.protocol import Outputs
 from pentad.algorithms.reduction import count, token_weights
 from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.samples.batch import Batch
 
 LENGTHS = [(2, 5), (1, 1), (3, 0), (4, 2)]
@@ -26,12 +27,12 @@ def test_means_equal_a_direct_computation(batch):
         "sequence": -torch.stack([part.mean() if len(part) else torch.zeros(()) for part in responses]).mean(),
     }
     for mean, value in expected.items():
-        loss = SFTLoss(AlgorithmSettings(name="sft", loss_mean=mean))
-        torch.testing.assert_close(loss(logprobs, batch)[0] / count(batch, loss.normalizer), value)
+        loss = SFTLoss(SFTSettings(loss_mean=mean))
+        torch.testing.assert_close(loss(Outputs(logprobs, logprobs), batch)[0] / loss.denominator(batch), value)
 
 
 def test_weights_depend_on_the_own_sequence_only(batch):
-    for normalizer in ("tokens", "sequences"):
+    for normalizer in ("token", "sequence"):
         whole = token_weights(batch, normalizer).split(batch.lengths)
         for index, weights in enumerate(whole):
             assert torch.equal(token_weights(batch.select([index]), normalizer), weights)
@@ -39,5 +40,5 @@ def test_weights_depend_on_the_own_sequence_only(batch):
 
 
 def test_counts(batch):
-    assert count(batch, "tokens") == 8
-    assert count(batch, "sequences") == 4
+    assert count(batch, "token") == 8
+    assert count(batch, "sequence") == 4

@@ -37,21 +37,22 @@ def test_verl_schema(tmp_path: Path, suffix: str) -> None:
     assert rows[1].prompt == ({"role": "user", "content": "1 + 1?"},)
     assert rows[1].data_source == "openai/gsm8k"
     assert rows[1].ground_truth == "2"
-    assert rows[1].extra == VERL_ROW["extra_info"]
+    assert rows[1].extra == VERL_ROW
     assert rows[1].response is None
 
 
-def test_flat_rows_pass_their_other_columns_on(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "hi", "answer": "yo", "level": 3, "extra_info": {"k": 1}}])
+def test_flat_rows_pass_their_columns_on(tmp_path: Path) -> None:
+    record = {"text": "hi", "answer": "yo", "level": 3, "extra_info": {"k": 1}}
+    path = write_jsonl(tmp_path / "a.jsonl", [record])
     row = load_train_rows(settings_for(path, prompt_column="text"))[0]
     assert (row.prompt, row.ground_truth, row.data_source) == ("hi", "yo", "")
-    assert row.extra == {"level": 3, "k": 1}
+    assert row.extra == record
 
 
 def test_ground_truth_goes_before_answer_and_may_be_absent(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "answer": "long", "ground_truth": "5"}, {"prompt": "y"}])
     first, second = load_train_rows(settings_for(path))
-    assert (first.ground_truth, first.extra) == ("5", {"answer": "long"})
+    assert (first.ground_truth, first.extra["answer"]) == ("5", "long")
     assert second.ground_truth is None
 
 
@@ -100,7 +101,7 @@ def test_a_directory_of_splits_is_refused(tmp_path: Path) -> None:
 def test_with_response(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "response": "y"}])
     row = load_rows(str(path), settings_for(path), with_response=True)[0]
-    assert (row.response, row.extra) == ("y", {})
+    assert row.response == "y"
 
 
 def test_eval_limit_does_not_touch_training(tmp_path: Path) -> None:

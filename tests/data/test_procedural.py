@@ -1,15 +1,20 @@
 """Problems of reasoning_gym, which is an optional package."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from rows import refuse, settings_for
 
-from pentad.data.dataset import load_eval_rows, load_train_rows
+from pentad.config.schema.data import DataSettings
+from pentad.data.dataset import load_eval_rows, load_train_rows, shared_prompts
 from pentad.errors import UserError
 
 pytest.importorskip("reasoning_gym")
 
 
 SUMS = "reasoning_gym:chain_sum"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "arithmetic" / "smollm2.yaml"
 
 
 def test_procedural_rows_are_reproducible_and_take_options() -> None:
@@ -35,18 +40,41 @@ def test_tasks_take_turns() -> None:
     assert [row.id for row in rows] == ["chain_sum[0]", "gcd[0]", "chain_sum[1]", "gcd[1]"]
 
 
-def test_eval_problems_are_fresh() -> None:
+def test_eval_seeds_are_others_than_training_seeds() -> None:
     settings = settings_for(f"{SUMS}?size=50", eval={"held_out": f"{SUMS}?size=50"}, options={"seed": 3})
     trained = {row.prompt for row in load_train_rows(settings)}
     evaluated = {row.prompt for row in load_eval_rows(settings)["held_out"]}
     assert not trained & evaluated
 
 
-def test_overlapping_eval_seeds_are_refused() -> None:
-    settings = settings_for(f"{SUMS}?size=50", eval={"bad": f"{SUMS}?size=5&seed=49", "good": f"{SUMS}?size=5&seed=50"})
-    with pytest.raises(UserError, match=r"data\.eval\.bad.*overlap the training seeds 0 to 49") as caught:
-        load_eval_rows(settings)
-    assert "50 or more" in caught.value.fix
+def test_no_evaluation_question_of_the_example_is_trained_on() -> None:
+    """Sums of few digits come again under other seeds; what counts is the question."""
+    settings = DataSettings(**yaml.safe_load(EXAMPLE.read_text())["data"])
+    evals = load_eval_rows(settings)
+    assert len(evals["chain_sum"]) == 512
+    evaluated = {row.prompt for row in evals["chain_sum"]}
+    generated, rows = load_train_rows(settings), load_train_rows(settings, evals)
+    seen = evaluated & {row.prompt for row in generated}
+    assert len(seen) > 0.5 * len(evaluated), "the test has something to find"
+    assert not evaluated & {row.prompt for row in rows}
+    assert rows.held_out == sum(row.prompt in evaluated for row in generated)
+    assert len(rows) + rows.held_out == len(generated) == 20000
+    assert shared_prompts(rows, evals["chain_sum"]) == 0
+    assert shared_prompts(generated, evals["chain_sum"]) == sum(row.prompt in seen for row in evals["chain_sum"])
+
+
+def test_evaluation_on_training_seeds_leaves_them_out() -> None:
+    settings = settings_for(f"{SUMS}?size=50", eval={"same": f"{SUMS}?size=20&seed=40"})
+    rows = load_train_rows(settings, load_eval_rows(settings))
+    assert [row.id for row in rows] == [f"chain_sum[{index}]" for index in range(40)]
+    assert rows.held_out == 10
+
+
+def test_nothing_left_to_train_on_is_refused() -> None:
+    settings = settings_for(f"{SUMS}?size=50", eval={"same": f"{SUMS}?size=50&seed=0"})
+    with pytest.raises(UserError, match=r"all 50 problems of data\.train=reasoning_gym:chain_sum\?size=50") as caught:
+        load_train_rows(settings, load_eval_rows(settings))
+    assert "data.eval_limit" in caught.value.fix
 
 
 def test_eval_limit_of_procedural_rows() -> None:

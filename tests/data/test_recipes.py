@@ -26,7 +26,12 @@ def test_gsm8k_becomes_the_schema_that_training_reads(tmp_path: Path) -> None:
     )
     assert row.ground_truth == "72"
     assert row.data_source == "openai/gsm8k"
-    assert row.extra == {"split": "train", "index": 0, "answer": raw["answer"], "question": raw["question"]}
+    assert row.extra["extra_info"] == {
+        "split": "train",
+        "index": 0,
+        "answer": raw["answer"],
+        "question": raw["question"],
+    }
     columns = pyarrow.parquet.read_schema(prepared.test).names
     assert columns == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
 
@@ -66,8 +71,10 @@ def test_deepscaler_holds_out_whole_problems(tmp_path: Path, name: str) -> None:
     train = load_train_rows(DataSettings(train=str(prepared.train)))
     test = load_train_rows(DataSettings(train=str(prepared.test)))
     assert len(train) + len(test) == 60
-    assert len({row.extra["question"] for row in test}) == 4
-    assert not {row.extra["question"] for row in train} & {row.extra["question"] for row in test}
+    assert len({row.extra["extra_info"]["question"] for row in test}) == 4
+    assert not {row.extra["extra_info"]["question"] for row in train} & {
+        row.extra["extra_info"]["question"] for row in test
+    }
     assert test[0].prompt[0]["content"].endswith(DEEPSCALER_SUFFIX)
     assert test[0].ground_truth.startswith(r"\frac")
     assert "deepscaler" in test[0].data_source.lower()

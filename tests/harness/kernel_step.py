@@ -24,7 +24,7 @@ LENGTHS = [400, 37, 1, 250, 600, 128]
 def step(rank: int, meeting: str, name: str, dtype: Any, kernels: Kernels) -> dict[str, torch.Tensor]:
     """Log-probs, gradients by name, the norm and the weights after a clipped step, in float32 on the host."""
     from pentad.algorithms.sft import SFTLoss
-    from pentad.config.schema.algorithm import AlgorithmSettings
+    from pentad.config.schema.algorithms import SFTSettings
     from pentad.config.schema.megatron import MegatronSettings
     from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
     from pentad.layout import Layout
@@ -55,7 +55,7 @@ def step(rank: int, meeting: str, name: str, dtype: Any, kernels: Kernels) -> di
         batch = Batch.from_sequences([(tokens[:1], tokens[1:]) for tokens in sequences])
         plan = Plan(microbatches=(((0, 1, 2), (3, 4, 5)),), max_tokens_used=2000, balance=1.0)
         found = {"logprobs": trainer.logprobs(batch, plan, 0.9)[0]}
-        trainer.forward_backward(batch, plan, SFTLoss(AlgorithmSettings(name="sft")), 0.9)
+        trainer.forward_backward(batch, plan, SFTLoss(SFTSettings()), 0.9)
         found |= {f"gradient of {key}": value.cpu() for key, value in trainer.gradients()}
         found["norm"] = torch.tensor([trainer.step()["train/grad_norm"]])
         return found | {key: value.float().cpu() for key, value in trainer.weights()}

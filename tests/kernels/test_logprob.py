@@ -66,6 +66,49 @@ def test_equals_log_softmax(ranks, temperature, chunk, version):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5, msg=lambda text, what=what: f"{what}: {text}")
 
 
+def split_entropy(rank: Rank, temperature: float, version: str) -> list[Tensor]:
+    """Gradients of a sum of log-probs and entropies, each with weights of its own."""
+    logprob._CHUNK_ELEMENTS = fused_logprob._CHUNK_ELEMENTS = 5 * 20
+    group = rank.groups.tp
+    rows = -(-VOCAB // group.size())
+    hidden, whole, targets, grad = inputs()
+    padded = torch.cat([whole, torch.full((rows * group.size() - VOCAB, HIDDEN), 1e3)])
+    weight = padded.chunk(group.size())[group.rank()].clone().requires_grad_()
+    hidden.requires_grad_()
+    logprobs, entropies = vocab_parallel_logprobs(
+        hidden,
+        weight,
+        targets,
+        temperature=temperature,
+        vocab_size=VOCAB,
+        group=group,
+        differentiates_entropy=True,
+        version=version,
+    )
+    (logprobs * grad + entropies * grad.flip(0)).sum().backward()
+    torch.distributed.all_reduce(hidden.grad, group=group)
+    parts = [torch.empty_like(weight.grad) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, weight.grad, group=group)
+    return [hidden.grad, torch.cat(parts)[:VOCAB]]
+
+
+@pytest.mark.parametrize("version", ["plain", "triton"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_entropies_are_differentiable_when_asked_for(ranks, version):
+    if version == "triton" and torch.cuda.is_available():
+        pytest.skip("ranks of tests are CPU ranks, and Triton's interpreter is off")
+    temperature = 0.7
+    hidden, weight, targets, grad = (part.double() if part.is_floating_point() else part for part in inputs())
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    scores = torch.log_softmax(hidden @ weight.t() / temperature, dim=-1)
+    logprobs, entropies = scores.gather(1, targets[:, None])[:, 0], -(scores.exp() * scores).sum(-1)
+    (logprobs * grad + entropies * grad.flip(0)).sum().backward()
+    for got in run_on(Layout(tensor=ranks), split_entropy, temperature, version):
+        torch.testing.assert_close(got[0].double(), hidden.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got[1].double(), weight.grad, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("version", ["plain", "triton"])
 def test_no_tokens(version, device):
     hidden, weight, targets, grad = (x.to(device) for x in inputs(0))

@@ -12,7 +12,8 @@ def plain(prompt, response, ground_truth): return 1.0
 def keywords(prompt, response, ground_truth, *, scale=1.0, **extra): return (scale, extra)
 def needs(prompt, response, ground_truth, level, scale=1.0): return (level, scale)
 def reordered(ground_truth, response, prompt): return (prompt, response, ground_truth)
-def two(prompt, response): return 1.0
+def two(prompt, response): return (prompt, response)
+def verl(data_source, solution_str, ground_truth, extra_info): return 1.0
 def by_position(prompt, response, ground_truth, /): return 1.0
 async def later(prompt, response, ground_truth): return 1.0
 class Judge:
@@ -45,11 +46,19 @@ def test_options_and_columns(directory: Path) -> None:
     reward = load_reward(name(directory, "needs"), {}, directory)
     assert reward.requires == {"level"}
     assert reward("p", "r", "g", {"level": 3, "more": 4}) == (3, 1.0)
+    reward = load_reward(name(directory, "needs"), {"level": 5}, directory)
+    assert reward("p", "r", "g", {"level": 3}) == (5, 1.0)
+
+
+def test_prompt_and_ground_truth_may_be_left_out(directory: Path) -> None:
+    reward = load_reward(name(directory, "two"), {}, directory)
+    assert reward.requires == frozenset()
+    assert reward("p", "r", None, {"level": 3}) == ("p", "r")
 
 
 def test_files_and_installed_modules(directory: Path, tmp_path: Path) -> None:
     assert load_reward(f"rewards_{directory.name}.py:plain", {}, directory)("", "", "", {}) == 1.0
-    with pytest.raises(UserError, match=r"os.path:basename does not take prompt"):
+    with pytest.raises(UserError, match=r"os.path:basename does not take response"):
         load_reward("os.path:basename", {}, directory)
 
 
@@ -58,8 +67,8 @@ def test_files_and_installed_modules(directory: Path, tmp_path: Path) -> None:
     [
         ("plian", {}, ["has no 'plian'", ":plain"]),
         ("number", {}, ["of type int"]),
-        ("two", {}, ["does not take ground_truth", "(prompt, response)"]),
-        ("by_position", {}, ["takes prompt by position only|does not take prompt"]),
+        ("verl", {}, ["does not take response", "(data_source, solution_str,", "rename solution_str to response"]),
+        ("by_position", {}, ["takes prompt by position only"]),
         ("later", {}, ["asynchronous"]),
         ("plain", {"scale": 2}, ["reward.options.scale"]),
         ("keywords", {"prompt": "x"}, ["reward.options.prompt"]),

@@ -9,7 +9,7 @@ from tiny import distance, ragged_batch
 from torch import Tensor
 
 from pentad.algorithms.sft import SFTLoss
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
 from pentad.kernels.selection import PLAIN, Kernels, select_kernels
@@ -36,7 +36,7 @@ def step(rank: Rank, directory: Path, kernels: Kernels, ddp: dict[str, bool]) ->
     batch = ragged_batch()
     plan = plan_microbatches(batch.lengths, rank.layout.data, 44)
     assert plan.num_microbatches > 1
-    trainer.forward_backward(batch, plan, SFTLoss(AlgorithmSettings(name="sft")))
+    trainer.forward_backward(batch, plan, SFTLoss(SFTSettings()))
     found = {f"gradient of {name}": value.clone() for name, value in trainer.gradients()}
     norm = trainer.step()["train/grad_norm"]
     return norm, found | {name: value.clone() for name, value in trainer.weights()}

@@ -1,93 +1,82 @@
 """Group-relative policy optimisation: advantages within a prompt's group, clipped ratio, optional KL penalty.
 
-DeepSeekMath, https://arxiv.org/abs/2402.03300; without the division by the deviation and with token-mean it is
-Dr. GRPO, https://arxiv.org/abs/2503.20783; separate clip bounds are DAPO's, https://arxiv.org/abs/2503.14476.
+DeepSeekMath, https://arxiv.org/abs/2402.03300. Separate clip bounds are DAPO's, https://arxiv.org/abs/2503.14476.
+Without the division by the deviation the advantages are those of Dr. GRPO, https://arxiv.org/abs/2503.20783, whose loss
+divides by a constant; the means here divide by the number of tokens or of sequences.
 """
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from pentad.algorithms.reduction import token_weights
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.algorithms.advantages import group_advantages
+from pentad.algorithms.kl import clamped, kl_estimate
+from pentad.algorithms.protocol import Loss, Mean, Outputs
+from pentad.algorithms.reduction import count, spread_over_tokens, sum_over_sequences, token_weights
+from pentad.config.schema.algorithms.base import Role
+from pentad.config.schema.algorithms.grpo import GRPOSettings
 from pentad.samples.batch import Batch
-
-_EPSILON = 1e-6
-
-
-def group_advantages(rewards: Tensor, group_ids: Tensor, *, divide_by_std: bool) -> Tensor:
-    """`(r - mean of its group) / (std of its group)`.
-
-    Args:
-        rewards: float32 `[S]`.
-        group_ids: int64 `[S]`, equal for samples of one prompt.
-        divide_by_std: divide by the group's (unbiased) standard deviation; a group of equal rewards gives 0.
-
-    Returns:
-        float32 `[S]`.
-    """
-    _, group = torch.unique(group_ids, return_inverse=True)
-    # In float64 the mean of equal float32 rewards is exactly that reward; a rounded one would be blown up below.
-    exact = rewards.double()
-    nothing = exact.new_zeros(int(group.max()) + 1)
-    count = nothing.index_add(0, group, torch.ones_like(exact))
-    mean = nothing.index_add(0, group, exact) / count
-    centred = exact - mean[group]
-    if not divide_by_std:
-        return centred.float()
-    variance = nothing.index_add(0, group, centred**2) / (count - 1).clamp(min=1)
-    return (centred / (variance.sqrt()[group] + _EPSILON)).float()
+from pentad.samples.trajectory import Trajectory
 
 
-def spread_over_tokens(values: Tensor, batch: Batch) -> Tensor:
-    """One value a sequence `[S]` to one a token `[T]`; 0 outside the loss mask."""
-    return values[batch.sequence_ids()] * batch.loss_mask
+class GRPO:
+    """The algorithm."""
 
+    def __init__(self, settings: GRPOSettings) -> None:
+        self._settings = settings
 
-def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Per-token estimate of KL(policy || reference) from samples of the policy.
+    def admit(self, group: Sequence[Trajectory]) -> bool:
+        return True
 
-    http://joschu.net/blog/kl-approx.html: k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, with
-    r = reference / policy.
+    def credit(self, batch: Batch) -> Batch:
+        """Adds `advantages`, float32 `[T]`."""
+        settings, rewards = self._settings, batch.per_sequence["rewards"]
+        if settings.kl_coef > 0 and settings.kl_in == "reward":
+            columns = batch.per_token
+            penalty = kl_estimate(columns["old_logprobs"], columns["ref_logprobs"], settings.kl_estimator)
+            rewards = rewards - settings.kl_coef * sum_over_sequences(penalty, batch)
+        advantages = group_advantages(
+            rewards,
+            batch.per_sequence["group_ids"],
+            divide_by_std=settings.advantage_std,
+            scored=batch.per_sequence.get("scored"),
+        )
+        return batch.with_per_token("advantages", spread_over_tokens(advantages, batch))
 
-    Args:
-        logprobs, reference: float32 `[t]`.
-    """
-    log_ratio = reference - logprobs
-    if estimator == "k1":
-        return -log_ratio
-    if estimator == "k2":
-        return 0.5 * log_ratio**2
-    return log_ratio.exp() - 1 - log_ratio
+    def losses(self) -> Mapping[Role, Loss]:
+        return {"policy": GRPOLoss(self._settings)}
 
 
 class GRPOLoss:
-    """The clipped surrogate, plus `kl_coef` times the KL estimate.
+    """The clipped surrogate, plus `kl_coef` times the KL estimate where that is a term of the loss."""
 
-    Needs `per_token` old_logprobs and advantages, and ref_logprobs where kl_coef > 0.
-    """
+    differentiates_entropy = False
 
-    def __init__(self, settings: AlgorithmSettings) -> None:
-        self.settings = settings
-        self.normalizer: Literal["tokens", "sequences"] = "tokens" if settings.loss_mean == "token" else "sequences"
+    def __init__(self, settings: GRPOSettings) -> None:
+        self._settings = settings
+        self._penalised = settings.kl_coef > 0 and settings.kl_in == "loss"
+        self.reads = frozenset({"old_logprobs", "advantages"} | ({"ref_logprobs"} if settings.kl_coef > 0 else set()))
 
-    def __call__(self, logprobs: Tensor, microbatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        settings, mask = self.settings, microbatch.loss_mask
-        old, advantages = microbatch.per_token["old_logprobs"], microbatch.per_token["advantages"]
-        log_ratio = logprobs - old
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-        surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-        per_token = -surrogate
-        metrics = {
-            "train/clip_fraction": ((ratio - clipped) != 0).float(),
-            "train/policy_kl": kl_estimate(logprobs.detach(), old, "k3") * mask,
+    def denominator(self, minibatch: Batch) -> float:
+        return count(minibatch, self._settings.loss_mean)
+
+    def __call__(self, outputs: Outputs, microbatch: Batch) -> tuple[Tensor, Mapping[str, Mean]]:
+        settings, columns, mask = self._settings, microbatch.per_token, microbatch.loss_mask
+        logprobs, old, advantages = outputs.logprobs, columns["old_logprobs"], columns["advantages"]
+        ratio = clamped(logprobs - old).exp()
+        unclipped = ratio * advantages
+        clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high) * advantages
+        per_token = -torch.minimum(unclipped, clipped)
+        values = {
+            "train/clip_fraction": (clipped < unclipped).float(),
+            "train/policy_kl": kl_estimate(logprobs.detach(), old, "k3"),
         }
         if settings.kl_coef > 0:
-            kl = kl_estimate(logprobs, microbatch.per_token["ref_logprobs"], settings.kl_estimator)
-            per_token = per_token + settings.kl_coef * kl
-            metrics["train/kl"] = kl
-        weights = token_weights(microbatch, self.normalizer)
-        sums = {name: (value.detach() * mask).sum() for name, value in metrics.items()}
-        return (per_token * weights).sum(), sums
+            kl = kl_estimate(logprobs, columns["ref_logprobs"], settings.kl_estimator)
+            if self._penalised:
+                per_token = per_token + settings.kl_coef * kl
+            values["train/kl"] = kl
+        loss = (per_token * token_weights(microbatch, settings.loss_mean)).sum()
+        tokens = mask.sum()
+        return loss, {name: Mean((value.detach() * mask).sum(), tokens) for name, value in values.items()}

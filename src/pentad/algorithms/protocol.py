@@ -1,34 +1,100 @@
-"""What a loss is.
+"""What an algorithm and a loss are.
 
 Invariant: a loss returns sums over the tokens that it is given, never means, so that gradients cannot depend on how
-a minibatch was cut into microbatches.
+a minibatch was cut into microbatches. An algorithm knows no process, engine or step.
+
+Example, the whole of REINFORCE with a baseline (as `algorithm.name: my_module:Reinforce`)::
+
+    class Reinforce:
+        columns = frozenset()
+
+        def admit(self, group):
+            return True
+
+        def credit(self, batch):
+            rewards = batch.per_sequence["rewards"]
+            return batch.with_per_token("advantages", spread_over_tokens(rewards - rewards.mean(), batch))
+
+        def losses(self):
+            return {"policy": ReinforceLoss()}
 """
 
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from pentad.config.schema.algorithms.base import Role
 from pentad.samples.batch import Batch
+from pentad.samples.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gives for the tokens of a microbatch, at the token that each value is about.
+
+    Attributes:
+        logprobs: float32 `[t]`, differentiable; 0 outside the loss mask.
+        entropies: float32 `[t]`, nats, of the distribution that each token was drawn from; 0 outside the loss mask.
+            Differentiable where the loss asks for it.
+        values: float32 `[t]`, of a critic; None for a policy.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor | None = None
+
+
+class Mean(NamedTuple):
+    """A metric as a sum and what it is divided by, both summed over the whole minibatch before they are divided."""
+
+    total: Tensor
+    count: Tensor | float
 
 
 class Loss(Protocol):
-    """A loss on the log-probs of the trained tokens.
+    """A loss of one role. It is pickled to the ranks.
 
     Attributes:
-        normalizer: what the loss sum is divided by, counted over the whole minibatch: tokens with loss, or
-            sequences.
+        reads: names of `per_token` and `per_sequence` that it needs.
+        differentiates_entropy: `Outputs.entropies` must carry a gradient; it costs a second term in the backward pass.
     """
 
-    normalizer: Literal["tokens", "sequences"]
+    reads: frozenset[str]
+    differentiates_entropy: bool
 
-    def __call__(self, logprobs: Tensor, microbatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def denominator(self, minibatch: Batch) -> float:
+        """What the loss sum is divided by, over the whole minibatch: tokens, sequences, or a constant; positive."""
+        ...
+
+    def __call__(self, outputs: Outputs, microbatch: Batch) -> tuple[Tensor, Mapping[str, Mean]]:
         """
         Args:
-            logprobs: float32 `[t]`, at the token that each is about; 0 where `microbatch.loss_mask` is false.
-            microbatch: the sequences with all that the loss needs in `per_token`.
+            outputs: of the role's model.
+            microbatch: the sequences with all that the loss reads.
 
         Returns:
-            the loss sum (a scalar), and sums over tokens of metrics, which are reported divided by the number of
-            tokens.
+            the loss sum (a scalar), and metrics.
         """
+        ...
+
+
+class Algorithm(Protocol):
+    """How samples become gradients.
+
+    A user's own class is made with `algorithm.options` as keyword arguments, and states in `columns` which of
+    `old_logprobs`, `ref_logprobs` and `values` are to be computed before `credit`.
+    """
+
+    def admit(self, group: Sequence[Trajectory]) -> bool:
+        """Whether a finished group is trained on. A group that is not gives its place to another prompt."""
+        ...
+
+    def credit(self, batch: Batch) -> Batch:
+        """The batch with what the losses read beside the columns, such as `advantages`."""
+        ...
+
+    def losses(self) -> Mapping[Role, Loss]:
+        """The loss of each role that is trained."""
         ...

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from pentad.config.schema.run import RunSettings
     from pentad.families.facts import ModelFacts
     from pentad.layout import Allocation
+    from pentad.planning.engine import EngineWork
     from pentad.planning.memory import Workload
-    from pentad.planning.plan import Plan
+    from pentad.planning.plan import LayoutPlan
 
 _TOKENS, _MICROBATCHES, _SEQUENCE, _TOP, _GPU = 8192, 8, 4096, 10, "h200"
 
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command's three forms."""
     parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="plan this configuration")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that go over the file")
-    parser.add_argument("--model", help="a directory, a config.json, a .gguf file, or a hub name")
+    parser.add_argument(
+        "--model", help="a directory, a config.json, a .gguf file, a hub name, or a tiny model of `verify`"
+    )
     parser.add_argument("--allocation", help="plan the model on this layout, as megatron:d2t4")
     parser.add_argument("--gpus", type=int, help="rank all layouts of the model on so many GPUs")
     parser.add_argument("--gpu", help=f"kind of GPU: a100, h100, h200, b200 (default {_GPU})")
@@ -79,8 +82,8 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan":
-    """Plan the trainer of a configuration.
+def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "LayoutPlan":
+    """Plan trainer and engines of a configuration.
 
     Raises:
         UserError: something is wrong with the settings, the model or the layout.
@@ -89,18 +92,23 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     from pentad.families.model_files import facts_of
     from pentad.layout import parse_allocation
     from pentad.layout.cluster_checks import check_response
-    from pentad.layout.validate import check_supported, refuse
+    from pentad.layout.megatron_checks import check_transformer
+    from pentad.layout.validate import check_layout, check_supported, refuse
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
 
-    settings = load_settings(path, overrides).settings
+    loaded = load_settings(path, overrides)
+    settings = loaded.settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
-    if settings.algorithm.name == "grpo" or settings.data.eval:
+    if settings.algorithm.trains_on == "rollouts" or settings.data.eval:
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
-    work, notes = _workload(settings, facts, allocation)
-    notes += tuple(item.cause for item in check_supported(allocation))
-    return make_plan(settings.model.path, facts, allocation, gpu_of(gpu), work, notes)
+    work, engine, notes = _workload(settings, facts, allocation)
+    notes += loaded.notices + tuple(item.cause for item in check_supported(allocation))
+    layout = allocation.trainer.layout
+    if not check_layout(facts, layout):  # else `make_plan` refuses it
+        refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
+    return make_plan(settings.model.path, facts, allocation, gpu_of(gpu), work, engine, notes)
 
 
 def _form(options: argparse.Namespace) -> str:
@@ -146,24 +154,34 @@ def _work(options: argparse.Namespace, facts: "ModelFacts") -> "Workload":
     )
 
 
-def _plan_layout(options: argparse.Namespace) -> "Plan":
+def _facts(model: str) -> "ModelFacts":
+    """The facts of a built-in model, which `pentad verify` has too, or of any other."""
+    from pentad.families.builtin import builtin_config, builtin_models
+    from pentad.families.hf_config import facts_from_config
     from pentad.families.model_files import facts_of
+
+    return facts_from_config(builtin_config(model), model) if model in builtin_models() else facts_of(model)
+
+
+def _plan_layout(options: argparse.Namespace) -> "LayoutPlan":
     from pentad.layout import parse_allocation
+    from pentad.planning.engine import EngineWork
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
 
-    facts = facts_of(options.model)
+    facts = _facts(options.model)
     allocation = parse_allocation(options.allocation)
-    return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), _work(options, facts))
+    work = _work(options, facts)
+    engine = EngineWork(tokens=work.sequence, dtype=work.dtype)
+    return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), work, engine)
 
 
 def _rank(options: argparse.Namespace) -> int:
-    from pentad.families.model_files import facts_of
     from pentad.planning.draw import draw_ranking
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_ranking, ranking_to_json
 
-    facts, gpu = facts_of(options.model), gpu_of(options.gpu or _GPU)
+    facts, gpu = _facts(options.model), gpu_of(options.gpu or _GPU)
     work = _work(options, facts)
     top = _TOP if options.top is None else options.top
     if top < 1:
@@ -178,16 +196,17 @@ def _rank(options: argparse.Namespace) -> int:
 
 def _workload(
     settings: "RunSettings", facts: "ModelFacts", allocation: "Allocation"
-) -> "tuple[Workload, tuple[str, ...]]":
-    """The work of one optimizer step under a configuration, and what had to be assumed."""
-    from pentad.planning.memory import Workload, engine_weights
+) -> "tuple[Workload, EngineWork | None, tuple[str, ...]]":
+    """The work of one optimizer step and of an engine under a configuration, and what had to be assumed."""
+    from pentad.planning.engine import EngineWork
+    from pentad.planning.memory import Workload
 
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
-    grpo = algorithm.name == "grpo"
-    if grpo:
+    rollouts = algorithm.trains_on == "rollouts"
+    if rollouts:
         bound, what = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens, "samples"
         # Minibatches are of whole groups; the largest is planned.
-        samples = -(-trainer.prompts_per_step // algorithm.optimizer_steps) * settings.rollout.n
+        samples = -(-trainer.prompts_per_step // algorithm.updates) * settings.rollout.n
         why = "the longest; shorter ones make fewer"
     else:
         bound, what, why = settings.data.max_prompt_tokens, "rows", "data.max_prompt_tokens"
@@ -202,22 +221,29 @@ def _workload(
     if layout.virtual > 1:
         microbatches = -(-microbatches // layout.pipeline) * layout.pipeline
 
-    engine = 0
-    rollout = allocation.rollout
-    if rollout is not None and allocation.colocated:
-        dtype = "fp32" if settings.rollout.dtype == "fp32" else "bf16"
-        engine = engine_weights(facts, rollout.layout.tensor, rollout.layout.pipeline, dtype)
-        notes.append(f"{rollout} shares the GPUs: its weights are counted, its key/value cache is not")
+    engine = EngineWork(
+        sequences=settings.rollout.batch_size,
+        tokens=longest if rollouts else _longest_evaluated(settings, facts),
+        dtype="fp32" if settings.rollout.dtype == "fp32" else "bf16",
+        sleeps=settings.rollout.sleep,
+    )
+    if allocation.rollout is not None and settings.rollout.engine is not None:
+        notes.append(f"the memory of rollout.engine={settings.rollout.engine} is not known, and not counted")
     work = Workload(
         tokens=trainer.tokens_per_microbatch,
         microbatches=microbatches,
         sequence=longest,
         dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
         recompute=_recompute(settings.megatron.transformer),
-        reference=grpo and algorithm.kl_coef > 0,
-        engine_bytes=engine,
+        reference="reference" in algorithm.roles,
     )
-    return work, tuple(notes)
+    return work, engine if settings.rollout.engine is None else None, tuple(notes)
+
+
+def _longest_evaluated(settings: "RunSettings", facts: "ModelFacts") -> int:
+    """Tokens of the longest prompt and response of an evaluation."""
+    bound = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens
+    return min(bound, facts.max_positions or bound)
 
 
 def _recompute(transformer: dict[str, Any]) -> Any:

@@ -1,106 +1,166 @@
 """The process of one rollout engine.
 
-Invariant: the engine generates only from a whole set of weights whose checksums are the trainer's.
+Invariant: it knows the `Engine` protocol, not which engine it has. Each request that was submitted is collected once,
+as a completion or as the reason why there is none.
 """
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 from torch import Tensor
 
-from pentad.cluster.process import GROUPS, Process, check_visible
+from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.config.schema.rollout import RolloutSettings
+from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec
 from pentad.platform.device import find_platform
-from pentad.samples.batch import Completion
+from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
-from pentad.weights.proof import check_checksums
-from pentad.weights.source import load_tokenizer
+from pentad.weights.transport.protocol import WeightChannel
 
-if TYPE_CHECKING:
-    from pentad.engines.hf.engine import EmbeddedEngine
+Ticket = int
+"""The driver's number of a request."""
+Answer = Completion | Exception
+NamedTensor = tuple[str, Tensor]
 
 
 @ray.remote(concurrency_groups=GROUPS)
 class EngineActor(Process):
-    """One engine on one device. Progress is in completions."""
+    """One engine on one device. All but `build` are coroutines of one event loop, so calls overlap."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(rank, world_size)
-        self._built: EmbeddedEngine | None = None
+        self._built: Engine | None = None
+        self._running: dict[Ticket, asyncio.Task[None]] = {}
+        self._finished: list[tuple[Ticket, Answer]] = []
+        self._something_finished = asyncio.Event()
 
-    def build(self, directory: Path, tokenizer: str, settings: RolloutSettings, seed: int, threads: int) -> torch.dtype:
-        """Make the engine, without weights; returns its dtype.
+    def build(
+        self,
+        backend: str,
+        directory: Path,
+        tokenizer: str,
+        settings: RolloutSettings,
+        seed: int,
+        user_directory: Path,
+        neighbours: int,
+    ) -> tuple[torch.dtype, EngineFeatures]:
+        """Make the engine, without weights; returns the dtype that it takes weights in, and what it can do.
 
         Args:
+            backend: the engine that the allocation names.
             directory: of the model, absolute.
             tokenizer: an absolute directory or a hub id.
+            user_directory: where the module of `rollout.engine` is looked for first.
+            neighbours: engines on this machine, this one among them.
 
         Raises:
-            UserError: this machine does not see a directory.
+            UserError: this machine does not see a directory, or `rollout.engine` cannot be made.
         """
         check_visible("model.path", directory)
         if Path(tokenizer).is_absolute():
             check_visible("model.tokenizer", Path(tokenizer))
-        # Imported here, because the driver, which imports this file, has no use for it.
-        from pentad.engines.hf.engine import EmbeddedEngine
-
         platform = find_platform()
         if not platform.is_cuda:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(thread_share(neighbours))
         dtype = platform.dtype(settings.dtype)
-        self._built = EmbeddedEngine(
-            directory,
-            dtype=dtype,
-            device=platform.device,
-            batch_size=settings.batch_size,
-            seed=seed,
-            tokenizer=load_tokenizer(tokenizer),
-        )
-        return dtype
+        spec = EngineSpec(directory, tokenizer, settings, dtype, platform.device, seed, self.rank)
+        # Imported here, because the driver, which imports this file, has no use for it.
+        from pentad.engines.load import make_engine
 
-    def load_weights(self, refs: Sequence[Any], version: int) -> None:
-        """Take all weights, one bucket at a time, and check that they are the trainer's.
+        self._built = make_engine(backend, spec, user_directory)
+        return dtype, self._built.features
+
+    async def submit(self, requests: Sequence[tuple[Ticket, GenerateRequest]]) -> None:
+        """Have requests completed, all of them together and in their order; `collect` gives the answers."""
+        for ticket, request in requests:
+            task = asyncio.create_task(self._complete(ticket, request))
+            self._running[ticket] = task
+            task.add_done_callback(lambda _, ticket=ticket: self._running.pop(ticket))
+
+    async def collect(self) -> list[tuple[Ticket, Answer]]:
+        """What has been answered since the last call; waits until there is something."""
+        await self._something_finished.wait()
+        self._something_finished.clear()
+        finished, self._finished = self._finished, []
+        return finished
+
+    async def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Drop requests; they are not collected."""
+        for ticket in tickets:
+            if (task := self._running.get(ticket)) is not None:
+                task.cancel()
+
+    async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
+        """Score given tokens: float32 `[L]` for each sequence."""
+        return await self._engine.logprobs(sequences, temperature)
+
+    async def pause(self, abort: bool) -> None:
+        """See `Engine.pause`. What was submitted before counts as running."""
+        await asyncio.sleep(0)  # it reaches the engine first
+        await self._engine.pause(abort=abort)
+
+    async def resume(self) -> None:
+        """See `Engine.resume`."""
+        await self._engine.resume()
+
+    async def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
+        """Take all weights; returns the checksum of each tensor as the engine holds it, by Hugging Face name.
 
         Raises:
-            WeightMismatchError, SyncError: a tensor is missing, unexpected or changed.
+            WeightMismatchError: a tensor is missing, unknown, repeated or misshapen.
         """
-        sent: dict[str, int] = {}
+        return await self._engine.load_weights(_Noted(channel, self._noting), version)
 
-        def tensors() -> Iterator[tuple[str, Tensor]]:
-            for ref in refs:
-                bucket = ray.get(ref)
-                sent.update((entry.name, entry.checksum) for entry in bucket.entries)
-                yield from bucket.tensors()
+    async def sleep(self) -> None:
+        """Release the accelerator's memory; see `Engine.sleep`."""
+        await self._engine.sleep()
 
-        self._engine.load_weights(tensors(), version)
-        check_checksums(sent, self._engine.checksums(), f"engine {self.rank}")
-
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
-        """Complete every request."""
-        completions = self._engine.generate(requests, self._advance)
-        self._done = 0
-        return completions
-
-    def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
-        """Score given tokens: float32 `[L]` for each sequence."""
-        return self._engine.logprobs(sequences, temperature)
-
-    def sleep(self) -> None:
-        """Release the accelerator's memory."""
-        self._engine.sleep()
-
-    def wake(self) -> None:
+    async def wake(self) -> None:
         """Take it back."""
-        self._engine.wake()
+        await self._engine.wake()
+
+    async def _complete(self, ticket: Ticket, request: GenerateRequest) -> None:
+        answer: Answer
+        try:
+            answer = await self._engine.generate(request)
+        except Exception as error:
+            answer = _portable(error)
+        self._finished.append((ticket, answer))
+        self._something_finished.set()
 
     @property
-    def _engine(self) -> "EmbeddedEngine":
+    def _engine(self) -> Engine:
         if self._built is None:
             raise RuntimeError("the engine was not built")
         return self._built
 
-    def _advance(self, done: int, total: int) -> None:
-        self._done = done
+
+def _portable(error: Exception) -> Exception:
+    """The error if it can be sent to the driver, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+class _Noted:
+    """A channel of which is known, while it is received, at which tensor it is."""
+
+    def __init__(
+        self, channel: WeightChannel, note: Callable[[str, Iterator[NamedTensor]], Iterator[NamedTensor]]
+    ) -> None:
+        self._channel, self._note = channel, note
+
+    def send(self, tensors: Iterable[NamedTensor]) -> Mapping[str, int]:
+        return self._channel.send(tensors)
+
+    def receive(self) -> Iterator[NamedTensor]:
+        return self._note("loading", self._channel.receive())
+
+    def close(self, reason: str) -> None:
+        self._channel.close(reason)

@@ -1,83 +1,118 @@
 """The rollout engines as the driver sees them: one object, however many engines.
 
-Invariant: completions come back in the order of the requests, whichever engine made them.
+Invariant: each request goes to one engine and is answered once. Where no request is in flight, the assignment of the
+requests of one tick of the event loop depends on these requests and their order alone.
 """
 
+import asyncio
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engine_actor import EngineActor
-from pentad.cluster.gang import Call, Progress
+from pentad.cluster.processes import Call
+from pentad.cluster.replica import Order, Replica
 from pentad.config.schema.run import RunSettings
+from pentad.engines.protocol import EngineFeatures
 from pentad.errors import UserError
-from pentad.samples.batch import Completion
+from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.weights.transport.protocol import WeightChannel
 
 
 class Engines:
     """All engines of a run.
+
+    Requests that are made within one tick of the event loop are sent together, one call to each engine.
 
     Args:
         settings: of the run.
         directory: the model as a Hugging Face directory.
         tokenizer: an absolute directory or a hub id.
         cluster: where they are placed.
-        threads: CPU threads of each engine.
+
+    Attributes:
+        dtype: that engines take weights in; known once they are built.
+        features: what every engine can do; known once they are built.
     """
 
-    def __init__(self, settings: RunSettings, directory: Path, tokenizer: str, cluster: Cluster, threads: int) -> None:
+    def __init__(self, settings: RunSettings, directory: Path, tokenizer: str, cluster: Cluster) -> None:
         component = cluster.allocation.rollout
         if component is None:
             raise UserError(f"allocation {cluster.allocation} has no rollout engines")
         self._gang = cluster.spawn(EngineActor, "rollout engine", component, settings.trainer.deadline_s)
+        self._replicas = [Replica(self._gang, rank) for rank in range(len(self._gang))]
         self._sleeps = settings.rollout.sleep
-        self._arguments = (
-            directory,
-            tokenizer,
-            settings.rollout,
-            settings.experiment.seed,
-            threads,
-        )
+        seed = settings.experiment.seed
+        self._arguments = (component.backend, directory, tokenizer, settings.rollout, seed, Path.cwd())
+        self._arrived: list[Order] = []
         self.dtype = torch.float32
+        self.features = EngineFeatures(frozenset())
 
-    def build(self) -> Call:
-        """Have the engines made, without weights, once their processes run; `built` takes the answers."""
-        return self._gang.start("build", *self._arguments)
+    async def build(self) -> None:
+        """Have the engines made, without weights, once their processes run."""
+        arguments = [(*self._arguments, self._gang.neighbours(rank)) for rank in range(len(self._gang))]
+        self.dtype, self.features = (await self._gang.call_each("build", arguments, "start-up"))[0]
 
-    def built(self, answers: list[Any]) -> None:
-        """Take the answers of `build`."""
-        self.dtype = answers[0]
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """Sample one response, on the engine with the least load in flight; samples of a prompt go to one engine.
 
-    def load_weights(self, refs: Sequence[Any], version: int) -> None:
-        """Give every engine all weights, checked."""
-        self._gang.call("load_weights", refs, version, phase="weight synchronisation")
+        Raises:
+            UserError: the engine refuses the request.
+            RunFailedError: the engine, or another process of the run, failed.
+        """
+        order = Order(request, asyncio.get_running_loop().create_future())
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._deal)
+        self._arrived.append(order)
+        try:
+            return await order.answer
+        finally:
+            if order.replica is not None:
+                order.replica.settle(order)
 
-    def generate(self, requests: Sequence[GenerateRequest], progress: Progress) -> list[list[Completion]]:
-        """Complete all requests."""
-        engines = len(self._gang)
-        # Dealt out in turn, so that groups of long prompts do not meet on one engine.
-        shares = [(list(requests[rank::engines]),) for rank in range(engines)]
-        answers = self._gang.finish(self._gang.start_each("generate", shares), "rollout", progress)
-        results: list[list[Completion]] = [[] for _ in requests]
-        for rank, answer in enumerate(answers):
-            results[rank::engines] = answer
-        return results
+    async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
+        """What each engine gives: float32 `[L]` for each sequence."""
+        return await self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
 
-    def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
-        """What each engine thinks of given tokens: float32 `[L]` for each sequence."""
-        return self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
+    async def pause(self, *, abort: bool) -> None:
+        """Stop sampling on all engines; see `Engine.pause`."""
+        await self._gang.call("pause", abort, phase="pausing the engines")
 
-    def rest(self) -> None:
+    async def resume(self) -> None:
+        """Sample again."""
+        await self._gang.call("resume", phase="resuming the engines")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each engine is called in errors."""
+        return self._gang.names
+
+    def start_loading(self, channel: WeightChannel, version: int) -> Call:
+        """Have every engine take all weights; each answers with the checksums that it then holds."""
+        return self._gang.start("load_weights", channel, version)
+
+    async def sleep(self) -> None:
         """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""
         if self._sleeps:
-            self._gang.call("sleep", phase="releasing the engines' memory")
+            await self._gang.call("sleep", phase="releasing the engines' memory")
 
-    def resume(self) -> None:
-        """Take the memory back."""
+    async def wake(self) -> None:
+        """Take the memory back. The engines then need weights."""
         if self._sleeps:
-            self._gang.call("wake", phase="waking the engines")
+            await self._gang.call("wake", phase="waking the engines")
+
+    def _deal(self) -> None:
+        """Send what has arrived in this tick."""
+        arrived, self._arrived = self._arrived, []
+        waited_for = [order for order in arrived if not order.answer.done()]
+        for _, group in groupby(waited_for, key=lambda order: order.request.request_id):
+            replica = min(self._replicas, key=lambda replica: replica.load)  # the first of several
+            for order in group:
+                replica.take(order)
+        for replica in self._replicas:
+            replica.send()

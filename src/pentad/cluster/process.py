@@ -6,12 +6,14 @@ Invariant: these methods are answered while the process works, each on a thread 
 import os
 import socket
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ray
 
-from pentad.cluster.gang import ProcessInfo
+from pentad.cluster.processes import ProcessInfo
 from pentad.errors import UserError
+from pentad.record.notices import collect_notices
 
 # For `ray.remote(concurrency_groups=...)` of a class below.
 GROUPS = {"control": 1, "life": 1}
@@ -33,6 +35,16 @@ def check_visible(setting: str, directory: Path) -> None:
         )
 
 
+def thread_share(processes: int) -> int:
+    """CPU threads of a process, from the cores of the machine that it is on.
+
+    Args:
+        processes: of its kind on this machine, which work at the same time. Trainer ranks and engines take turns.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
 class Process:
     """Base of the actor classes.
 
@@ -45,6 +57,8 @@ class Process:
         self.rank = rank
         self.world_size = world_size
         self._done = 0
+        self._notices = collect_notices()
+        self._activity = ""
 
     @ray.method(concurrency_group="life")
     def live(self) -> None:
@@ -54,15 +68,35 @@ class Process:
     @ray.method(concurrency_group="control")
     def info(self) -> ProcessInfo:
         """Who this process is."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            address = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
         # Ray has pointed standard error to a file of this process.
         output = Path("/proc/self/fd/2")
         log = os.readlink(output) if output.is_symlink() else "in the logs of Ray's session directory"
-        return ProcessInfo(os.getpid(), address, log)
+        context = ray.get_runtime_context()
+        return ProcessInfo(
+            os.getpid(), context.get_actor_id() or "", context.get_node_id(), ray.util.get_node_ip_address(), log
+        )
 
     @ray.method(concurrency_group="control")
     def progress(self) -> int:
         """How much of the current call is done, in the units of that call."""
         return self._done
+
+    @ray.method(concurrency_group="control")
+    def notices(self, known: int) -> list[str]:
+        """The warnings of this process but the first `known`."""
+        return self._notices.after(known)
+
+    @ray.method(concurrency_group="control")
+    def activity(self) -> str:
+        """What the process is at, for the message that it is late; empty where it has not said."""
+        return self._activity
+
+    def _noting[T](self, doing: str, tensors: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+        """The same tensors; meanwhile `activity` says which one was last."""
+        self._activity = f"{doing} the first tensor"
+        try:
+            for name, tensor in tensors:
+                self._activity = f"{doing} {name}"
+                yield name, tensor
+        finally:
+            self._activity = ""

@@ -3,15 +3,20 @@
 Invariant: it does what it is told, in order, on one thread; what it reports of progress never waits for that work.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 import torch
+from torch.distributed import Store
 
 from pentad.algorithms.protocol import Loss
-from pentad.cluster.process import GROUPS, Process, check_visible
+from pentad.cluster.meeting import join_store, open_store
+from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
+from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.layout import Layout
@@ -19,22 +24,27 @@ from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import Platform, enter_platform
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
+from pentad.weights.transport.protocol import WeightChannel
 
 if TYPE_CHECKING:
     from pentad.trainers.megatron.trainer import Trainer
 
-_BUCKET_BYTES = 256 << 20
-
 
 @ray.remote(concurrency_groups=GROUPS)
 class TrainerActor(Process):
-    """One rank: the policy, and the reference where a KL penalty needs it. Progress is in microbatches."""
+    """One rank of every model in the trainer, each known by its role. Progress is in microbatches."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(rank, world_size)
         self.platform: Platform | None = None
-        self.policy: Trainer | None = None
-        self.reference: Trainer | None = None
+        self._models: dict[Role, Trainer] = {}
+        self._steps: Counter[Role] = Counter()
+        self._store: Store | None = None
+
+    def open_meeting(self, deadline_s: float) -> str:
+        """Open the store at which all ranks meet; on rank 0. Returns its address for `build`."""
+        self._store, address = open_store(ray.util.get_node_ip_address(), self.world_size, deadline_s)
+        return address
 
     def build(
         self,
@@ -43,15 +53,19 @@ class TrainerActor(Process):
         layout: Layout,
         trainer: TrainerSettings,
         megatron: MegatronSettings,
-        optimizer_steps: int,
-        with_reference: bool,
+        roles: Mapping[Role, int | None],
         seed: int,
-        threads: int,
+        neighbours: int,
     ) -> dict[str, Any]:
-        """Join the other ranks and load the model.
+        """Join the other ranks and load the model in each role.
+
+        Args:
+            meeting: address of the store that rank 0 has opened.
+            roles: optimizer steps of the whole run in each role; None for a model that is never trained.
+            neighbours: ranks on this machine, this one among them.
 
         Returns:
-            `dtype` and `device` of the policy.
+            `dtype` and `device` of the models.
 
         Raises:
             UserError: this machine does not see the model's directory.
@@ -69,69 +83,69 @@ class TrainerActor(Process):
         from pentad.weights.source import load_config
 
         if not self.platform.is_cuda:
-            torch.set_num_threads(threads)
-        join_ranks(self.platform, self.rank, self.world_size, meeting, trainer.deadline_s)
+            torch.set_num_threads(thread_share(neighbours))
+        store = self._store or join_store(meeting, self.world_size, trainer.deadline_s)
+        join_ranks(self.platform, self.rank, self.world_size, store, trainer.deadline_s)
         groups = make_groups(layout, seed, trainer.deadline_s)
         config = load_config(directory)
         reader = CheckpointReader(directory)
-        self.policy = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps)
-        self.policy.load(reader)
-        if with_reference:
-            self.reference = Trainer(config, layout, groups, self.platform, trainer, megatron, None)
-            self.reference.load(reader)
-        return {"dtype": self.policy.dtype, "device": str(self.platform.device)}
+        for role, optimizer_steps in roles.items():
+            self._models[role] = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps)
+            self._models[role].load(reader)
+        return {"dtype": self.platform.dtype(trainer.dtype), "device": str(self.platform.device)}
 
-    def logprobs(self, batch: Batch, plan: Plan, temperature: float, of_reference: bool) -> np.ndarray | None:
+    def logprobs(self, role: Role, batch: Batch, plan: Plan, temperature: float) -> np.ndarray | None:
         """Log-probs, float32 `[T]`; rank 0 answers for all.
 
         An array, because a tensor that was pickled where Megatron is imported has it imported where it arrives.
         """
-        model = self._policy if not of_reference else self._reference
-        logprobs, _ = model.logprobs(batch, plan, temperature, self._advance)
+        logprobs, _ = self._model(role).logprobs(batch, plan, temperature, self._advance)
         self._done = 0
         return logprobs.numpy() if self.rank == 0 else None
 
-    def train(self, batch: Batch, plan: Plan, loss: Loss, temperature: float) -> tuple[dict[str, float], list[int]]:
-        """One optimizer step on one minibatch.
+    def train(
+        self, role: Role, minibatch: Batch, plan: Plan, loss: Loss, temperature: float
+    ) -> tuple[dict[str, float], list[int]]:
+        """One optimizer step; now and then the ranks compare their copies of the weights after it.
 
         Returns:
             metrics (the same on every rank), and the ids of the samples that this rank alone answers for.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing was updated.
+            ReplicaError: copies of a weight differ.
         """
-        policy = self._policy
-        metrics = policy.forward_backward(batch, plan, loss, temperature, self._advance)
-        metrics |= policy.step()
+        model = self._model(role)
+        metrics = model.forward_backward(minibatch, plan, loss, temperature, self._advance)
+        metrics |= model.step()
+        self._steps[role] += 1
+        if (every := model.settings.check_replicas_freq) and self._steps[role] % every == 0:
+            from pentad.trainers.megatron.replicas import check_replicas
+
+            check_replicas(model.parameters(), model.groups, tied=model.mapping.facts.tied)
         self._done = 0
-        return metrics, policy.trained_samples
+        return metrics, model.trained_samples
 
-    def publish(self, dtype: torch.dtype | None) -> list[Any]:
-        """References to buckets with the weights of this pipeline stage, from its first rank; all its ranks take part.
+    def send_weights(self, role: Role, channel: WeightChannel) -> Mapping[str, int]:
+        """Send the weights of this pipeline stage, from its first rank; all its ranks take part.
 
-        Args:
-            dtype: what to cast to; None keeps the policy's own.
+        Returns:
+            the checksum of each tensor that this rank sent, by Hugging Face name.
         """
-        from pentad.weights.transport.bucket import pack
+        model = self._model(role)
+        tensors = self._noting("gathering", model.weights())
+        if model.groups.tp.rank() == 0 and model.groups.dp_cp.rank() == 0:
+            return channel.send(tensors)
+        for _ in tensors:
+            pass
+        return {}
 
-        policy = self._policy
-        if policy.groups.tp.rank() != 0 or policy.groups.dp_cp.rank() != 0:
-            for _ in policy.weights():
-                pass
-            return []
-        return [ray.put(bucket) for bucket in pack(policy.weights(), dtype or policy.dtype, _BUCKET_BYTES)]
-
-    @property
-    def _policy(self) -> "Trainer":
-        if self.policy is None:
-            raise RuntimeError("the trainer was not built")
+    def _model(self, role: Role) -> "Trainer":
+        if role not in self._models:
+            raise RuntimeError(f"the trainer has no {role} model")
         # A verb may run on another thread than the one before it.
         enter_platform()
-        return self.policy
-
-    @property
-    def _reference(self) -> "Trainer":
-        if self.reference is None:
-            raise RuntimeError("there is no reference model")
-        enter_platform()
-        return self.reference
+        return self._models[role]
 
     def _advance(self, done: int) -> None:
         self._done = done

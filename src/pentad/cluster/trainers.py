@@ -1,12 +1,17 @@
 """The trainer as the driver sees it: one object, however many ranks.
 
 Invariant: every sample of a minibatch is trained on by exactly one data-parallel rank; that is counted.
+
+Example::
+
+    trainers = Trainers(settings, directory, cluster, {"policy": 100, "reference": None}, store)
+    await trainers.build()
+    scores = await trainers.role("reference").logprobs(batch, 1.0, progress)
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
@@ -14,100 +19,128 @@ from torch import Tensor
 
 from pentad.algorithms.protocol import Loss
 from pentad.cluster.cluster import Cluster
-from pentad.cluster.gang import Call, Progress
+from pentad.cluster.export import write_export
+from pentad.cluster.gang import Progress
+from pentad.cluster.object_store import ObjectStore
+from pentad.cluster.processes import Call
 from pentad.cluster.trainer_actor import TrainerActor
+from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.run import RunSettings
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan, plan_microbatches
-from pentad.weights.hf_files import write_checkpoint
-from pentad.weights.source import companion_files
+from pentad.trainers.protocol import Trained
+from pentad.weights.transport.protocol import WeightChannel
 
 
 class Trainers:
-    """All ranks of the trainer.
+    """All ranks of the trainer, with one model a role.
 
     Args:
         settings: of the run.
-        directory: the model as a Hugging Face directory.
+        directory: the model as a Hugging Face directory, in every role.
         cluster: where they are placed.
-        optimizer_steps: of the whole run.
-        threads: CPU threads of each rank.
+        roles: optimizer steps of the whole run in each role; None for a model that is never trained.
+        store: takes exported weights to the driver.
     """
 
     def __init__(
-        self, settings: RunSettings, directory: Path, cluster: Cluster, optimizer_steps: int, threads: int
+        self,
+        settings: RunSettings,
+        directory: Path,
+        cluster: Cluster,
+        roles: Mapping[Role, int | None],
+        store: ObjectStore,
     ) -> None:
         component = cluster.allocation.trainer
-        self._layout = component.layout
+        self.layout = component.layout
+        self.roles = dict(roles)
+        self.store = store
+        self.gang = cluster.spawn(TrainerActor, "trainer rank", component, settings.trainer.deadline_s)
+        self.dtype = torch.float32
         self._max_tokens = settings.trainer.tokens_per_microbatch
-        self._gang = cluster.spawn(TrainerActor, "trainer rank", component, settings.trainer.deadline_s)
         self._arguments = (
             directory,
-            self._layout,
+            self.layout,
             settings.trainer,
             settings.megatron,
-            optimizer_steps,
-            settings.algorithm.name == "grpo" and settings.algorithm.kl_coef > 0,
+            self.roles,
             settings.experiment.seed,
-            threads,
         )
-        self.dtype = torch.float32
 
-    def build(self) -> Call:
-        """Have the model loaded on every rank, once their processes run; `built` takes the answers."""
-        return self._gang.start("build", f"tcp://{self._gang.info(0).address}", *self._arguments)
+    async def build(self) -> None:
+        """Have the models loaded on every rank, once their processes run."""
+        gang, phase = self.gang, "start-up"
+        meeting = await gang.call_rank(0, "open_meeting", gang.deadline_s, phase=phase)
+        arguments = [(meeting, *self._arguments, gang.neighbours(rank)) for rank in range(len(gang))]
+        self.dtype = (await gang.call_each("build", arguments, phase))[0]["dtype"]
 
-    def built(self, answers: list[Any]) -> None:
-        """Take the answers of `build`."""
-        self.dtype = answers[0]["dtype"]
+    def role(self, role: Role) -> "RoleTrainer":
+        """The model in a role.
 
-    def logprobs(self, batch: Batch, temperature: float, *, of_reference: bool = False, progress: Progress) -> Tensor:
-        """Log-probs of the tokens in the loss mask, float32 `[T]`."""
-        phase = "reference log-probs" if of_reference else "log-probs"
-        plan = self._plan(batch)
-        results = self._gang.call(
-            "logprobs", ray.put(batch), plan, temperature, of_reference, phase=phase, progress=progress
-        )
+        Raises:
+            ValueError: there is none.
+        """
+        return RoleTrainer(self, role)
+
+    def plan(self, batch: Batch) -> Plan:
+        """How a batch is packed and shared out."""
+        # Interleaved schedules deal microbatches to the stages in turn.
+        multiple = self.layout.pipeline if self.layout.virtual > 1 else 1
+        return plan_microbatches(batch.lengths, self.layout.data, self._max_tokens, multiple=multiple)
+
+
+class RoleTrainer:
+    """One model on all ranks; satisfies `pentad.loops.roles.Trainer`.
+
+    Args:
+        trainers: the ranks.
+        role: of the model.
+
+    Raises:
+        ValueError: the trainer has no model in this role.
+    """
+
+    def __init__(self, trainers: Trainers, role: Role) -> None:
+        if role not in trainers.roles:
+            raise ValueError(f"the trainer has no {role} model")
+        self._trainers = trainers
+        self._role: Role = role
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self._trainers.dtype
+
+    async def logprobs(self, batch: Batch, temperature: float, progress: Progress) -> Tensor:
+        """Log-probs of the tokens in the loss mask, float32 `[T]`, 0 elsewhere."""
+        phase = "log-probs" if self._role == "policy" else f"{self._role} log-probs"
+        arguments = (self._role, ray.put(batch), self._trainers.plan(batch), temperature)
+        results = await self._trainers.gang.call("logprobs", *arguments, phase=phase, progress=progress)
         return torch.tensor(results[0])  # a copy: the object store's memory must not be written to
 
-    def train(
-        self, minibatch: Batch, loss: Loss, temperature: float, progress: Progress
-    ) -> tuple[dict[str, float], int]:
-        """One optimizer step; returns its metrics and the number of samples that were trained on.
+    async def train(self, minibatch: Batch, loss: Loss, temperature: float, progress: Progress) -> Trained:
+        """One optimizer step.
 
         Raises:
             AssertionError: a sample was trained on twice or not at all.
         """
-        plan = self._plan(minibatch)
-        results = self._gang.call(
-            "train", ray.put(minibatch), plan, loss, temperature, phase="training", progress=progress
-        )
-        consumed = Counter(sample for _, samples in results for sample in samples)
-        if consumed != Counter(minibatch.sample_ids.tolist()):
+        arguments = (self._role, ray.put(minibatch), self._trainers.plan(minibatch), loss, temperature)
+        results = await self._trainers.gang.call("train", *arguments, phase="training", progress=progress)
+        consumed = [sample for _, samples in results for sample in samples]
+        if Counter(consumed) != Counter(minibatch.sample_ids.tolist()):
             raise AssertionError("a sample was trained on twice or not at all")
-        return results[0][0], consumed.total()
+        return Trained(results[0][0], tuple(consumed))
 
-    def publish(self, dtype: torch.dtype | None = None) -> list[Any]:
-        """References to buckets that hold all weights, cast to `dtype` (None keeps the trainer's)."""
-        return [ref for refs in self._gang.call("publish", dtype, phase="gathering weights") for ref in refs]
+    def start_sending(self, channel: WeightChannel) -> Call:
+        """Have the weights sent, by one rank of each pipeline stage; each rank answers with the checksums it sent."""
+        return self._trainers.gang.start("send_weights", self._role, channel)
 
-    def export(self, source: Path, target: Path) -> None:
+    async def export(self, source: Path, target: Path) -> None:
         """Write the model as a Hugging Face directory, on the driver's machine.
 
         Args:
             source: the directory that training started from, for everything beside the weights.
         """
-        refs = self.publish()
-
-        def tensors() -> Iterator[tuple[str, Tensor]]:
-            while refs:
-                # Taken out of the list, a bucket's memory is free again once it is written.
-                yield from self._gang.fetch(refs.pop(0), "export").tensors()
-
-        write_checkpoint(tensors(), target, companion_files(source), (source / "config.json").read_text())
-
-    def _plan(self, batch: Batch) -> Plan:
-        layout = self._layout
-        # Interleaved schedules deal microbatches to the stages in turn.
-        multiple = layout.pipeline if layout.virtual > 1 else 1
-        return plan_microbatches(batch.lengths, layout.data, self._max_tokens, multiple=multiple)
+        channel = self._trainers.store.channel(self._trainers.layout.pipeline, 1, None)
+        sending = self._trainers.gang.finish(self.start_sending(channel), "export")
+        await write_export(channel, sending, source, target)

@@ -7,6 +7,7 @@ wrong. Nothing is skipped, and no column is guessed.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from pentad.config.schema.data import DataSettings
 from pentad.data.files import read_files
 from pentad.data.hub import read_hub
 from pentad.data.procedural import PREFIX as PROCEDURAL
-from pentad.data.procedural import check_fresh, read_procedural
+from pentad.data.procedural import read_procedural
 from pentad.data.rows import PromptRow, Rows, check_text, parse_prompt
 from pentad.errors import UserError
 
@@ -25,24 +26,49 @@ TRUTH_COLUMNS = ("ground_truth", "answer")
 Role = Literal["train", "eval"]
 
 
-def load_train_rows(settings: DataSettings, *, with_response: bool = False) -> Rows:
-    """The rows of `data.train`; see `load_rows`."""
-    return load_rows(settings.train, settings, with_response=with_response)
+def load_train_rows(
+    settings: DataSettings, evals: Mapping[str, Rows] | None = None, *, with_response: bool = False
+) -> Rows:
+    """The rows of `data.train`; see `load_rows`.
+
+    Args:
+        evals: rows of the evaluations. Generated problems whose questions stand in one of them are left out, however
+            often they were generated. Rows of files and of the hub stay: which of them to train on is the user's
+            choice; `shared_prompts` counts them.
+
+    Raises:
+        UserError: as `load_rows`, or every generated problem is evaluated on.
+    """
+    rows = load_rows(settings.train, settings, with_response=with_response)
+    if not settings.train.startswith(PROCEDURAL):
+        return rows
+    questions = {row.prompt for others in (evals or {}).values() for row in others}
+    kept = tuple(row for row in rows if row.prompt not in questions)
+    if not kept:
+        raise UserError(
+            f"all {len(rows)} problems of data.train={settings.train} are problems of an evaluation too, so that none "
+            "is left to train on",
+            "set data.eval_limit lower, or change data.options so that the task has more different problems",
+        )
+    return Rows(rows.source, kept, len(rows) - len(kept))
 
 
 def load_eval_rows(settings: DataSettings, *, with_response: bool = False) -> dict[str, Rows]:
-    """The rows of each source of `data.eval` by its name, at most `data.eval_limit` of each.
-
-    Raises:
-        UserError: as `load_rows`, or reasoning_gym problems of an eval source are among the training problems.
-    """
-    for name, source in settings.eval.items():
-        if source.startswith(PROCEDURAL) and settings.train.startswith(PROCEDURAL):
-            check_fresh(settings.train, source, settings.options, setting=f"data.eval.{name}")
+    """The rows of each source of `data.eval` by its name, at most `data.eval_limit` of each; see `load_rows`."""
     return {
         name: load_rows(source, settings, role="eval", setting=f"data.eval.{name}", with_response=with_response)
         for name, source in settings.eval.items()
     }
+
+
+def shared_prompts(train: Rows, evaluation: Rows) -> int:
+    """How many rows of an evaluation ask what a training row asks."""
+    trained = {_key(row) for row in train}
+    return sum(_key(row) in trained for row in evaluation)
+
+
+def _key(row: PromptRow) -> str:
+    return row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt)
 
 
 def load_rows(
@@ -66,7 +92,7 @@ def load_rows(
 
     Two shapes of row are understood: the verl / siiRL one (`data_source`, `prompt`, `ability`,
     `reward_model: {style, ground_truth}`, `extra_info`), and a flat one, with a prompt column, optionally
-    `ground_truth` or `answer`, and any other columns, which are passed on to the reward.
+    `ground_truth` or `answer`, and any other columns. All columns of a row are passed on to the reward.
 
     Raises:
         UserError: the source is missing, unreadable, empty or lacks a column, or a row is of a wrong type.
@@ -112,35 +138,37 @@ def _parse_row(row_id: str, record: Mapping[str, Any], settings: DataSettings, w
         raise UserError(
             f"{row_id}: column 'data_source' is of type {type(data_source).__name__}, not a string", "make it a string"
         )
-    taken = {column, settings.response_column, "data_source"}
-    if record.get("reward_model") is not None:
-        reward_model = record["reward_model"]
-        if not isinstance(reward_model, Mapping) or _present(reward_model.get("ground_truth")) is None:
-            raise UserError(
-                f"{row_id}: column 'reward_model' has no 'ground_truth'", "make it {style: rule, ground_truth: ...}"
-            )
-        ground_truth, extra = reward_model["ground_truth"], record.get("extra_info")
-    else:
-        truth_column = next((name for name in TRUTH_COLUMNS if name in record and name not in taken), None)
-        ground_truth = _present(record[truth_column]) if truth_column else None
-        rest = {name: value for name, value in record.items() if name not in taken | {truth_column, "extra_info"}}
-        extra = {**rest, **_mapping(row_id, record.get("extra_info"))}
-    return PromptRow(row_id, prompt, data_source, ground_truth, _mapping(row_id, extra), response)
+    return PromptRow(
+        row_id, prompt, data_source, _ground_truth(row_id, record, settings), _columns(row_id, record), response
+    )
+
+
+def _ground_truth(row_id: str, record: Mapping[str, Any], settings: DataSettings) -> Any:
+    reward_model = record.get("reward_model")
+    if reward_model is None:
+        taken = (settings.prompt_column, settings.response_column)
+        column = next((name for name in TRUTH_COLUMNS if name in record and name not in taken), None)
+        return _present(record[column]) if column else None
+    if not isinstance(reward_model, Mapping) or _present(reward_model.get("ground_truth")) is None:
+        raise UserError(
+            f"{row_id}: column 'reward_model' has no 'ground_truth'", "make it {style: rule, ground_truth: ...}"
+        )
+    return reward_model["ground_truth"]
+
+
+def _columns(row_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """All columns of a row, as they are; `extra_info`, whose entries rewards may ask for, is a mapping or null."""
+    info = record.get("extra_info")
+    if info is not None and not isinstance(info, Mapping):
+        raise UserError(
+            f"{row_id}: column 'extra_info' is of type {type(info).__name__}, not a mapping", "make it one, or drop it"
+        )
+    return dict(record)
 
 
 def _present(value: Any) -> Any:
     """The value, or None for NaN: pandas writes that where a value is missing."""
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _mapping(row_id: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise UserError(
-            f"{row_id}: column 'extra_info' is of type {type(value).__name__}, not a mapping", "make it one, or drop it"
-        )
-    return dict(value)
 
 
 def _parse_response(row_id: str, record: Mapping[str, Any], column: str) -> str:

@@ -25,7 +25,7 @@ class PromptRow:
         prompt: text, or the messages of a conversation that ends with the user.
         data_source: names the kind of problem (`openai/gsm8k`); chooses the reward when `reward.name` is auto.
         ground_truth: what the reward compares with; None where the data has none.
-        extra: further columns, passed on to the reward by name.
+        extra: all columns of the row as the data has them; a reward may ask for them by name.
         response: the wanted response; only for supervised training.
     """
 
@@ -39,10 +39,16 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class Rows(Sequence[PromptRow]):
-    """The rows of one source, at least one."""
+    """The rows of one source, at least one.
+
+    Args:
+        source: as the settings name it.
+        held_out: how many rows of the source were left out, because their questions are evaluated on.
+    """
 
     source: str
     rows: tuple[PromptRow, ...]
+    held_out: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)

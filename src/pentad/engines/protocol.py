@@ -1,34 +1,78 @@
-"""What every rollout engine can do, and the requests that it is given.
+"""What every rollout engine can do.
 
-Invariant: the verbs say nothing of how an engine works; the driver and the weight sync know this file only.
+Invariant: the verbs say nothing of how an engine works. An engine is one replica, on one or more devices. Calls of
+`generate` overlap; weights change only while the engine is paused.
+
+Example::
+
+    await engine.pause(abort=False)
+    await engine.load_weights(channel, version=3)
+    await engine.resume()
+    completions = await asyncio.gather(*(engine.generate(request) for request in requests))
+
+tests/engines/contract.py says the same as tests, which an engine of the user's must pass, too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from pentad.samples.batch import Completion
+from pentad.config.schema.rollout import RolloutSettings
+from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.weights.transport.protocol import WeightChannel
 
-Progress = Callable[[int, int], None]
-"""Called with (completions finished, completions asked for) whenever the first number has grown."""
+NO_VERSION = -1
+"""The version of an engine that has no weights, or not all of them."""
 
 
-class RolloutEngine(Protocol):
-    """One generation engine. It refuses to generate until a whole set of weights has arrived."""
+@dataclass(frozen=True)
+class EngineFeatures:
+    """What an engine can do beyond the protocol.
+
+    Attributes:
+        transports: names of the weight transports that it can receive from.
+        adapters: it takes LoRA adapters without the weights that they adapt.
+        routed_experts: completions say which experts each token was sent to.
+        scores_at_any_temperature: `logprobs` takes temperatures other than 1.
+    """
+
+    transports: frozenset[str]
+    adapters: bool = False
+    routed_experts: bool = False
+    scores_at_any_temperature: bool = True
+
+
+class Engine(Protocol):
+    """One replica. It refuses to generate until a whole set of weights has arrived."""
 
     @property
     def version(self) -> int:
         """Version of the weights in use; -1 while there are none, or while they are incomplete."""
         ...
 
-    def generate(self, requests: Sequence[GenerateRequest], progress: Progress | None = None) -> list[list[Completion]]:
-        """Complete every request: `result[i]` holds the `n` completions of `requests[i]`, in sample order."""
+    @property
+    def features(self) -> EngineFeatures: ...
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """Sample one response. The same request, seed and weights give the same random numbers.
+
+        Requests that are made within one tick of the event loop belong together: an engine with nothing else to do
+        gives the same bits to the same requests in the same order. A call that fails leaves the others alone, and so
+        does one that is cancelled.
+
+        Raises:
+            UserError, ValueError: this request cannot be answered.
+            RuntimeError: there are no weights, or the engine sleeps or is closed.
+        """
         ...
 
-    def logprobs(self, sequences: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
-        """Score given tokens.
+    async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
+        """Score given tokens, also while paused.
 
         Args:
             sequences: int64 `[L]` each, L >= 1.
@@ -39,30 +83,84 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def expected_weights(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that `load_weights` needs, by their Hugging Face checkpoint names."""
-        ...
+    async def pause(self, *, abort: bool) -> None:
+        """Stop sampling, and return when it has stopped; later requests wait. May be called again.
 
-    def load_weights(self, chunks: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take a whole set of weights, each expected tensor exactly once, in any order.
-
-        Raises:
-            WeightMismatchError: a tensor is missing, unknown, repeated or misshapen.
+        Args:
+            abort: running requests return what they have, with finish reason `abort`; otherwise they wait, and go on
+                after `resume` under whatever weights the engine then has.
         """
         ...
 
-    def checksums(self) -> dict[str, int]:
-        """Checksum of every weight as this engine holds it, by `pentad.weights.table.checksum`."""
+    async def resume(self) -> None:
+        """Sample again. Requests that wait fail where the engine has no weights by now. May be called again."""
         ...
 
-    def sleep(self) -> None:
-        """Release the accelerator's memory until `wake`."""
+    async def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
+        """Take a whole set of weights, each expected tensor exactly once, in any order.
+
+        `channel.receive()` blocks, so it belongs on another thread than that of the event loop.
+
+        Returns:
+            the checksum of every tensor, by Hugging Face name, as the engine now holds it.
+
+        Raises:
+            WeightMismatchError: a tensor is missing, unknown, repeated or misshapen. The engine then has no version.
+            RuntimeError: requests are running, or the engine sleeps. Its version stays as it was.
+        """
         ...
 
-    def wake(self) -> None:
-        """Take the memory back; the weights are those held before `sleep`."""
+    async def sleep(self) -> None:
+        """Release the accelerator's memory until `wake`. The engine has no version until it is given weights again.
+
+        Raises:
+            RuntimeError: requests are running.
+        """
         ...
 
-    def close(self) -> None:
-        """Release everything. The engine cannot be used afterwards."""
+    async def wake(self) -> None:
+        """Take the memory back, without weights."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything. The engine cannot be used afterwards. May be called again."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine is made from.
+
+    Attributes:
+        directory: the model as a Hugging Face directory, absolute. Weights come from the trainer later.
+        tokenizer: an absolute directory or a hub id.
+        settings: `rollout.*`, from which an engine takes what concerns it.
+        dtype: that weights are sent in, and that the engine computes in.
+        device: where to compute.
+        seed: goes into every random number; the same for all replicas.
+        replica: number of this engine, from 0.
+    """
+
+    directory: Path
+    tokenizer: str
+    settings: RolloutSettings
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+    replica: int
+
+
+class MakeEngine(Protocol):
+    """What `rollout.engine: module:Class` names: a class, or a function, that makes an engine without weights.
+
+    It is called in the process of the engine, outside any event loop. All later calls come from one event loop.
+    """
+
+    def __call__(self, spec: EngineSpec, **options: Any) -> Engine:
+        """Make one replica.
+
+        Args:
+            spec: what the run knows.
+            options: `rollout.engine_options`.
+        """
         ...

@@ -31,6 +31,7 @@ class FusedLogprob(torch.autograd.Function):
         vocab_start: int,
         vocab_size: int,
         group: ProcessGroup | None,
+        differentiates_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         columns = {
             "vocab_start": vocab_start,
@@ -45,15 +46,17 @@ class FusedLogprob(torch.autograd.Function):
             del logits
         peak, total, weighted, picked = _over_ranks(Statistics(*found), temperature, group)
         log_total = total.log()
-        ctx.save_for_backward(hidden, weight, targets, peak, log_total)
-        ctx.arguments = (columns, chunks)
         entropies = log_total - weighted / total
-        ctx.mark_non_differentiable(entropies)
+        kept = entropies.clone() if differentiates_entropy else None
+        ctx.save_for_backward(hidden, weight, targets, peak, log_total, kept)
+        ctx.arguments = (columns, chunks)
+        if not differentiates_entropy:
+            ctx.mark_non_differentiable(entropies)
         return (picked - peak) / temperature - log_total, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, peak, log_total = ctx.saved_tensors
+        hidden, weight, targets, peak, log_total, entropies = ctx.saved_tensors
         columns, chunks = ctx.arguments
         scales = grads[0] / columns["temperature"]
         grad_hidden = torch.empty_like(hidden)
@@ -65,7 +68,10 @@ class FusedLogprob(torch.autograd.Function):
         for chunk in chunks:
             logits = mm_float32(hidden[chunk], weight.t())
             rows = (x[chunk] for x in (targets, peak, log_total, scales))
-            grad = logits_gradient(logits, *rows, hidden.dtype, **columns)
+            entropy = None
+            if entropies is not None:
+                entropy = (entropies[chunk], grads[1][chunk] / columns["temperature"])
+            grad = logits_gradient(logits, *rows, hidden.dtype, entropy=entropy, **columns)
             del logits
             torch.mm(grad, weight, out=grad_hidden[chunk])
             if total is not None:
@@ -74,7 +80,7 @@ class FusedLogprob(torch.autograd.Function):
         grad_weight = None
         if total is not None:
             grad_weight = placeholder(weight) if direct else total.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 def _chunks(tokens: int, columns: int) -> list[slice]:

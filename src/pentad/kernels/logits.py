@@ -64,19 +64,23 @@ def row_statistics(logits: Tensor, targets: Tensor, *, vocab_start: int, real: i
 
 def logits_gradient_plain(
     logits: Tensor, targets: Tensor, peaks: Tensor, log_totals: Tensor, scales: Tensor, dtype: torch.dtype,
-    *, vocab_start: int, real: int, temperature: float,
+    *, vocab_start: int, real: int, temperature: float, entropy: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """See `logits_gradient`."""
-    probabilities = ((logits - peaks[:, None]) / temperature - log_totals[:, None]).exp()
+    log_probabilities = (logits - peaks[:, None]) / temperature - log_totals[:, None]
+    probabilities = log_probabilities.exp()
     probabilities[:, real:] = 0
     columns = torch.arange(logits.shape[1], device=logits.device) + vocab_start
     chosen = (columns == targets[:, None]) & (columns < vocab_start + real)
-    return (scales[:, None] * (chosen.float() - probabilities)).to(dtype)
+    factor = scales[:, None]
+    if entropy is not None:
+        factor = factor + entropy[1][:, None] * (log_probabilities + entropy[0][:, None])
+    return (scales[:, None] * chosen.float() - probabilities * factor).to(dtype)
 
 
 def logits_gradient(
     logits: Tensor, targets: Tensor, peaks: Tensor, log_totals: Tensor, scales: Tensor, dtype: torch.dtype,
-    *, vocab_start: int, real: int, temperature: float,
+    *, vocab_start: int, real: int, temperature: float, entropy: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """`scale * (one_hot(target) - softmax(logits / temperature))`, `[n, columns]`.
 
@@ -85,12 +89,14 @@ def logits_gradient(
         peaks, log_totals: float32 `[n]`, `Statistics.peak` and the logarithm of `total` over the whole vocabulary.
         scales: float32 `[n]`, the gradient of the log-prob over the temperature.
         dtype: of the result.
+        entropy: float32 `[n]` each: the entropies, and their gradients over the temperature.
     """
     output = torch.empty(logits.shape, dtype=dtype, device=logits.device)
     if output.numel():
         _triton().gradient[(logits.shape[0], -(-logits.shape[1] // _BLOCK))](
-            logits, targets, peaks, log_totals, scales, output,
-            vocab_start, logits.shape[1], real, 1 / temperature, BLOCK=_BLOCK, num_warps=8,
+            logits, targets, peaks, log_totals, scales, *(entropy or (None, None)), output,
+            vocab_start, logits.shape[1], real, 1 / temperature,
+            HAS_ENTROPY=entropy is not None, BLOCK=_BLOCK, num_warps=8,
         )  # fmt: skip
     return output
 

@@ -47,8 +47,9 @@ def statistics(
 
 @triton.jit
 def gradient(
-    logits, targets, peaks, log_totals, scales, output, vocab_start, rows_of_weight, real, inverse_temperature,
-    BLOCK: tl.constexpr,
+    logits, targets, peaks, log_totals, scales, entropies, entropy_scales, output,
+    vocab_start, rows_of_weight, real, inverse_temperature,
+    HAS_ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, blocks of the vocabulary)."""
     row = tl.program_id(0).to(tl.int64)
@@ -58,6 +59,12 @@ def gradient(
     scale = tl.load(scales + row)
     target = tl.load(targets + row) - vocab_start
     relative = (value - tl.load(peaks + row)) * inverse_temperature
-    probability = tl.where(inside, tl.exp(relative - tl.load(log_totals + row)), 0.0)
-    result = scale * (tl.where(columns == target, 1.0, 0.0) - probability)
+    log_probability = relative - tl.load(log_totals + row)
+    probability = tl.where(inside, tl.exp(log_probability), 0.0)
+    factor = scale
+    if HAS_ENTROPY:
+        # The gradient of the entropy H is -p (log p + H); where p is 0, so is it.
+        surprise = tl.where(inside, log_probability, 0.0) + tl.load(entropies + row)
+        factor += tl.load(entropy_scales + row) * surprise
+    result = tl.where(columns == target, scale, 0.0) - probability * factor
     tl.store(output + row * rows_of_weight + columns, result.to(output.dtype.element_ty), mask=columns < rows_of_weight)

@@ -17,6 +17,8 @@ Version = Literal["plain", "triton"]
 
 # Elements of one chunk of logits: 64 M float32, a quarter of a gigabyte.
 _CHUNK_ELEMENTS = 1 << 26
+# exp of this is 0 in float32.
+_SMALLEST_LOG = -1e4
 
 
 class _VocabParallelLogprob(torch.autograd.Function):
@@ -32,6 +34,7 @@ class _VocabParallelLogprob(torch.autograd.Function):
         vocab_start: int,
         vocab_size: int,
         group: ProcessGroup | None,
+        differentiates_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
         logprobs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
@@ -55,14 +58,15 @@ class _VocabParallelLogprob(torch.autograd.Function):
             logprobs[chunk] = sums[1] - log_total
             entropies[chunk] = log_total - sums[2] / sums[0]
             normalizers[chunk] = peak + log_total
-        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.save_for_backward(hidden, weight, targets, normalizers, entropies if differentiates_entropy else None)
         ctx.arguments = (temperature, vocab_start, vocab_size, rows)
-        ctx.mark_non_differentiable(entropies)
+        if not differentiates_entropy:
+            ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normalizers = ctx.saved_tensors
+        hidden, weight, targets, normalizers, entropies = ctx.saved_tensors
         temperature, vocab_start, vocab_size, rows = ctx.arguments
         grad = grads[0]
         grad_hidden = torch.empty_like(hidden)
@@ -70,15 +74,20 @@ class _VocabParallelLogprob(torch.autograd.Function):
         for start in range(0, targets.shape[0], rows):
             chunk = slice(start, start + rows)
             logits = _logits(hidden[chunk], weight, temperature, vocab_start, vocab_size)
-            probabilities = (logits - normalizers[chunk, None]).exp_()
+            log_probabilities = logits.sub_(normalizers[chunk, None])
             local, mine = _local_targets(targets[chunk], vocab_start, weight.shape[0])
             scale = grad[chunk] / temperature
-            grad_logits = probabilities.mul_(-scale[:, None])
+            factor = scale[:, None]
+            if entropies is not None:
+                # The gradient of the entropy H is -p (log p + H). Where p is 0, log p is bounded, so that it stays 0.
+                surprise = log_probabilities.clamp(min=_SMALLEST_LOG).add_(entropies[chunk, None])
+                factor = surprise.mul_((grads[1][chunk] / temperature)[:, None]).add_(factor)
+            grad_logits = log_probabilities.exp_().mul_(-factor)
             grad_logits.scatter_add_(-1, local[:, None], (scale * mine)[:, None])
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[chunk] = grad_logits @ weight
             grad_weight += mm_float32(grad_logits.t(), hidden[chunk])
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float, vocab_start: int, vocab_size: int) -> Tensor:
@@ -110,6 +119,7 @@ def vocab_parallel_logprobs(
     temperature: float,
     vocab_size: int,
     group: ProcessGroup | None,
+    differentiates_entropy: bool = False,
     version: Version = "plain",
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution.
@@ -123,11 +133,12 @@ def vocab_parallel_logprobs(
         vocab_size: the real vocabulary; rows behind it are padding and have probability 0.
         group: the tensor-parallel group.
         version: `triton` is `pentad.kernels.fused_logprob`.
+        differentiates_entropy: the entropies carry a gradient, too.
 
     Returns:
-        logprobs float32 `[n]`, differentiable; entropies float32 `[n]` in nats, not differentiable.
+        logprobs float32 `[n]`, differentiable; entropies float32 `[n]` in nats.
     """
     rank = group.rank() if group is not None else 0
     start = rank * weight.shape[0]
     function = FusedLogprob if version == "triton" else _VocabParallelLogprob
-    return function.apply(hidden, weight, targets, temperature, start, vocab_size, group)
+    return function.apply(hidden, weight, targets, temperature, start, vocab_size, group, differentiates_entropy)

@@ -1,10 +1,83 @@
-"""What rewards are given."""
+"""Rewards of samples.
+
+Invariant: samples are scored as they are finished; scoring never blocks the event loop.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from torch import Tensor
 
 from pentad.data.rows import PromptRow
-from pentad.rewards.types import RewardItem
+from pentad.rewards.pool import RewardPool
+from pentad.rewards.types import RewardItem, RewardResult
+
+Decode = Callable[[Sequence[list[int]]], list[str]]
 
 
 def reward_item(row: PromptRow, response: str) -> RewardItem:
     """What a reward is given of a row and a response to it; of a conversation, the last message."""
     prompt = row.prompt if isinstance(row.prompt, str) else row.prompt[-1]["content"]
     return RewardItem(prompt, response, row.ground_truth, row.data_source, row.extra, row.id)
+
+
+class Scorer:
+    """Scores responses with the reward pool, one round of calls at a time on a thread of its own.
+
+    What is asked for while a round runs makes up the next one.
+
+    Args:
+        pool: the reward processes.
+        decode: tokens of several responses to their texts.
+        tell: is told of failures: kind and message.
+    """
+
+    def __init__(self, pool: RewardPool, decode: Decode, tell: Callable[[str, str], None]) -> None:
+        self._pool, self._decode, self._tell = pool, decode, tell
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewards")
+        self._waiting: list[tuple[list[RewardItem], asyncio.Future[list[RewardResult]]]] = []
+        self._round: asyncio.Task[None] | None = None
+        self.outstanding = 0
+
+    async def score(self, row: PromptRow, responses: Sequence[Tensor]) -> list[RewardResult]:
+        """The reward of each response, int64 `[R]`, to a row."""
+        texts = self._decode([response.tolist() for response in responses])
+        future: asyncio.Future[list[RewardResult]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(([reward_item(row, text) for text in texts], future))
+        self.outstanding += len(texts)
+        if self._round is None or self._round.done():
+            self._round = asyncio.ensure_future(self._run())
+        try:
+            return await future
+        finally:
+            self.outstanding -= len(texts)
+
+    def check(self, results: Sequence[RewardResult]) -> None:
+        """End the run where every reward call failed; a part of them is only counted.
+
+        Raises:
+            UserError: that is so.
+        """
+        self._pool.check_results(results)
+
+    def close(self) -> None:
+        """Give the thread back without waiting for a round that runs; the pool ends it."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self) -> None:
+        while self._waiting:
+            waiting, self._waiting = self._waiting, []
+            items = [item for part, _ in waiting for item in part]
+            loop = asyncio.get_running_loop()
+            try:
+                results = await loop.run_in_executor(self._executor, self._pool.score, items, self._tell)
+            except BaseException as error:
+                for _, future in waiting:
+                    if not future.done():
+                        future.set_exception(error)
+                raise
+            for part, future in waiting:
+                mine, results = results[: len(part)], results[len(part) :]
+                if not future.done():
+                    future.set_result(mine)

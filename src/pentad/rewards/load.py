@@ -1,26 +1,24 @@
 """Finding the function that `reward.name` names, and checking that it can be called.
 
-Invariant: a reward that loads accepts `prompt`, `response`, `ground_truth` and every key of `reward.options`; what
-is wrong with one that does not is said before the run starts.
+Invariant: a reward that loads accepts `response` and every key of `reward.options`; what is wrong with one that does
+not is said before the run starts. A reward is given what its signature names, and nothing else.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pentad.errors import UserError
 from pentad.rewards.builtin import BUILTIN, warm_up
+from pentad.user_code import load_object
 
 ARGUMENTS = ("prompt", "response", "ground_truth")
+_WANTED = "def reward(prompt, response, ground_truth, **columns) -> float"
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,11 @@ class Reward:
     """A reward function, ready to be called.
 
     Args:
-        function: `f(prompt, response, ground_truth, **extra and options)`, a float or a dict with `score`.
+        function: of `response`, and as it likes of `prompt`, `ground_truth`, columns of the row and options; returns a
+            number or a dict with `score`.
         options: keyword arguments of every call.
-        accepts: names that it takes besides the three and the options, or None for any.
-        requires: those of them without a default; a row must have them.
+        accepts: names that it takes besides the options, or None for any.
+        requires: columns that it takes and has no default for; a row must have them.
     """
 
     function: Callable[..., Any]
@@ -39,14 +38,15 @@ class Reward:
     accepts: frozenset[str] | None
     requires: frozenset[str]
 
-    def __call__(self, prompt: str, response: str, ground_truth: Any, extra: Mapping[str, Any]) -> Any:
-        """Call it. Of the columns in `extra` it is given those that it names, or all if it takes `**kwargs`."""
+    def __call__(self, prompt: str, response: str, ground_truth: Any, columns: Mapping[str, Any]) -> Any:
+        """Call it with what it names, or with everything if it takes `**kwargs`. Options go before columns."""
+        known = {**columns, "prompt": prompt, "response": response, "ground_truth": ground_truth}
         given = {
             name: value
-            for name, value in extra.items()
-            if name not in ARGUMENTS and name not in self.options and (self.accepts is None or name in self.accepts)
+            for name, value in known.items()
+            if name not in self.options and (self.accepts is None or name in self.accepts)
         }
-        return self.function(prompt=prompt, response=response, ground_truth=ground_truth, **given, **self.options)
+        return self.function(**given, **self.options)
 
 
 def check_name(name: str, options: Mapping[str, Any]) -> None:
@@ -86,96 +86,39 @@ def load_reward(name: str, options: Mapping[str, Any], directory: Path) -> Rewar
     if name in BUILTIN:
         warm_up(name)
         return _inspect(name, BUILTIN[name], options)
-    module_name, _, function_name = name.rpartition(":")
-    module = _import(name, module_name, directory)
-    if not hasattr(module, function_name):
-        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        nearest = difflib.get_close_matches(function_name, own, 1) or own[:3]
-        raise UserError(
-            f"reward.name={name}: {getattr(module, '__file__', module_name)} has no {function_name!r}",
-            f"set reward.name={module_name}:{nearest[0]}" if nearest else f"define the function {function_name}",
-        )
-    return _inspect(name, getattr(module, function_name), options)
-
-
-def _import(name: str, module_name: str, directory: Path) -> ModuleType:
-    path = directory / module_name
-    try:
-        if module_name.endswith(".py"):
-            if not path.is_file():
-                raise UserError(f"reward.name={name}: there is no file {path}", _nearby(directory, path.stem))
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec is not None and spec.loader is not None  # it ends with .py
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module  # as `import` does; dataclasses and pickle look for it
-            spec.loader.exec_module(module)
-            return module
-        if str(directory) not in sys.path:
-            sys.path.insert(0, str(directory))
-        return importlib.import_module(module_name)
-    except UserError:
-        raise
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise UserError(
-                f"reward.name={name}: there is no module {module_name!r} in {directory} or installed",
-                _nearby(directory, module_name.rpartition(".")[2]),
-            ) from error
-        raise UserError(f"reward.name={name}: importing it failed: {error}", f"install {error.name}") from error
-    except BaseException as error:  # whatever the user's module does at import, SystemExit included
-        raise UserError(
-            f"reward.name={name}: importing it failed: {type(error).__name__}: {error}{where(error)}", "mend the module"
-        ) from error
-
-
-def _nearby(directory: Path, stem: str) -> str:
-    stems = [path.stem for path in directory.glob("*.py")]
-    nearest = difflib.get_close_matches(stem, stems, 1)
-    return f"did you mean {nearest[0]}?" if nearest else f"put {stem}.py into {directory}, or install the module"
+    return _inspect(name, load_object(name, "reward.name", directory), options)
 
 
 def _inspect(name: str, function: Any, options: Mapping[str, Any]) -> Reward:
-    wanted = "def reward(prompt, response, ground_truth, **extra) -> float"
     if not callable(function):
-        raise UserError(f"reward.name={name} is of type {type(function).__name__}, not a function", f"write {wanted}")
+        raise UserError(f"reward.name={name} is of type {type(function).__name__}, not a function", f"write {_WANTED}")
     if inspect.iscoroutinefunction(function):
-        raise UserError(f"reward.name={name} is asynchronous", f"write a plain function: {wanted}")
+        raise UserError(f"reward.name={name} is asynchronous", f"write a plain function: {_WANTED}")
     try:
-        parameters = inspect.signature(function).parameters
+        signature = inspect.signature(function)
     except (TypeError, ValueError) as error:  # some compiled functions hide theirs
-        raise UserError(f"reward.name={name} has no readable signature", f"wrap it: {wanted}") from error
-    keywords = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    positional_only = [key for key, p in parameters.items() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
-    missing = [key for key in ARGUMENTS if key not in keywords and not takes_any]
-    if missing or positional_only:
-        problem = f"does not take {', '.join(missing)}" if missing else f"takes {positional_only[0]} by position only"
-        raise UserError(
-            f"reward.name={name} {problem}; its signature is {inspect.signature(function)}", f"write {wanted}"
-        )
+        raise UserError(f"reward.name={name} has no readable signature", f"wrap it: {_WANTED}") from error
+    parameters = signature.parameters.values()
+    keywords = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if by_position or not ("response" in keywords or takes_any):
+        problem = f"takes {by_position[0]} by position only" if by_position else "does not take response"
+        fix = "rename solution_str to response" if "solution_str" in keywords else f"write {_WANTED}"
+        raise UserError(f"reward.name={name} {problem}; its signature is {signature}", fix)
     for key in options:
         if key in ARGUMENTS:
             raise UserError(f"reward.options.{key} would replace the {key} of every sample", "choose another name")
         if key not in keywords and not takes_any:
             nearest = difflib.get_close_matches(key, [k for k in keywords if k not in ARGUMENTS], 1)
             raise UserError(
-                f"reward.options.{key}: {name} takes no such argument; its signature is {inspect.signature(function)}",
+                f"reward.options.{key}: {name} takes no such argument; its signature is {signature}",
                 f"did you mean {nearest[0]}?" if nearest else "remove it, or add the argument to the function",
             )
-    others = {key: p for key, p in keywords.items() if key not in ARGUMENTS and key not in options}
+    columns = {key: p for key, p in keywords.items() if key not in ARGUMENTS and key not in options}
     return Reward(
         function=function,
         options=dict(options),
-        accepts=None if takes_any else frozenset(others),
-        requires=frozenset(key for key, p in others.items() if p.default is p.empty),
+        accepts=None if takes_any else frozenset(keywords) - frozenset(options),
+        requires=frozenset(key for key, p in columns.items() if p.default is p.empty),
     )
-
-
-def where(error: BaseException) -> str:
-    """` (file:line)` where `error` was raised, as far as it is known."""
-    traceback = error.__traceback__
-    if traceback is None:
-        return ""
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})"

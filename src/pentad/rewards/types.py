@@ -28,7 +28,7 @@ class RewardItem:
         response: decoded response, without the end-of-turn token.
         ground_truth: what the data says is right; None where it says nothing.
         data_source: chooses the reward when `reward.name` is auto.
-        extra: further columns of the row, passed to the reward by name.
+        extra: columns of the row, as the data has them.
         id: says where the row is, for messages.
     """
 
@@ -38,6 +38,25 @@ class RewardItem:
     data_source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a reward may ask for by name: the columns of the row, `extra_info` among them, and what is in it.
+
+        Where a column and an entry of `extra_info` have the same name, it means the column.
+        """
+        info = self.extra.get("extra_info")
+        source = {"data_source": self.data_source} if self.data_source else {}
+        return {**(info if isinstance(info, Mapping) else {}), **source, **self.extra}
+
+    @property
+    def names(self) -> str:
+        """The names in `columns`, in words: `level, extra_info (split, index)`."""
+        info = self.extra.get("extra_info")
+        names = [*(["data_source"] if self.data_source and "data_source" not in self.extra else []), *self.extra]
+        if isinstance(info, Mapping) and info:
+            names[names.index("extra_info")] = f"extra_info ({', '.join(info)})"
+        return ", ".join(names) or "none"
 
 
 @dataclass(frozen=True)

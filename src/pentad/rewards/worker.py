@@ -1,29 +1,23 @@
-"""One reward process: loads functions, calls them, answers.
+"""What a reward process does: loads functions and calls them.
 
-Invariant: it answers every request that it survives, imports neither torch nor transformers by itself, and does not
-outlive its parent, not even while a call hangs.
+Invariant: a reward that raises or returns no number gives a result that says so; nothing here imports torch or
+transformers.
 """
 
 from __future__ import annotations
 
-import fcntl
 import math
-import numbers
-import os
-import pickle
-import select
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from pentad.errors import UserError
-from pentad.rewards.load import Reward, load_reward, where
+from pentad.rewards.load import Reward, load_reward
 from pentad.rewards.types import RewardItem, RewardResult
-
-MAX_MESSAGE = 2000  # characters; a traceback or a huge repr must not flood the log
+from pentad.user_code import where
+from pentad.workers.worker import MAX_MESSAGE
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The reward is there; rows must have the columns in `requires`."""
+    """The reward is there; rows must have a value for each name in `requires`."""
 
     requires: frozenset[str]
 
@@ -50,76 +44,56 @@ class ScoreRequest:
     item: RewardItem
 
 
-def main(connection_fd: int, lifeline_fd: int) -> None:
-    """Serve requests until the connection closes.
+class RewardHandler:
+    """Answers requests; keeps the functions that were loaded."""
 
-    Args:
-        connection_fd: one end of a duplex connection.
-        lifeline_fd: read end of a pipe whose write end only the parent has.
-    """
-    _die_with_parent(lifeline_fd)
-    rewards: dict[str, Reward] = {}
-    with Connection(connection_fd) as connection:
-        while True:
-            try:
-                message = connection.recv_bytes()
-            except (EOFError, ConnectionError):
-                return
-            connection.send(_answer(message, rewards))
+    def __init__(self) -> None:
+        self._rewards: dict[str, Reward] = {}
 
+    def __call__(self, request: LoadRequest | ScoreRequest) -> Loaded | RewardResult:
+        """Load a reward, or score an item with one that was loaded.
 
-def _die_with_parent(lifeline_fd: int) -> None:
-    """Have the kernel end this process, and all that a reward starts, when the parent is gone.
-
-    A closed pipe raises SIGIO, whose default action is to terminate. Unlike a thread that watches, this needs no
-    help from Python, which a hanging call may have locked up; and unlike PR_SET_PDEATHSIG it does not fire when
-    merely the thread ends that started this process.
-    """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())  # negative: the whole process group
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, fcntl.fcntl(lifeline_fd, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline_fd], [], [], 0)[0]:  # the parent was gone before the signal was armed
-        os._exit(1)
-
-
-def _answer(message: bytes, rewards: dict[str, Reward]) -> Loaded | UserError | RewardResult:
-    try:
-        request = pickle.loads(message)
-    except Exception as error:  # a ground truth of a class that only the parent can import
-        return RewardResult(0.0, "exception", f"the sample cannot be unpickled: {error}"[:MAX_MESSAGE])
-    if isinstance(request, LoadRequest):
-        try:
-            rewards[request.name] = load_reward(request.name, request.options, Path(request.directory))
-        except UserError as error:
-            return error
-        return Loaded(rewards[request.name].requires)
-    return score(rewards[request.name], request.item)
+        Raises:
+            UserError: the reward cannot be loaded.
+        """
+        if isinstance(request, ScoreRequest):
+            return score(self._rewards[request.name], request.item)
+        self._rewards[request.name] = load_reward(request.name, request.options, Path(request.directory))
+        return Loaded(self._rewards[request.name].requires)
 
 
 def score(reward: Reward, item: RewardItem) -> RewardResult:
     """Call the reward and read what it returns; what it raises or returns in error becomes a failure."""
     try:
-        value = reward(item.prompt, item.response, item.ground_truth, item.extra)
+        value = reward(item.prompt, item.response, item.ground_truth, item.columns)
     except BaseException as error:  # SystemExit too: a reward that calls sys.exit() costs one sample
         return RewardResult(0.0, "exception", f"{type(error).__name__}: {error}{where(error)}"[:MAX_MESSAGE])
     metrics: dict[str, float] = {}
     if isinstance(value, Mapping):
         if "score" not in value:
             return _bad(f"a dict without 'score': keys {', '.join(map(str, value))}")
-        metrics = {str(k): float(v) for k, v in value.items() if k != "score" and _is_finite(v)}
+        numbers = {str(key): finite_number(other) for key, other in value.items() if key != "score"}
+        metrics = {key: number for key, number in numbers.items() if number is not None}
         value = value["score"]
-    if not _is_finite(value):
-        return _bad(repr(value))
-    return RewardResult(float(value), metrics=metrics)
+    number = finite_number(value)
+    return _bad(repr(value)) if number is None else RewardResult(number, metrics=metrics)
 
 
-def _is_finite(value: Any) -> bool:
-    # numpy's bool is the one number-like scalar that is not registered as a number.
-    is_number = isinstance(value, numbers.Real) or type(value).__name__ in ("bool", "bool_")
+def finite_number(value: Any) -> float | None:
+    """The value of a finite number, or None for anything else.
+
+    Numbers are int, float, bool, Decimal, Fraction, and scalars and tensors without dimensions of NumPy and torch.
+    Text is none.
+    """
     try:
-        return is_number and math.isfinite(value)
-    except (OverflowError, TypeError, ValueError):
-        return False
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):
+            value = value.item()
+        if not isinstance(value, Real | Decimal):
+            return None
+        number = float(value)
+    except Exception:  # too large for a float; a signalling NaN; whatever an object of the user's raises
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _bad(value: str) -> RewardResult:

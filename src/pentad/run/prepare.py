@@ -12,11 +12,11 @@ from transformers.utils import logging
 from pentad.config.schema.run import RunSettings
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
 from pentad.errors import UserError
+from pentad.families.hf_config import facts_from_config
 from pentad.layout import Allocation
 from pentad.layout.cluster_checks import check_projections
 from pentad.layout.validate import check_layout, refuse
 from pentad.run.sources import Sources
-from pentad.weights.facts import model_facts
 from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config, load_tokenizer
@@ -41,6 +41,17 @@ class Prepared:
     train: EncodedPrompts | EncodedExamples
     eval: dict[str, EncodedPrompts]
 
+    @property
+    def notices(self) -> list[str]:
+        """How many rows `data.too_long=drop` has dropped, of each source."""
+        sources = {"data.train": self.train, **{f"data.eval.{name}": prompts for name, prompts in self.eval.items()}}
+        return [
+            f"{name}: {data.dropped} of {len(data) + data.dropped} prompts are longer than data.max_prompt_tokens = "
+            f"{self.settings.data.max_prompt_tokens}; they are left out"
+            for name, data in sources.items()
+            if data.dropped
+        ]
+
 
 def prepare(sources: Sources) -> Prepared:
     """Read model and tokenizer, and encode the data.
@@ -55,7 +66,7 @@ def prepare(sources: Sources) -> Prepared:
     # Other processes, on other machines too, have working directories of their own.
     directory = sources.directory.absolute()
     config = load_config(directory)
-    facts = model_facts(config)
+    facts = facts_from_config(config.to_dict())
     layout = allocation.trainer.layout
     refuse([*check_layout(facts, layout), *check_projections(facts, layout)], f"allocation {allocation}")
     CheckpointReader(directory).check(expected_shapes(config), tied=facts.tied)
@@ -65,7 +76,7 @@ def prepare(sources: Sources) -> Prepared:
     tokenizer = load_tokenizer(tokenizer_path)
     if sources.chat_template is not None:
         tokenizer.chat_template = sources.chat_template
-    encode = encode_examples if settings.algorithm.name == "sft" else encode_prompts
+    encode = encode_examples if settings.algorithm.trains_on == "examples" else encode_prompts
     train = encode(sources.train.rows, tokenizer, settings.data)
     evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
@@ -157,8 +168,8 @@ def _check_occupied(settings: RunSettings, allocation: Allocation, longest: int)
     layout, rows = allocation.trainer.layout, settings.trainer.prompts_per_step
     needed = layout.data * (layout.pipeline if layout.virtual > 1 else 1)
     # Minibatches are rounded to whole groups.
-    grpo = settings.algorithm.name == "grpo"
-    parts, samples = (settings.algorithm.optimizer_steps, settings.rollout.n) if grpo else (1, 1)
+    parts = settings.algorithm.updates
+    samples = settings.rollout.n if settings.algorithm.trains_on == "rollouts" else 1
     sizes = [rows // parts * samples, -(-rows // parts) * samples]
     if sizes[0] < needed:
         raise UserError(

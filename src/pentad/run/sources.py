@@ -8,14 +8,17 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from pentad.config.loading.load import join
 from pentad.config.schema.run import RunSettings
-from pentad.data.dataset import load_eval_rows, load_train_rows
+from pentad.data.dataset import load_eval_rows, load_train_rows, shared_prompts
 from pentad.data.rows import Rows
 from pentad.errors import UserError
 from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
-from pentad.layout.validate import check_layout, check_supported, refuse
-from pentad.record.metrics import accuracy_name
+from pentad.layout.megatron_checks import check_transformer
+from pentad.layout.validate import check_layout, refuse
+from pentad.run.allocation import check_allocation
+from pentad.run.gpu_memory import check_gpus
 from pentad.weights.source import resolve_model
 
 
@@ -45,7 +48,35 @@ class Sources:
     @property
     def scored(self) -> list[Rows]:
         """What rewards are computed for."""
-        return [*self.eval.values(), *([self.train] if self.settings.algorithm.name == "grpo" else [])]
+        return [*self.eval.values(), *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
+
+    @property
+    def notices(self) -> list[str]:
+        """What of the data is legal and may not be meant, or should be known."""
+        found = []
+        if self.settings.rollout.sleep and self.allocation.rollout is not None and not self.allocation.colocated:
+            found.append(
+                f"rollout.sleep = true, but in allocation {self.allocation} the engines share no device with the "
+                "trainer, which gets nothing of the memory that they release"
+            )
+        total, steps = len(self.train), self.settings.trainer.prompts_per_step
+        if self.train.held_out:
+            found.append(
+                f"{self.train.held_out} of {total + self.train.held_out} generated training problems are problems of "
+                f"an evaluation too; they are left out, and {total} are trained on"
+            )
+        for name, rows in self.eval.items():
+            if shared := shared_prompts(self.train, rows):
+                found.append(
+                    f"data.eval.{name}: {shared} of {len(rows)} prompts are prompts of data.train too; what it "
+                    "measures is not accuracy on unseen prompts"
+                )
+        if steps > total:
+            found.append(
+                f"trainer.prompts_per_step = {steps} is more than the rows of data.train ({total}); each step takes "
+                "rows more than once"
+            )
+        return found
 
 
 def find_sources(settings: RunSettings) -> Sources:
@@ -54,18 +85,19 @@ def find_sources(settings: RunSettings) -> Sources:
     Raises:
         UserError: something is missing, malformed, or does not fit.
     """
+    if problems := list(check_allocation(settings)):
+        raise join(problems, "allocation")
     allocation = parse_allocation(settings.allocation)
-    refuse(check_supported(allocation), "allocation")
-    _check_roles(settings, allocation)
-    for name in settings.data.eval:
-        accuracy_name(name)
     chat_template = _read_template(settings.model.chat_template)
-    train = load_train_rows(settings.data, with_response=settings.algorithm.name == "sft")
     evals = load_eval_rows(settings.data)
+    train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
     directory = resolve_model(
         settings.model.path, Path("~/.cache/pentad/gguf").expanduser() / _key(settings.model.path)
     )
-    refuse(check_layout(facts_of(str(directory)), allocation.trainer.layout), f"allocation {allocation}")
+    facts, layout = facts_of(str(directory)), allocation.trainer.layout
+    refuse(check_layout(facts, layout), f"allocation {allocation}")
+    refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
+    check_gpus(settings, facts, allocation)
     return Sources(settings, allocation, directory, chat_template, train, evals)
 
 
@@ -74,24 +106,6 @@ def _key(path: str) -> str:
     file = Path(path).expanduser()
     stat = f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" if file.is_file() else path
     return hashlib.sha256(stat.encode()).hexdigest()[:16]
-
-
-def _check_roles(settings: RunSettings, allocation: Allocation) -> None:
-    if settings.algorithm.name == "grpo" and allocation.rollout is None:
-        raise UserError(
-            f"allocation {allocation} has no rollout engines, which grpo needs",
-            f"write hf:d{allocation.trainer.layout.world}|{allocation} to share the devices",
-        )
-    if settings.algorithm.name == "sft" and allocation.rollout is not None and not settings.data.eval:
-        raise UserError(
-            f"allocation {allocation} has rollout engines, which sft uses only to evaluate, and data.eval is empty",
-            f"write allocation: {allocation.trainer}",
-        )
-    if settings.algorithm.name == "sft" and allocation.rollout is None and settings.data.eval:
-        raise UserError(
-            f"data.eval needs rollout engines, and allocation {allocation} has none",
-            f"write allocation: hf:d{allocation.trainer.layout.world}|{allocation}, or leave data.eval out",
-        )
 
 
 def _read_template(path: Path | None) -> str | None:

@@ -3,27 +3,36 @@
 Invariant: when `train` is left, however, none of its processes is.
 """
 
-import os
-import time
+import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
+
+import torch
 
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engines import Engines
-from pentad.cluster.trainers import Trainers
-from pentad.loops.grpo import train_grpo
-from pentad.loops.session import Session
-from pentad.loops.sft import train_sft
-from pentad.record.metrics import open_sinks
+from pentad.cluster.mailbox import Mailbox
+from pentad.cluster.notices import fetch_notices
+from pentad.cluster.object_store import ObjectStore, StoreTransport
+from pentad.cluster.publication import PublishedPolicy
+from pentad.cluster.trainers import RoleTrainer, Trainers
+from pentad.config.schema.algorithms.base import Role
+from pentad.loops.journal import Journal
+from pentad.loops.loop import Loop
+from pentad.loops.roles import Trainer
+from pentad.record.machine import seconds_since_start
+from pentad.record.metrics import Sinks, open_sinks
+from pentad.record.notices import NoticeBoard
+from pentad.record.old_runs import KEPT
 from pentad.record.outcome import Status
 from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
-from pentad.record.terminal import Terminal
+from pentad.record.terminal import Terminal, duration
 from pentad.rewards.pool import RewardPool
+from pentad.run.assemble import assemble
 from pentad.run.prepare import Prepared
 from pentad.run.signals import StopSignals
-
-_LOOPS = {"grpo": train_grpo, "sft": train_sft}
 
 
 def train(
@@ -33,7 +42,7 @@ def train(
     status: Status,
     signals: StopSignals,
 ) -> None:
-    """Start the processes, run the algorithm's loop, and export the model.
+    """Start the processes, run the loop, and export the model.
 
     Args:
         run_dir: reserved; the run begins in it when its processes stand.
@@ -44,70 +53,96 @@ def train(
         UserError: something the user can put right.
         RunFailedError: a process failed.
     """
-    settings, start = prepared.settings, time.monotonic()
+    settings = prepared.settings
     with ExitStack() as stack:
         terminal = stack.enter_context(Terminal(settings.trainer.total_steps, settings.experiment.name))
-        terminal.message(f"starting {prepared.allocation} ({prepared.allocation.world_size} devices)")
+        devices = f"{prepared.allocation.world_size} device{'s' if prepared.allocation.world_size > 1 else ''}"
+        terminal.message(f"starting {prepared.allocation} ({devices})")
         terminal.phase("start-up")
         cluster = stack.enter_context(Cluster(settings.ray, prepared.allocation))
         signals.install()
+        for note in cluster.notes:
+            terminal.message(note)
         try:
-            trainers, engines = _start(prepared, cluster)
-            # A run that could not be started has not touched the one that it would take the place of.
-            run_dir.begin()
-            sinks = open_sinks(
-                run_dir,
-                settings.trainer.logger,
-                console=terminal,
-                name=settings.experiment.name,
-                settings=settings.model_dump(mode="json"),
-            )
-            stack.callback(sinks.close)
-            samples = SampleLog(run_dir)
-            stack.callback(samples.close)
-            session = Session(prepared, run_dir, terminal, sinks, samples, trainers, engines, rewards, status)
-            _LOOPS[settings.algorithm.name](session)
-            if settings.trainer.export:
-                status.phase = "export"
-                trainers.export(prepared.directory, run_dir.model)
+            asyncio.run(_train(prepared, run_dir, rewards, status, terminal, cluster, signals, stack))
         except BaseException as error:
-            signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
+            signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
             raise
-        terminal.summary(_summary(run_dir, settings.trainer.export, rewards, time.monotonic() - start))
+        seconds = seconds_since_start()
+        run_dir.end("finished", seconds)
+        terminal.summary(_summary(run_dir, settings.trainer.export, rewards, seconds))
 
 
-def _start(prepared: Prepared, cluster: Cluster) -> tuple[Trainers, Engines | None]:
+async def _train(
+    prepared: Prepared,
+    run_dir: RunDir,
+    rewards: RewardPool | None,
+    status: Status,
+    terminal: Terminal,
+    cluster: Cluster,
+    signals: StopSignals,
+    stack: ExitStack,
+) -> None:
     settings = prepared.settings
-    steps = settings.trainer.total_steps
-    if settings.algorithm.name == "grpo":
-        steps *= settings.algorithm.optimizer_steps
-    cores = os.cpu_count() or 1
-    ranks = prepared.allocation.trainer.layout.world
-    trainers = Trainers(settings, prepared.directory, cluster, steps, threads=max(1, cores // ranks))
+    policy, trainers, engines = await _start(prepared, cluster)
+    # A run that could not be started has not touched the one that it would take the place of.
+    run_dir.begin()
+    for path in run_dir.removed:
+        terminal.message(f"removed {path}: of earlier runs the last {KEPT} are kept")
+    if rewards is not None:
+        rewards.log_to(run_dir.rewards_log)
+    written = open_sinks(
+        run_dir,
+        settings.trainer.logger,
+        console=terminal,
+        name=settings.experiment.name,
+        settings=settings.model_dump(mode="json"),
+    )
+    sinks = Sinks([written, NoticeBoard(partial(fetch_notices, cluster.processes.actors), terminal.message)])
+    stack.callback(sinks.close)
+    samples = SampleLog(run_dir)
+    stack.callback(samples.close)
+    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer)
+    roles: dict[Role, Trainer] = {role: trainers.role(role) for role in settings.algorithm.roles}
+    roles["policy"] = policy
+    dtype = torch.bfloat16 if torch.bfloat16 in (trainers.dtype, engines and engines.dtype) else torch.float32
+    await Loop(assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)).run()
+    if settings.trainer.export:
+        status.phase = "export"
+        await policy.export(prepared.directory, run_dir.model)
+    signals.finished()
+
+
+async def _start(prepared: Prepared, cluster: Cluster) -> tuple[RoleTrainer, Trainers, Engines | None]:
+    """The policy, all models of the trainer, and the engines, as far as the run needs them."""
+    settings, allocation = prepared.settings, prepared.allocation
+    deadline_s = settings.trainer.deadline_s
+    mailbox = cluster.spawn_one(Mailbox, "weight mailbox", deadline_s)
+    store = ObjectStore(mailbox.actors[0], deadline_s)
+    updates = settings.trainer.total_steps * settings.algorithm.updates
+    # A reference is never trained.
+    steps = {role: None if role == "reference" else updates for role in settings.algorithm.roles}
+    trainers = Trainers(settings, prepared.directory, cluster, steps, store)
     engines = None
-    if prepared.allocation.rollout is not None:
-        engines = Engines(
-            settings,
-            prepared.directory,
-            prepared.tokenizer_path,
-            cluster,
-            threads=max(1, cores // prepared.allocation.rollout.layout.world),
-        )
-    cluster.processes.started(settings.trainer.deadline_s)
-    parts = [trainers] if engines is None else [trainers, engines]
-    calls = [part.build() for part in parts]
-    answers = cluster.processes.wait(calls, "start-up", settings.trainer.deadline_s)
-    for part, answer in zip(parts, answers, strict=True):
-        part.built(answer)
-    return trainers, engines
+    if allocation.rollout is not None:
+        engines = Engines(settings, prepared.directory, prepared.tokenizer_path, cluster)
+    await cluster.processes.started(deadline_s)
+    await asyncio.gather(*(part.build() for part in (trainers, engines) if part is not None))
+    policy = trainers.role("policy")
+    if engines is not None:
+        stages = allocation.trainer.layout.pipeline
+        policy = PublishedPolicy(trainers, engines, StoreTransport(store, stages, len(engines.names), engines.dtype))
+    return policy, trainers, engines
 
 
 def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, seconds: float) -> Mapping[str, str]:
-    facts: dict[str, str] = {"time": f"{seconds:.0f} s"}
+    facts: dict[str, str] = {"time": f"{duration(seconds)} (from the command's start)"}
     failures = {kind: count for kind, count in (rewards.failures if rewards else {}).items() if count}
     if rewards and failures:
         facts["reward failures"] = ", ".join(f"{count} {kind}" for kind, count in failures.items())
         facts |= {f"first of {kind}": message for kind, message in rewards.first_messages.items()}
+    if run_dir.rewards_log.exists():
+        facts["reward output"] = str(run_dir.rewards_log)
     if exported:
         facts["model"] = str(run_dir.model)
     facts["report"] = str(run_dir.report)

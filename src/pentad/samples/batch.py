@@ -1,4 +1,4 @@
-"""Completions and the jagged batch that carries them through a step.
+"""The jagged batch that carries sequences through a step.
 
 Invariant: a `Batch` is consistent from the moment that it exists. Its flat tensors agree in length, its
 `cu_seqlens` rise strictly from 0 to `T` (no sequence is empty), nothing is trained on at the first token of a
@@ -9,70 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pentad.platform.device import to_device
-
-FinishReason = Literal["stop", "length"]
+from pentad.samples.completion import Completion
+from pentad.samples.tensors import PicklesAsNumpy, check_tensor
+from pentad.samples.trajectory import Trajectory
 
 _PER_SEQUENCE_DTYPES = (torch.float32, torch.int64, torch.bool)
 
 
-class _PicklesAsNumpy:
-    """Pickles tensors as numpy arrays.
-
-    A pickled tensor drags its whole storage along, even when it is a short slice; an array takes only its own
-    values, and Ray moves arrays without a copy. Tensors come back on the CPU, whatever device they were on.
-    """
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: _to_numpy(value) for name, value in vars(self).items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, _from_numpy(value))
-
-
 @dataclass(frozen=True, eq=False)
-class Completion(_PicklesAsNumpy):
-    """One sampled response to one prompt.
-
-    Args:
-        prompt_tokens: int64 `[P]`, P >= 1.
-        response_tokens: int64 `[R]`, R >= 1, with the end-of-turn token where one was sampled.
-        response_logprobs: float32 `[R]`, natural log-probs of the temperature-scaled distribution, before top-p.
-        weight_version: version of the weights that sampled it.
-        finish_reason: `stop` when the policy ended it, `length` when it was cut off.
-
-    Raises:
-        ValueError: a tensor has another shape or dtype.
-    """
-
-    prompt_tokens: Tensor
-    response_tokens: Tensor
-    response_logprobs: Tensor
-    weight_version: int
-    finish_reason: FinishReason
-
-    def __post_init__(self) -> None:
-        _check("prompt_tokens", self.prompt_tokens, torch.int64)
-        _check("response_tokens", self.response_tokens, torch.int64)
-        _check("response_logprobs", self.response_logprobs, torch.float32, len(self.response_tokens))
-        if len(self.prompt_tokens) == 0 or len(self.response_tokens) == 0:
-            raise ValueError(
-                f"a completion needs at least one prompt token and one response token, "
-                f"not {len(self.prompt_tokens)} and {len(self.response_tokens)}"
-            )
-        if self.finish_reason not in ("stop", "length"):
-            raise ValueError(f"finish_reason must be 'stop' or 'length', not {self.finish_reason!r}")
-
-
-@dataclass(frozen=True, eq=False)
-class Batch(_PicklesAsNumpy):
+class Batch(PicklesAsNumpy):
     """`S` sequences of `T` tokens in all, flat and unpadded.
 
     A per-token value sits at the token that it is about: `logprobs[i] = log p(tokens[i] | earlier tokens)`, and 0
@@ -98,16 +48,16 @@ class Batch(_PicklesAsNumpy):
     per_sequence: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check("tokens", self.tokens, torch.int64)
-        _check("cu_seqlens", self.cu_seqlens, torch.int32)
+        check_tensor("tokens", self.tokens, torch.int64)
+        check_tensor("cu_seqlens", self.cu_seqlens, torch.int32)
         if len(self.cu_seqlens) == 0:
             raise ValueError("cu_seqlens must hold at least its leading 0")
-        _check("loss_mask", self.loss_mask, torch.bool, self.num_tokens)
-        _check("sample_ids", self.sample_ids, torch.int64, self.num_sequences)
+        check_tensor("loss_mask", self.loss_mask, torch.bool, self.num_tokens)
+        check_tensor("sample_ids", self.sample_ids, torch.int64, self.num_sequences)
         for name, value in self.per_token.items():
-            _check(f"per_token[{name!r}]", value, torch.float32, self.num_tokens)
+            check_tensor(f"per_token[{name!r}]", value, torch.float32, self.num_tokens)
         for name, value in self.per_sequence.items():
-            _check(f"per_sequence[{name!r}]", value, _PER_SEQUENCE_DTYPES, self.num_sequences)
+            check_tensor(f"per_sequence[{name!r}]", value, _PER_SEQUENCE_DTYPES, self.num_sequences)
         if self.cu_seqlens.device.type == "cpu":  # elsewhere, looking at values would stall the device
             self._check_values()
 
@@ -235,20 +185,23 @@ class Batch(_PicklesAsNumpy):
 
     @staticmethod
     def from_completions(
+        prompts: Sequence[Tensor],
         completions: Sequence[Completion],
         sample_ids: Sequence[int],
         group_ids: Sequence[int],
         rewards: Sequence[float],
     ) -> Batch:
-        """The training batch of `S` completions.
+        """The training batch of `S` prompts, int64 each, and the completion of each.
 
         Sets `per_token["rollout_logprobs"]` (0 on prompts) and, per sequence, `rewards` (float32),
-        `weight_versions` and `group_ids` (int64). The group is the prompt that the completion answers.
+        `weight_versions` (the oldest of the completion) and `group_ids` (int64). The group is the prompt that the
+        completion answers.
 
         Raises:
             ValueError: the arguments differ in length.
         """
         counts = {
+            "prompts": len(prompts),
             "completions": len(completions),
             "sample_ids": len(sample_ids),
             "group_ids": len(group_ids),
@@ -256,15 +209,45 @@ class Batch(_PicklesAsNumpy):
         }
         if len(set(counts.values())) != 1:
             raise ValueError(f"one entry a completion is needed: {', '.join(f'{n} {k}' for k, n in counts.items())}")
-        batch = Batch.from_sequences([(c.prompt_tokens, c.response_tokens) for c in completions], sample_ids)
-        logprobs = [part for c in completions for part in (torch.zeros(len(c.prompt_tokens)), c.response_logprobs)]
+        pairs = list(zip(prompts, completions, strict=True))
+        batch = Batch.from_sequences([(prompt, c.response_tokens) for prompt, c in pairs], sample_ids)
+        logprobs = [part for prompt, c in pairs for part in (torch.zeros(len(prompt)), c.response_logprobs)]
         return replace(
             batch,
             per_token={"rollout_logprobs": torch.cat(logprobs) if logprobs else torch.zeros(0)},
             per_sequence={
                 "rewards": torch.tensor(rewards, dtype=torch.float32),
-                "weight_versions": torch.tensor([c.weight_version for c in completions], dtype=torch.int64),
+                "weight_versions": torch.tensor([int(c.versions.min()) for c in completions], dtype=torch.int64),
                 "group_ids": torch.tensor(group_ids, dtype=torch.int64),
+            },
+        )
+
+    @staticmethod
+    def from_trajectories(trajectories: Sequence[Trajectory]) -> Batch:
+        """The training batch of `S` trajectories; a failed one is masked out.
+
+        Sets `per_token["rollout_logprobs"]` (0 where nothing was sampled) and, per sequence, `rewards` (float32),
+        `scored` (bool, False for failed ones), `weight_versions` (int64, the oldest) and `group_ids` (int64).
+        Sample ids are the places in the batch added to the first episode.
+
+        Raises:
+            ValueError: there is no trajectory.
+        """
+        if not trajectories:
+            raise ValueError("a batch needs at least one trajectory")
+        scored = [trajectory.status != "failed" for trajectory in trajectories]
+        first = trajectories[0].episode
+        return Batch(
+            tokens=torch.cat([trajectory.tokens for trajectory in trajectories]),
+            cu_seqlens=_cu_seqlens(torch.tensor([len(trajectory.tokens) for trajectory in trajectories])),
+            loss_mask=torch.cat([t.sampled & kept for t, kept in zip(trajectories, scored, strict=True)]),
+            sample_ids=torch.arange(first, first + len(trajectories)),
+            per_token={"rollout_logprobs": torch.cat([trajectory.logprobs for trajectory in trajectories])},
+            per_sequence={
+                "rewards": torch.tensor([trajectory.reward for trajectory in trajectories], dtype=torch.float32),
+                "scored": torch.tensor(scored, dtype=torch.bool),
+                "weight_versions": torch.tensor([t.oldest_version for t in trajectories], dtype=torch.int64),
+                "group_ids": torch.tensor([trajectory.group for trajectory in trajectories], dtype=torch.int64),
             },
         )
 
@@ -290,35 +273,6 @@ class Batch(_PicklesAsNumpy):
         )
 
 
-def _check(name: str, value: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...], length: int | None = None) -> None:
-    """Refuse a tensor that is not one-dimensional, of `dtype`, and of `length` where one is given."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a tensor, not {type(value).__name__}")
-    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
-    if value.dtype not in dtypes:
-        raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, not {value.dtype}")
-    if value.dim() != 1 or (length is not None and len(value) != length):
-        wanted = "one-dimensional" if length is None else f"of shape [{length}]"
-        raise ValueError(f"{name} must be {wanted}, not of shape {list(value.shape)}")
-
-
 def _cu_seqlens(lengths: Tensor) -> Tensor:
     """int32 `[S + 1]` running sum of `lengths`, with its leading 0."""
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-
-
-def _to_numpy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
-    if isinstance(value, Mapping):
-        return {name: _to_numpy(item) for name, item in value.items()}
-    return value
-
-
-def _from_numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        # Arrays out of Ray's object store are read-only, which torch cannot express.
-        return torch.from_numpy(value if value.flags.writeable else value.copy())
-    if isinstance(value, dict):
-        return {name: _from_numpy(item) for name, item in value.items()}
-    return value

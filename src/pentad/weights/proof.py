@@ -67,3 +67,16 @@ def check_probe(trainer: Sequence[Tensor], engine: Sequence[Tensor], dtype: torc
             f"largest difference {largest:.3g}, mean {mean:.3g}; all tensors arrived, so the two compute differently"
         )
     return largest
+
+
+def divergence(sampler: Tensor, other: Tensor) -> float:
+    """Mean k3 estimate of KL(sampler || other) over tokens that the sampler drew, in nats a token.
+
+    http://joschu.net/blog/kl-approx.html: r - 1 - log r with r = other / sampler; for small differences half the mean
+    of their squares.
+
+    Args:
+        sampler, other: float32 `[n]`, log-probs of the same tokens.
+    """
+    log_ratio = (other.double() - sampler.double()).clamp(-20, 20)
+    return float((log_ratio.expm1() - log_ratio).mean())

@@ -3,22 +3,17 @@
 Invariant: a setting that a user wrote is read by the run, or refused here with the reason.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 from pentad.config.loading.keys import known_keys
+from pentad.config.loading.megatron import check_megatron
+from pentad.config.schema.data import is_eval_name
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 
-# Fields of Megatron's TransformerConfig that follow from the allocation.
-_FROM_ALLOCATION = {
-    "tensor_model_parallel_size": "t",
-    "pipeline_model_parallel_size": "p",
-    "virtual_pipeline_model_parallel_size": "v",
-    "context_parallel_size": "c",
-    "expert_model_parallel_size": "e",
-    "expert_tensor_parallel_size": "x",
-    "sequence_parallel": "t",
-}
+# Words that a variable with a secret has in its name.
+_SECRET = {"TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
 
 
 def check(settings: RunSettings, origins: Mapping[str, str]) -> list[UserError]:
@@ -37,22 +32,20 @@ def unread_keys(settings: RunSettings) -> dict[str, tuple[str, str]]:
 
 def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]:
     algorithm, data = settings.algorithm, settings.data
-    if algorithm.name == "sft":
-        why, use = "algorithm sft does not read it", "or set algorithm.name to grpo"
-        keys = ("clip_low", "clip_high", "kl_coef", "kl_estimator", "advantage_std", "optimizer_steps")
+    for keys, why, use in algorithm.unread():
         yield tuple(f"algorithm.{key}" for key in keys), why, use
-        yield ("rollout.n", "rollout.temperature", "rollout.top_p"), why, use
+    if algorithm.trains_on == "examples":
+        why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to grpo"
+        yield ("rollout.n", "rollout.temperature", "rollout.top_p", "reward.on_failure"), why, use
         if not data.eval:
             why, use = (
-                "algorithm sft generates only for data.eval, which is empty",
+                f"algorithm {algorithm.name} generates only for data.eval, which is empty",
                 "or name a data.eval source",
             )
             yield _keys_of("rollout") + _keys_of("reward"), why, use
     else:
-        yield ("data.response_column",), "algorithm grpo does not read it", "or set algorithm.name to sft"
-        if algorithm.kl_coef == 0:
-            why, use = "there is no KL penalty, as algorithm.kl_coef is 0", "or give algorithm.kl_coef a value above 0"
-            yield ("algorithm.kl_estimator",), why, use
+        why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to sft"
+        yield ("data.response_column",), why, use
     if not data.eval:
         why, use = "data.eval is empty, so nothing is evaluated", "or name a data.eval source"
         yield ("data.eval_limit", "rollout.eval_temperature"), why, use
@@ -67,9 +60,31 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     if ":" not in settings.reward.name:
         why, use = f"reward {settings.reward.name} does not read it", "or set reward.name to a module:function"
         yield ("reward.options",), why, use
+    if settings.rollout.engine is None:
+        why, use = "rollout.engine names no engine of yours", "or set rollout.engine to a module:Class"
+        yield ("rollout.engine_options",), why, use
     if settings.trainer.schedule.name == "constant":
         why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
         yield ("trainer.schedule.min_lr_ratio",), why, use
+
+
+def _environment(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
+    for name, value in settings.ray.env.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield UserError(
+                f"{named(f'ray.env.{name}')}: {name!r} cannot name an environment variable",
+                "use letters, digits and '_'",
+            )
+        elif name == "CUDA_VISIBLE_DEVICES":
+            yield UserError(
+                f"{named(f'ray.env.{name}')} is set by Ray for each process",
+                "remove it; CUDA_VISIBLE_DEVICES where Ray is started limits the GPUs that are used",
+            )
+        elif value is not None and _SECRET & set(name.upper().split("_")):
+            yield UserError(
+                f"{named(f'ray.env.{name}')} looks like a secret; settings are kept in the run directory and shown",
+                f"set ray.env.{name} to null, and export {name} where the run is started",
+            )
 
 
 def _keys_of(section: str) -> tuple[str, ...]:
@@ -86,15 +101,16 @@ def _unread_but_set(settings: RunSettings, origins: Mapping[str, str]) -> Iterat
 
 def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
-    if algorithm.name == "grpo":
-        yield from _grpo(settings, named)
+    yield from _environment(settings, named)
+    if algorithm.trains_on == "rollouts":
+        yield from _rollouts(settings, named)
     elif trainer.tokens_per_microbatch <= data.max_prompt_tokens:
         yield UserError(
             f"{named('trainer.tokens_per_microbatch')} is {trainer.tokens_per_microbatch}, which leaves no room for a "
             f"response after a prompt of data.max_prompt_tokens = {data.max_prompt_tokens}",
             f"set trainer.tokens_per_microbatch above {data.max_prompt_tokens}, or lower data.max_prompt_tokens",
         )
-    steps = trainer.total_steps * (algorithm.optimizer_steps if algorithm.name == "grpo" else 1)
+    steps = trainer.total_steps * algorithm.updates
     if trainer.schedule.warmup_steps > steps:
         yield UserError(
             f"{named('trainer.schedule.warmup_steps')} is {trainer.schedule.warmup_steps}, but the run has only "
@@ -109,31 +125,22 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
                     f"name a source, such as data.eval={{test: FILE}}, or remove trainer.{key}",
                 )
     for name in data.eval:
-        if not name or set(name) & set("/ \t\n"):
+        if not is_eval_name(name):
             yield UserError(
                 f"{named(f'data.eval.{name}')}: {name!r} cannot name the metric eval/<name>/accuracy",
-                "use a name without spaces and slashes",
+                "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
             )
     if len(set(trainer.logger)) < len(trainer.logger):
         yield UserError(f"{named('trainer.logger')} names a logger twice", "name each logger once")
     if any(not text for text in rollout.stop):
         yield UserError(f"{named('rollout.stop')} holds an empty text, which would end every response", "remove it")
-    for field, letter in _FROM_ALLOCATION.items():
-        if field in settings.megatron.transformer:
-            yield UserError(
-                f"{named(f'megatron.transformer.{field}')} follows from the allocation",
-                f"remove it, and give the size as {letter} in allocation",
-            )
+    yield from check_megatron(settings.megatron, named)
 
 
-def _grpo(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
+def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
-    if rollout.n == 1:
-        yield UserError(
-            f"{named('rollout.n')} is 1: a group of one sample has no advantage (algorithm grpo), so nothing is learnt",
-            "set rollout.n to 2 or more",
-        )
-    steps, prompts = algorithm.optimizer_steps, trainer.prompts_per_step
+    yield from algorithm.impossible(rollout.n, named)
+    steps, prompts = algorithm.updates, trainer.prompts_per_step
     # All samples of a prompt stay in one minibatch.
     if steps > prompts:
         yield UserError(

@@ -23,7 +23,7 @@ def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> I
         place: says where the value of a key path was given.
     """
     for fault in error.errors(include_url=False, include_context=False):
-        path = fault["loc"]
+        path = _without_tag(fault["loc"])
         name = _dotted(path)
         if fault["type"] == "missing":
             yield _missing(name)
@@ -32,11 +32,26 @@ def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> I
         if key is None:
             yield _section(name, fault["input"], place(path))
             continue
+        if fault["type"] == "extra_forbidden" and key.algorithms:
+            yield _of_another_algorithm(key, fault["loc"][1], place(path))
+            continue
         given = fault["input"]
         inside = key.free and len(path) > len(key.name.split("."))
         expected = "text" if inside else key.expected
         cause = f"{name} ({place(path)}): expected {expected}, got {_shown(given)}"
-        yield UserError(cause, _fix(key, name, given))
+        yield UserError(cause, _fix(key, name, given, item=list in key.types and len(path) > len(key.name.split("."))))
+
+
+def _without_tag(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A path without the name of the algorithm, by which pydantic says whose settings were looked at."""
+    return (path[0], *path[2:]) if len(path) > 1 and path[0] == "algorithm" else path
+
+
+def _of_another_algorithm(key: Key, algorithm: str | int, place: str) -> UserError:
+    return UserError(
+        f"{key.name} ({place}) is set, but algorithm {algorithm} does not read it",
+        f"remove {key.name}, or set algorithm.name to {' or '.join(key.algorithms)}",
+    )
 
 
 def _missing(name: str) -> UserError:
@@ -51,9 +66,11 @@ def _section(name: str, given: Any, place: str) -> UserError:
     return UserError(f"{name} ({place}): expected a section (keys {keys}), got {_shown(given)}", fix)
 
 
-def _fix(key: Key, name: str, given: Any) -> str:
+def _fix(key: Key, name: str, given: Any, *, item: bool) -> str:
+    """What to write instead of `given`, which is the value of `key` or, with `item`, one item of its list."""
     if key.choices:
-        return f"write {_nearest_choice(key.choices, given)}"
+        nearest = _nearest_choice(key.choices, given)
+        return f"write [{nearest}]" if list in key.types and not item else f"write {nearest}"
     if isinstance(given, str):
         meant = read_word(given.strip())
         if (type(meant) in key.types and type(meant) is not str) or (float in key.types and type(meant) is int):

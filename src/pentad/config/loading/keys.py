@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -11,6 +11,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pentad.config.schema.algorithms import ALGORITHMS, CUSTOM, CustomSettings
 from pentad.config.schema.run import RunSettings
 
 
@@ -27,6 +28,7 @@ class Key:
         free: whether the value is a mapping with keys of the user's choice.
         choices: the accepted words, if the setting (or each of its items) is one of a few.
         types: the accepted Python types, without None.
+        algorithms: of a key of `algorithm`, the algorithms that have it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Key:
     free: bool
     choices: tuple[str, ...]
     types: tuple[type, ...]
+    algorithms: tuple[str, ...] = ()
 
 
 @cache
@@ -66,10 +69,32 @@ def owner(path: tuple[str, ...]) -> Key | None:
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if name == "algorithm":
+            yield from _walk_algorithms()
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from _walk(annotation, f"{prefix}{name}.")
         else:
             yield _key(prefix + name, field)
+
+
+def _walk_algorithms() -> Iterator[Key]:
+    """The keys of all algorithms, each once; the name first."""
+    classes = {**ALGORITHMS, CUSTOM: CustomSettings}
+    found: dict[str, Key] = {}
+    for algorithm, settings in classes.items():
+        for name, field in settings.model_fields.items():
+            key = found.get(name) or _key(f"algorithm.{name}", field)
+            found[name] = replace(key, algorithms=(*key.algorithms, algorithm))
+    names = ", ".join(ALGORITHMS)
+    yield replace(
+        found.pop("name"),
+        expected=f"one of {names}, or {CUSTOM}",
+        default=next(iter(ALGORITHMS)),
+        description="the algorithm; each reads its own keys",
+        choices=tuple(ALGORITHMS),
+        algorithms=(),
+    )
+    yield from found.values()
 
 
 def _key(name: str, field: FieldInfo) -> Key:

@@ -20,6 +20,8 @@ def effective_yaml(loaded: LoadedSettings) -> str:
     lines: list[tuple[str, str]] = []
     sections: tuple[str, ...] = ()
     for name, key in known_keys().items():
+        if not has(loaded.settings, name):  # a key of another algorithm
+            continue
         *above, last = name.split(".")
         for depth, section in enumerate(above):
             if sections[: depth + 1] != tuple(above[: depth + 1]):
@@ -56,10 +58,17 @@ def reference_markdown() -> str:
     for section, keys in _by_section().items():
         parts.append(f"## {section}\n\n| key | value | default | meaning |\n|---|---|---|---|\n")
         for key in keys:
-            cells = (f"`{key.name}`", key.expected, _default(key, code="`"), key.description)
+            of = f" ({', '.join(key.algorithms)})" if key.algorithms else ""
+            cells = (f"`{key.name}`", key.expected, _default(key, code="`"), key.description + of)
             parts.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "\\<") for cell in cells) + " |\n")
         parts.append("\n")
     return "".join(parts).rstrip("\n") + "\n"
+
+
+def has(settings: RunSettings, name: str) -> bool:
+    """Whether these settings have a key: those of other algorithms than the chosen one are not there."""
+    section, _, field = name.partition(".")
+    return section != "algorithm" or field in type(settings.algorithm).model_fields
 
 
 def value_of(settings: RunSettings, name: str) -> Any:

@@ -1,6 +1,6 @@
 """Settings of generation."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,10 @@ from pentad.config.schema.base import Settings
 class RolloutSettings(Settings):
     """`rollout.*`"""
 
+    engine: str | None = Field(
+        None, pattern=".:.", description="module:Class: an engine of your own; null: the one that the allocation names"
+    )
+    engine_options: dict[str, Any] = Field({}, description="arguments of the class, with an engine of your own")
     n: int = Field(8, ge=1, description="samples a prompt")
     temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probs are of the scaled distribution")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 keeps the whole distribution")

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from pentad.config.schema.algorithm import AlgorithmSettings
+from pentad.config.schema.algorithms import AnyAlgorithm
 from pentad.config.schema.base import Settings
 from pentad.config.schema.data import DataSettings
 from pentad.config.schema.experiment import ExperimentSettings
@@ -24,6 +24,6 @@ class RunSettings(Settings):
     trainer: TrainerSettings
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
-    algorithm: AlgorithmSettings = AlgorithmSettings()
+    algorithm: AnyAlgorithm
     megatron: MegatronSettings = MegatronSettings()
     ray: RaySettings = RaySettings()

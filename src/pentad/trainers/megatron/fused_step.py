@@ -24,7 +24,7 @@ def use_fused_adamw(optimizer: MegatronOptimizer) -> None:
 
 
 @torch.no_grad()
-def clip_and_update(optimizer: MegatronOptimizer, max_norm: float) -> float:
+def fused_clip_and_update(optimizer: MegatronOptimizer, max_norm: float) -> float:
     """One AdamW step with gradients scaled down to a norm of at most `max_norm` (0: not at all).
 
     A collective of the ranks that Megatron's own norm is one of. The host waits once, after all work is under way.

@@ -9,21 +9,22 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch.distributed import Store
 
 from pentad.layout import Layout
 from pentad.platform.device import Platform
 
 
-def join_ranks(platform: Platform, rank: int, world_size: int, init_method: str, deadline_s: float) -> None:
+def join_ranks(platform: Platform, rank: int, world_size: int, meeting: str | Store, deadline_s: float) -> None:
     """Enter torch.distributed.
 
     Args:
-        init_method: where the ranks meet, as `tcp://host:port` or `file:///path`.
+        meeting: where the ranks meet: a store that they share, or `file:///path`.
         deadline_s: longest time of any collective, in seconds.
     """
     torch.distributed.init_process_group(
         platform.backend,
-        init_method=init_method,
+        **({"init_method": meeting} if isinstance(meeting, str) else {"store": meeting}),
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=deadline_s),

@@ -4,7 +4,7 @@ Invariant: everything that Megatron's own local modules refuse (sequence paralle
 attention) is supplied here, and what the selected kernels compute faster; everything else is Megatron's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,19 +54,20 @@ class TorchSpecProvider(LocalSpecProvider):
     def grouped_mlp_modules(self, moe_use_grouped_gemm: bool) -> Callable[..., GroupedExperts]:
         return partial(GroupedExperts, kernels=self.kernels)
 
-    def mlp(self, config: TransformerConfig) -> Callable[..., Any]:
+    def mlp(self, config: TransformerConfig, has_experts: bool) -> Callable[..., Any]:
         """The dense MLP or the mixture of experts of a layer."""
         version = self.kernels.mlp
-        if config.num_moe_experts or version == "plain":
-            return get_mlp_module_spec_for_backend(self, num_experts=config.num_moe_experts)
+        if has_experts or version == "plain":
+            experts = config.num_moe_experts if has_experts else None
+            return get_mlp_module_spec_for_backend(self, num_experts=experts)
         parts = GatedMLPSubmodules(
             linear_fc1=self.column_parallel_linear(), linear_fc2=self.row_parallel_linear(), version=version
         )
         return partial(GatedMLP.as_mlp_submodule, submodules=parts)
 
 
-def layer_spec(config: TransformerConfig, provider: TorchSpecProvider) -> ModuleSpec:
-    """One decoder layer: norm, attention, norm, MLP."""
+def layer_spec(config: TransformerConfig, provider: TorchSpecProvider, has_experts: bool) -> ModuleSpec:
+    """One decoder layer: norm, attention, norm, and experts or a dense MLP."""
     qk_norm = provider.layer_norm(rms_norm=True, for_qk=True) if config.qk_layernorm else IdentityOp
     return ModuleSpec(
         module=TransformerLayer,
@@ -85,20 +86,23 @@ def layer_spec(config: TransformerConfig, provider: TorchSpecProvider) -> Module
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=provider.layer_norm(rms_norm=True),
-            mlp=provider.mlp(config),
+            mlp=provider.mlp(config, has_experts),
             mlp_bda=get_bias_dropout_add,
         ),
     )
 
 
-def block_spec(config: TransformerConfig, num_layers: int, kernels: Kernels = PLAIN) -> TransformerBlockSubmodules:
+def block_spec(
+    config: TransformerConfig, has_experts: Sequence[bool], kernels: Kernels = PLAIN
+) -> TransformerBlockSubmodules:
     """The decoder layers of one pipeline stage, and the final norm.
 
     Args:
-        num_layers: how many layers this stage holds.
+        has_experts: of each layer that this stage holds, in order.
         kernels: which version of each operation is used.
     """
     provider = TorchSpecProvider(kernels)
+    specs = {kind: layer_spec(config, provider, kind) for kind in set(has_experts)}
     return TransformerBlockSubmodules(
-        layer_specs=[layer_spec(config, provider)] * num_layers, layer_norm=provider.layer_norm(rms_norm=True)
+        layer_specs=[specs[kind] for kind in has_experts], layer_norm=provider.layer_norm(rms_norm=True)
     )

@@ -6,7 +6,7 @@ nor the packing can change a gradient. The verbs know nothing of any algorithm.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from pentad.algorithms.protocol import Loss
-from pentad.algorithms.reduction import count
+from pentad.algorithms.protocol import Loss, Mean, Outputs
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.kernels.logprob import vocab_parallel_logprobs
@@ -33,10 +32,16 @@ from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
 from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
-from pentad.trainers.megatron.fused_step import clip_and_update
+from pentad.trainers.megatron.fused_step import fused_clip_and_update
 from pentad.trainers.megatron.gradients import reduced_gradients
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
-from pentad.trainers.megatron.optimizer import make_optimizer, make_schedule, wrap_data_parallel
+from pentad.trainers.megatron.optimizer import (
+    clip_and_update,
+    make_optimizer,
+    make_schedule,
+    prepare_gradients,
+    wrap_data_parallel,
+)
 from pentad.trainers.megatron.rotary import RotaryTable
 from pentad.trainers.megatron.rows import take_rows
 from pentad.weights.hf_files import CheckpointReader
@@ -92,6 +97,7 @@ class Trainer:
         self._schedule_function = get_forward_backward_func()
         self.optimizer = self.schedule = None
         self.trained_samples: list[int] = []
+        self._differentiates_entropy = False
         self.models: list[Any] = [chunk.module for chunk in self.chunks]
         if optimizer_steps is not None:
             self.models = wrap_data_parallel(self.models, self.megatron, megatron.ddp, groups)
@@ -185,35 +191,40 @@ class Trainer:
             chunk.module.train()
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        tokens, denominator = count(batch, "tokens"), count(batch, loss.normalizer)
-
+        denominator = loss.denominator(batch)
+        self._differentiates_entropy = loss.differentiates_entropy
         # Megatron weighs a router's auxiliary losses by the tokens of their microbatch.
         self.megatron.moe_grad_scale_func = lambda: self.optimizer.scale_loss(
             torch.full((1,), 1 / batch.num_tokens, device=self.platform.device)
         )
         reset_expert_load(self._modules)
         self.trained_samples = []
-        # Of the ranks that compute the same loss, the first tells.
-        tells = self.groups.tp.rank() == 0 and self.groups.cp.rank() == 0
+        # Ranks of one tensor- or context-parallel group compute the same loss.
+        is_reporting_rank = self.groups.tp.rank() == 0 and self.groups.cp.rank() == 0
 
         def reduce(outputs: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            if tells:
+            if is_reporting_rank:
                 self.trained_samples += microbatch.sample_ids
-            loss_sum, sums = loss(outputs[0], microbatch.batch)
-            sums = {"train/loss": loss_sum.detach() * (tokens / denominator), **sums}
-            entropy = outputs[1].sum().detach()
+            loss_sum, means = loss(Outputs(outputs[0], outputs[1]), microbatch.batch)
+            means = {
+                "train/loss": Mean(loss_sum.detach(), 0.0),
+                "train/entropy": Mean(outputs[1].detach().sum(), microbatch.batch.loss_mask.sum()),
+                **means,
+            }
             # Megatron would divide gradients by the sum of the second value; see `_finalize`.
             nothing = outputs.new_zeros((), dtype=torch.int)
-            return loss_sum / denominator, nothing, {**sums, "train/entropy": entropy}
+            return loss_sum / denominator, nothing, _as_pairs(means)
 
         mine = self._my_microbatches(plan)
         results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
+        self._differentiates_entropy = False
         if self.kernels.optimizer == "fused":
             # Takes the host a few milliseconds, while the GPU still works.
             self.optimizer.prepare_grads()
         sums = self._sum_over_microbatches(results)
-        metrics = {name: value / tokens for name, value in sums.items()}
-        if experts := self.mapping.geometry.experts:
+        sums["train/loss"] = (sums["train/loss"][0], denominator)
+        metrics = {name: total / divisor if divisor else 0.0 for name, (total, divisor) in sums.items()}
+        if experts := self.mapping.facts.num_experts:
             metrics |= expert_load(self._modules, self.groups, experts)
         return metrics
 
@@ -225,13 +236,11 @@ class Trainer:
         """
         if self.kernels.optimizer == "fused":
             return self._fused_step()
-        # Megatron looks at the norm only to clip by it, and would write what is not finite into the weights.
-        self.optimizer.prepare_grads()
-        norm = float(self.optimizer.get_grad_norm())
+        norm = prepare_gradients(self.optimizer)
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}")
         self.schedule.step(increment=1)
-        _, _, zeros = self.optimizer.step()
+        zeros = clip_and_update(self.optimizer, norm)
         counted = {} if zeros is None else {"train/grad_zeros": float(zeros)}
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
 
@@ -240,23 +249,23 @@ class Trainer:
         counted = {}
         if self.optimizer.config.log_num_zeros_in_grad:
             counted["train/grad_zeros"] = float(self.optimizer.count_zeros())
-        norm = clip_and_update(self.optimizer, self.settings.optimizer.grad_clip)
+        norm = fused_clip_and_update(self.optimizer, self.settings.optimizer.grad_clip)
         if not math.isfinite(norm):
             self.schedule.step(increment=-1)
             raise FloatingPointError(f"the gradient norm is {norm}")
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
 
-    def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, float]:
+    def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, tuple[float, float]]:
         """Sums over all microbatches of all data-parallel ranks, on every rank; only the last stage has results."""
         names: list[Any] = [sorted(results[0]) if self._is_last_stage else None]
         if self.groups.pp.size() > 1:
             torch.distributed.broadcast_object_list(names, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
-        sums = torch.zeros(len(names[0]), device=self.platform.device)
+        sums = torch.zeros(len(names[0]), 2, dtype=torch.float64, device=self.platform.device)
         for result in results:
-            sums += torch.stack([result[name].float() for name in names[0]])
+            sums += torch.stack([result[name] for name in names[0]])
         torch.distributed.all_reduce(sums, group=self.groups.dp)
         self._from_last_stage(sums)
-        return dict(zip(names[0], sums.tolist(), strict=True))
+        return {name: (total, divisor) for name, (total, divisor) in zip(names[0], sums.tolist(), strict=True)}
 
     @property
     def _modules(self) -> list[GPTModel]:
@@ -286,7 +295,8 @@ class Trainer:
         forward_only: bool,
     ) -> list[dict[str, Tensor]]:
         """Megatron's schedule over this rank's microbatches; `finish` turns log-probs into a loss."""
-        # Every virtual stage has an iterator of its own over the same microbatches; the last to ask lets them go.
+        # Every virtual stage has an iterator of its own over the same microbatches; the last virtual stage frees
+        # the microbatch.
         made: dict[int, tuple[Microbatch, int]] = {}
         done = 0
 
@@ -354,11 +364,20 @@ class Trainer:
             weight,
             microbatch.batch.tokens[targets],
             temperature=temperature,
-            vocab_size=self.mapping.geometry.vocab_size,
+            vocab_size=self.mapping.facts.vocab_size,
             group=self.groups.tp,
             version=self.kernels.logprob,
+            differentiates_entropy=self._differentiates_entropy,
         )
         places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
         places = places.index_copy(1, targets, torch.stack([logprobs, entropies]))
         # Every context-parallel rank computes the loss of the whole microbatch; its gradient goes to its own tokens.
         return reduce_from_tensor_model_parallel_region(places, group=self.groups.cp)
+
+
+def _as_pairs(means: Mapping[str, Mean]) -> dict[str, Tensor]:
+    """Float64 `[2]` of each: total and count."""
+    return {
+        name: torch.stack([mean.total.double(), torch.as_tensor(mean.count, device=mean.total.device).double()])
+        for name, mean in means.items()
+    }

@@ -42,24 +42,24 @@ class Bucket:
             yield entry.name, flat.view(entry.dtype).view(entry.shape)
 
 
-def pack(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, bucket_bytes: int) -> Iterator[Bucket]:
+def pack(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, bucket_bytes: int) -> Iterator[Bucket]:
     """Cast tensors and pack them in order; a tensor larger than a bucket gets one of its own.
 
     Args:
         tensors: name and whole tensor, on any device.
-        dtype: what the engine holds.
+        dtype: what the engine holds; None keeps the dtype of each tensor.
         bucket_bytes: a bucket is closed before it would pass this.
     """
     entries: list[Entry] = []
     parts: list[Tensor] = []
     offset = 0
     for name, tensor in tensors:
-        sent = tensor.detach().to(dtype).contiguous()
+        sent = tensor.detach().to(dtype or tensor.dtype).contiguous()
         size = sent.numel() * sent.element_size()
         if entries and offset + size > bucket_bytes:
             yield _close(entries, parts)
             entries, parts, offset = [], [], 0
-        entries.append(Entry(name, dtype, tuple(sent.shape), offset, checksum(sent)))
+        entries.append(Entry(name, sent.dtype, tuple(sent.shape), offset, checksum(sent)))
         parts.append(sent.view(-1).view(torch.uint8))
         offset += size
     if entries:

@@ -1,0 +1,53 @@
+"""From settings to the algorithm."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from pentad.algorithms.grpo import GRPO
+from pentad.algorithms.protocol import Algorithm
+from pentad.algorithms.sft import SFT
+from pentad.config.schema.algorithms import AlgorithmSettings, CustomSettings
+from pentad.errors import UserError
+from pentad.user_code import load_object, where
+
+ALGORITHMS: dict[str, Callable[[Any], Algorithm]] = {
+    "grpo": GRPO,
+    "sft": SFT,
+}
+
+_METHODS = ("admit", "credit", "losses")
+
+
+def make_algorithm(settings: AlgorithmSettings) -> Algorithm:
+    """The algorithm that settings describe.
+
+    Raises:
+        UserError: the user's class cannot be imported, does not take the options, or lacks a method.
+    """
+    if isinstance(settings, CustomSettings):
+        return _custom(settings)
+    return ALGORITHMS[settings.name](settings)
+
+
+def _custom(settings: CustomSettings) -> Algorithm:
+    name = settings.name
+    made = load_object(name, "algorithm.name")
+    if not inspect.isclass(made):
+        raise UserError(f"algorithm.name={name} is of type {type(made).__name__}, not a class", "name a class")
+    missing = [method for method in _METHODS if not callable(getattr(made, method, None))]
+    if missing:
+        raise UserError(
+            f"algorithm.name={name} has no method {', '.join(missing)}",
+            "give the class the methods of pentad.algorithms.protocol.Algorithm",
+        )
+    try:
+        return made(**settings.options)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"algorithm.name={name} could not be made with algorithm.options: {type(error).__name__}: "
+            f"{error}{where(error)}",
+            f"change algorithm.options; its signature is {inspect.signature(made)}",
+        ) from error

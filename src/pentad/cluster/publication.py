@@ -1,0 +1,55 @@
+"""Bringing the policy's weights to the engines, and proving that they arrived.
+
+Invariant: trainer ranks send while engines receive; after a publication every engine holds, bit for bit, what was
+sent, or the run ends. Engines are paused meanwhile: running requests go on under the new weights once these are proven.
+"""
+
+from pentad.cluster.engines import Engines
+from pentad.cluster.trainers import RoleTrainer, Trainers
+from pentad.weights.proof import check_checksums
+from pentad.weights.transport.protocol import Transport
+
+_PHASE = "weight synchronisation"
+
+
+class PublishedPolicy(RoleTrainer):
+    """The model that is trained and generates; satisfies `pentad.loops.roles.Policy`.
+
+    Args:
+        trainers: its ranks.
+        engines: what it is published to.
+        transport: how its weights travel.
+    """
+
+    def __init__(self, trainers: Trainers, engines: Engines, transport: Transport) -> None:
+        super().__init__(trainers, "policy")
+        self._engines = engines
+        self._transport = transport
+
+    async def publish(self, version: int) -> None:
+        """Bring the trainer's weights to the engines and prove that they arrived; engines are awake afterwards.
+
+        Args:
+            version: of the weights; the number of optimizer steps behind them.
+
+        Raises:
+            SyncError: an engine holds something else than was sent. The message names the tensors.
+            DeadlineError: it took too long. The message names the processes, and the tensor that each was at.
+            RunFailedError: a process failed.
+        """
+        await self._engines.pause(abort=False)
+        await self._engines.wake()
+        gang = self._trainers.gang
+        channel = self._transport.open(version)
+        try:
+            # Engines first: they receive from the first bucket on.
+            calls = [self._engines.start_loading(channel, version), self.start_sending(channel)]
+            held, sent = await gang.processes.wait(calls, _PHASE, gang.deadline_s)
+        finally:
+            channel.close("the publication has ended")
+        sums: dict[str, int] = {}
+        for part in sent:
+            sums |= part
+        for engine, found in zip(self._engines.names, held, strict=True):
+            check_checksums(sums, found, engine)
+        await self._engines.resume()

@@ -1,0 +1,117 @@
+"""The driver's side of one rollout engine.
+
+Invariant: while anything is in flight, the driver waits for answers of the engine, and notices the death of any process
+of the run; a failure fails all requests in flight.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from pentad.cluster.engine_actor import Answer, Ticket
+from pentad.cluster.failure import first_cause
+from pentad.cluster.gang import Gang
+from pentad.errors import UserError
+from pentad.samples.completion import Completion
+from pentad.samples.request import GenerateRequest
+
+_PHASE = "rollout"
+
+
+@dataclass(eq=False)
+class Order:
+    """A request, the answer that somebody waits for, and the engine that it has gone to."""
+
+    request: GenerateRequest
+    answer: asyncio.Future[Completion]
+    replica: Optional["Replica"] = None
+    ticket: Ticket = -1
+
+    @property
+    def load(self) -> int:
+        """Tokens that it may take."""
+        return len(self.request.prompt_tokens) + self.request.params.max_tokens
+
+
+class Replica:
+    """One engine.
+
+    Attributes:
+        load: tokens that the requests in flight may take.
+    """
+
+    def __init__(self, gang: Gang, rank: int) -> None:
+        self._gang, self._rank = gang, rank
+        self._tickets = itertools.count()
+        self._new: list[Order] = []
+        self._in_flight: dict[Ticket, Order] = {}
+        self._cancelled: list[Ticket] = []
+        self._submissions: set[asyncio.Task[None]] = set()
+        self._collection: asyncio.Task[None] | None = None
+        self.load = 0
+
+    def take(self, order: Order) -> None:
+        """Accept an order, for the next `send`."""
+        order.replica, order.ticket = self, next(self._tickets)
+        self.load += order.load
+        self._in_flight[order.ticket] = order
+        self._new.append(order)
+
+    def send(self) -> None:
+        """Send what was taken."""
+        if not self._new:
+            return
+        new, self._new = self._new, []
+        requests = [(order.ticket, order.request) for order in new]
+        submission = asyncio.create_task(self._submit(requests))
+        self._submissions.add(submission)
+        submission.add_done_callback(self._submissions.discard)
+        if self._collection is None or self._collection.done():
+            self._collection = asyncio.create_task(self._collect())
+
+    def settle(self, order: Order) -> None:
+        """Forget an order that is answered, or that nobody waits for any more."""
+        self.load -= order.load
+        if self._in_flight.pop(order.ticket, None) is not None:
+            if not self._cancelled:
+                asyncio.get_running_loop().call_soon(self._cancel)
+            self._cancelled.append(order.ticket)
+
+    def _cancel(self) -> None:
+        tickets, self._cancelled = self._cancelled, []
+        self._gang.actors[self._rank].cancel.remote(tickets)
+
+    async def _submit(self, requests: Sequence[tuple[Ticket, GenerateRequest]]) -> None:
+        try:
+            await self._gang.call_rank(self._rank, "submit", requests, phase=_PHASE)
+        except Exception as error:
+            self._fail(error)
+
+    async def _collect(self) -> None:
+        try:
+            while self._in_flight:
+                for ticket, answer in await self._gang.call_rank(self._rank, "collect", phase=_PHASE):
+                    self._answer(ticket, answer if isinstance(answer, Completion) else self._named(answer))
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        for ticket in list(self._in_flight):
+            self._answer(ticket, error)
+
+    def _named(self, error: Exception) -> Exception:
+        """What is raised for a request that the engine could not complete."""
+        if isinstance(error, UserError):
+            return error
+        return first_cause({self._gang.names[self._rank]: error}, _PHASE, {})
+
+    def _answer(self, ticket: Ticket, answer: Answer) -> None:
+        order = self._in_flight.pop(ticket, None)
+        if order is None or order.answer.done():  # cancelled meanwhile
+            return
+        if isinstance(answer, Completion):
+            order.answer.set_result(answer)
+        else:
+            order.answer.set_exception(answer)

@@ -1,0 +1,65 @@
+"""What all algorithms' settings share.
+
+Invariant: an algorithm states which batch columns it reads; which roles exist, which stages run and what memory is
+planned follows from that. No other code asks for an algorithm by its name.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pentad.config.schema.base import Settings
+from pentad.errors import UserError
+
+Role = Literal["policy", "reference", "critic"]
+
+# Columns that are computed before training -> the role whose forward pass gives them.
+COLUMN_ROLES: dict[str, Role] = {"old_logprobs": "policy", "ref_logprobs": "reference", "values": "critic"}
+
+
+class AlgorithmSettings(Settings):
+    """`algorithm.*`"""
+
+    # rollouts: prompts are answered by the engines and rewarded. examples: the data has the responses.
+    trains_on: ClassVar[Literal["rollouts", "examples"]] = "rollouts"
+
+    name: str
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Keys of COLUMN_ROLES that the algorithm reads."""
+        return frozenset()
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """The models that a run needs."""
+        return frozenset({"policy"} | {COLUMN_ROLES[column] for column in self.columns})
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of one batch."""
+        return 1
+
+    def unread(self) -> Iterator[tuple[tuple[str, ...], str, str]]:
+        """Fields that nothing would read: their names, why, and what would make them be read."""
+        return iter(())
+
+    def impossible(self, samples: int, named: Callable[[str], str]) -> Iterator[UserError]:
+        """What cannot work.
+
+        Args:
+            samples: `rollout.n`.
+            named: a dotted name with the place where it was set.
+        """
+        return iter(())
+
+
+class RolloutAlgorithmSettings(AlgorithmSettings):
+    """Settings of every algorithm that trains on rollouts."""
+
+    optimizer_steps: int = Field(1, ge=1, description="optimizer steps per rollout batch (minibatches)")
+
+    @property
+    def updates(self) -> int:
+        return self.optimizer_steps

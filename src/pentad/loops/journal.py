@@ -1,0 +1,93 @@
+"""What a loop says of itself: phases and their times, metrics, sample texts.
+
+Invariant: metrics of a step are written once; what came before the first step is not part of it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+
+from transformers import PreTrainedTokenizerBase
+
+from pentad.loops.group import Group
+from pentad.record.metrics import Sinks, Timer
+from pentad.record.outcome import Status
+from pentad.record.samples import SampleLog
+from pentad.record.terminal import Terminal
+from pentad.rewards.builtin import truth_text
+
+_SHOWN = 4
+_FINISH = {"done": "stop", "failed": "stop", "truncated": "length"}
+
+
+class Journal:
+    """Terminal, sinks and sample log of a run.
+
+    Attributes:
+        status: what is being done, for whoever reports the end of the run.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        sinks: Sinks,
+        samples: SampleLog,
+        status: Status,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self._terminal, self._sinks, self._samples, self.status = terminal, sinks, samples, status
+        self._tokenizer = tokenizer
+        self._timer = Timer()
+
+    def progress(self, name: str, total: int | None = None) -> Callable[[int], None]:
+        """Show a phase; the result is called with how much of it is done."""
+        self.status.phase = name
+        phase = self._terminal.phase(name, total)
+        shown = 0
+
+        def advance(done: int) -> None:
+            nonlocal shown
+            if done > shown:
+                phase.advance(done - shown)
+                shown = done
+
+        return advance
+
+    def timed(self, phase: str) -> AbstractContextManager[None]:
+        """Add the time of the block to `time/<phase>`."""
+        return self._timer.phase(phase)
+
+    def times(self) -> dict[str, float]:
+        """`time/<phase>` and `time/step` since the last call; starts the next step."""
+        return self._timer.metrics()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Give metrics to all sinks."""
+        self._sinks.write(step, metrics)
+
+    def message(self, text: str) -> None:
+        """Show a line."""
+        self._terminal.message(text)
+
+    def tell_failure(self, failure: str, message: str) -> None:
+        """The first failure of a kind of the reward."""
+        self.message(f"reward failed ({failure}): {message}; further ones are only counted")
+
+    def keep_samples(self, step: int, source: str, groups: Iterable[Group]) -> None:
+        """Keep a few completions as text."""
+        left = _SHOWN
+        for group in groups:
+            for trajectory, result in zip(group.trajectories[:left], group.results[:left], strict=True):
+                response = trajectory.tokens[trajectory.sampled].tolist()
+                truth = group.row.ground_truth
+                self._samples.write(
+                    step,
+                    str(self._tokenizer.decode(group.prompt.tolist())),
+                    str(self._tokenizer.decode(response, skip_special_tokens=True)),
+                    result.score,
+                    source=source,
+                    finish_reason=_FINISH[trajectory.status],
+                    answer=None if truth is None else truth_text(truth),
+                )
+            left -= min(left, len(group.trajectories))
+            if not left:
+                return

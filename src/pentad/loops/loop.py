@@ -1,0 +1,163 @@
+"""The loop: one for all algorithms and all ways of making batches.
+
+Invariant: each sample that was generated is trained on exactly once, by weights at most `max_staleness` publications
+newer than those that sampled it. A step is: batch, columns, credit, optimizer steps, publication, record.
+"""
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from pentad.algorithms.protocol import Algorithm
+from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
+from pentad.config.schema.trainer import TrainerSettings
+from pentad.loops.evaluation import Evaluation
+from pentad.loops.journal import Journal
+from pentad.loops.publication import Publication
+from pentad.loops.roles import Engines, Trainer
+from pentad.loops.sources import Source
+from pentad.loops.stages import compute_columns
+from pentad.record.metrics import merge
+from pentad.samples.batch import Batch
+from pentad.samples.packing import split_minibatches
+from pentad.weights.proof import divergence
+
+
+@dataclass
+class Parts:
+    """What a loop is made of.
+
+    Attributes:
+        roles: the models; `policy` is always there.
+        engines: None where nothing is generated.
+        publication: None where nothing is generated.
+        evaluation: None where nothing is evaluated.
+        temperature: that samples are drawn at.
+    """
+
+    settings: TrainerSettings
+    algorithm_settings: AlgorithmSettings
+    algorithm: Algorithm
+    roles: Mapping[Role, Trainer]
+    source: Source
+    journal: Journal
+    engines: Engines | None
+    publication: Publication | None
+    evaluation: Evaluation | None
+    temperature: float
+    max_staleness: int = 0
+
+
+class Loop:
+    """A run between its first and its last step.
+
+    Attributes:
+        step: steps that are done.
+        version: of the weights; the number of optimizer steps behind them.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._losses = parts.algorithm.losses()
+        self._versions: deque[int] = deque(maxlen=parts.max_staleness + 1)
+        self.step = 0
+        self.version = 0
+
+    async def run(self) -> None:
+        """All steps.
+
+        Raises:
+            UserError, RunFailedError: what ended the run.
+        """
+        parts = self._parts
+        try:
+            if parts.settings.val_before_train and self.step == 0:
+                await self._evaluate()
+            if parts.source.generates:
+                await self._publish()
+            parts.journal.times()  # what came before the first step is not part of it
+            while self.step < parts.settings.total_steps:
+                await self._step()
+        finally:
+            await parts.source.close()
+
+    async def _step(self) -> None:
+        parts, journal, number = self._parts, self._parts.journal, self.step + 1
+        journal.status.step = number
+        batch, metrics = await parts.source.take(number, self._versions)
+        with journal.timed("train"):
+            if parts.engines is not None and parts.source.generates:
+                await parts.engines.sleep()
+            batch = await compute_columns(
+                batch, parts.algorithm_settings.columns, parts.roles, parts.temperature, journal
+            )
+            trained = await self._train(parts.algorithm.credit(batch))
+        self.step = number
+        if parts.source.generates:
+            await self._publish()
+        await parts.source.release()
+        metrics = merge(metrics, trained, drift(batch), journal.times())
+        metrics["perf/tokens_per_s"] = batch.num_tokens / metrics["time/step"]
+        journal.write(number, metrics)
+        every = parts.settings.test_freq
+        if number == parts.settings.total_steps or (every and number % every == 0):
+            await self._evaluate()
+            journal.times()
+
+    async def _train(self, batch: Batch) -> dict[str, float]:
+        """The optimizer steps on a batch."""
+        parts, metrics, consumed = self._parts, [], Counter[int]()
+        groups = batch.per_sequence.get("group_ids")
+        updates = parts.algorithm_settings.updates
+        for part in split_minibatches(batch.num_sequences, updates, None if groups is None else groups.tolist()):
+            minibatch = batch.select(part) if updates > 1 else batch
+            for role, loss in self._losses.items():
+                progress = parts.journal.progress("training" if role == "policy" else f"training of the {role}")
+                trained = await parts.roles[role].train(minibatch, loss, parts.temperature, progress)
+                if role == "policy":
+                    metrics.append(trained.metrics)
+                    consumed.update(trained.sample_ids)
+            self.version += 1
+        if consumed != Counter(batch.sample_ids.tolist()):
+            raise AssertionError("a sample was trained on twice or not at all")
+        joined = {name: fmean(step[name] for step in metrics) for name in metrics[0]}
+        joined["train/lr"] = metrics[-1]["train/lr"]
+        return {**joined, "data/samples_consumed": consumed.total()}
+
+    async def _publish(self) -> None:
+        if self._parts.publication is None:
+            raise RuntimeError("there are no rollout engines")
+        await self._parts.publication.bring(self.version)
+        self._versions.append(self.version)
+
+    async def _evaluate(self) -> None:
+        if self._parts.evaluation is not None:
+            await self._publish()
+            await self._parts.evaluation.run(self.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the driver must know to go on after a step; models and engines keep their own."""
+        return {"step": self.step, "version": self.version, "source": self._parts.source.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, before `run`."""
+        self.step, self.version = state["step"], state["version"]
+        self._parts.source.load_state_dict(state["source"])
+
+
+def drift(batch: Batch) -> dict[str, float]:
+    """How far the engines' log-probs of sampled tokens are from the trainer's; nothing where either is not known."""
+    if not {"rollout_logprobs", "old_logprobs"} <= batch.per_token.keys():
+        return {}
+    engine: Tensor = batch.per_token["rollout_logprobs"][batch.loss_mask]
+    trainer: Tensor = batch.per_token["old_logprobs"][batch.loss_mask]
+    difference = (engine - trainer).abs()
+    return {
+        "rollout/logprob_diff_max": float(difference.max()),
+        "rollout/logprob_diff_mean": float(difference.mean()),
+        "rollout/kl": divergence(engine, trainer),
+    }

@@ -1,0 +1,135 @@
+"""The parts of a loop from what was prepared and started.
+
+Invariant: what the settings ask for is there, and nothing else: no engines where nothing is generated, no reference
+where no column needs it.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import cast
+
+import torch
+
+from pentad.algorithms.make import make_algorithm
+from pentad.algorithms.protocol import Algorithm
+from pentad.config.schema.algorithms.base import Role
+from pentad.data.prompts import EncodedExamples, EncodedPrompts
+from pentad.data.sampler import PromptSampler
+from pentad.loops.evaluation import Evaluation
+from pentad.loops.experience import Experience
+from pentad.loops.journal import Journal
+from pentad.loops.loop import Parts
+from pentad.loops.publication import Publication
+from pentad.loops.roles import Engines, Policy, Trainer
+from pentad.loops.sampler import GroupSampler
+from pentad.loops.scoring import Decode, Scorer
+from pentad.loops.sources import Examples, Rollouts, Source
+from pentad.rewards.pool import RewardPool
+from pentad.run.prepare import Prepared
+from pentad.samples.request import SamplingParams
+
+
+def assemble(
+    prepared: Prepared,
+    policy: Trainer,
+    roles: Mapping[Role, Trainer],
+    engines: Engines | None,
+    rewards: RewardPool | None,
+    journal: Journal,
+    dtype: torch.dtype,
+    stack: ExitStack,
+) -> Parts:
+    """The parts of the loop.
+
+    Args:
+        policy: the model that is trained; it publishes, where there are engines.
+        roles: all models, the policy among them.
+        dtype: the coarser of the trainer's and the engines'.
+        stack: closes what is made here.
+    """
+    settings = prepared.settings
+    algorithm = make_algorithm(settings.algorithm)
+    scorer = None
+    if rewards is not None:
+        scorer = Scorer(rewards, _decoder(prepared), journal.tell_failure)
+        stack.callback(scorer.close)
+    publication = evaluation = None
+    if engines is not None:
+        publication = _publication(prepared, cast(Policy, policy), engines, journal, dtype)
+        if prepared.eval and scorer is not None:
+            evaluation = _evaluation(prepared, engines, scorer, journal)
+    return Parts(
+        settings=settings.trainer,
+        algorithm_settings=settings.algorithm,
+        algorithm=algorithm,
+        roles=roles,
+        source=_source(prepared, algorithm, engines, scorer, journal),
+        journal=journal,
+        engines=engines,
+        publication=publication,
+        evaluation=evaluation,
+        temperature=settings.rollout.temperature if settings.algorithm.trains_on == "rollouts" else 1.0,
+    )
+
+
+def _decoder(prepared: Prepared) -> Decode:
+    tokenizer = prepared.tokenizer
+    return lambda sequences: [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in sequences]
+
+
+def _source(
+    prepared: Prepared, algorithm: Algorithm, engines: Engines | None, scorer: Scorer | None, journal: Journal
+) -> Source:
+    settings, data = prepared.settings, prepared.train
+    order = PromptSampler(data, settings.experiment.seed, settings.data.shuffle)
+    per_step = settings.trainer.prompts_per_step
+    if isinstance(data, EncodedExamples):
+        return Examples(data, order, per_step)
+    if engines is None or scorer is None:
+        raise RuntimeError("rollouts need engines and rewards")
+    rollout = settings.rollout
+    sampler = GroupSampler(
+        data,
+        order,
+        engines,
+        scorer,
+        SamplingParams(
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            max_tokens=rollout.max_response_tokens,
+            stop=tuple(rollout.stop),
+        ),
+        samples=rollout.n,
+        groups_per_step=per_step,
+        on_failure=settings.reward.on_failure,
+    )
+    experience = Experience(sampler.group, lambda group: algorithm.admit(group.trajectories), per_step)
+    return Rollouts(sampler, experience, scorer, journal, per_step * rollout.n)
+
+
+def _publication(
+    prepared: Prepared, policy: Policy, engines: Engines, journal: Journal, dtype: torch.dtype
+) -> Publication:
+    data, layout = prepared.train, prepared.allocation.trainer.layout
+    if isinstance(data, EncodedPrompts):
+        probes = list(data.tokens[:4])
+    else:
+        probes = [torch.cat(pair) for pair in data.examples[:4]]
+    return Publication(
+        policy,
+        engines,
+        journal,
+        probes=probes,
+        # Every data-parallel rank, and every stage of an interleaved pipeline, needs a sequence.
+        copies=layout.data * layout.pipeline,
+        temperature=prepared.settings.rollout.temperature,
+        dtype=dtype,
+    )
+
+
+def _evaluation(prepared: Prepared, engines: Engines, scorer: Scorer, journal: Journal) -> Evaluation:
+    rollout = prepared.settings.rollout
+    params = SamplingParams(
+        temperature=rollout.eval_temperature, max_tokens=rollout.max_response_tokens, stop=tuple(rollout.stop)
+    )
+    return Evaluation(prepared.eval, engines, scorer, journal, params)

@@ -1,0 +1,20 @@
+"""What every trainer speaks of: what one optimizer step did.
+
+Invariant: nothing here knows a process, a backend or an algorithm.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one optimizer step did.
+
+    Attributes:
+        metrics: over the whole minibatch.
+        sample_ids: of the samples that were trained on.
+    """
+
+    metrics: Mapping[str, float]
+    sample_ids: tuple[int, ...]

@@ -1,0 +1,57 @@
+"""Ways for weights from the ranks of a trainer to engines.
+
+Invariant: a channel carries one publication. Trainer ranks send while engines receive; what is received is bit-equal
+to what was sent, cast to the dtype that the channel was opened with.
+
+Example::
+
+    channel = transport.open(version)
+    sent = channel.send(model.weights())            # in a trainer rank, while
+    engine.load(channel.receive())                  # in an engine
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+
+class TransportTimeoutError(TimeoutError):
+    """A peer did not send or take a tensor in time. The message names the tensor."""
+
+
+class WeightChannel(Protocol):
+    """One publication of a set of weights. It can be pickled and sent to the processes that use it."""
+
+    def send(self, tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, int]:
+        """Send whole tensors under their Hugging Face names; called by one trainer rank of each pipeline stage.
+
+        Returns:
+            the checksum of each tensor as it was sent.
+
+        Raises:
+            TransportTimeoutError: the receivers did not take what was sent.
+        """
+        ...
+
+    def receive(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of all senders, each valid until the next is taken. It blocks the thread that it runs in.
+
+        Raises:
+            TransportTimeoutError: nothing more was sent, and it was not all.
+        """
+        ...
+
+    def close(self, reason: str) -> None:
+        """End the publication; a process that still sends or receives fails with the reason. It does not wait."""
+        ...
+
+
+class Transport(Protocol):
+    """A way of moving weights, chosen before the run by what trainer and engines allow."""
+
+    name: str
+
+    def open(self, version: int) -> WeightChannel:
+        """The channel of the next publication."""
+        ...

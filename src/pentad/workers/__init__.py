@@ -1,0 +1,1 @@
+"""Isolated processes for users' code, such as rewards and tools."""
