@@ -31,6 +31,8 @@ def test_fast_is_as_near_to_float32_as_plain(name, setting):
     plain, fast = result(name, "bf16", PLAIN), result(name, "bf16", kernels)
     assert fast.keys() == exact.keys()
     distances = {key: (distance(fast[key], value), distance(plain[key], value)) for key, value in exact.items()}
+    # A single number may come near by chance: the norm has a bound of its own.
+    assert distances.pop("norm")[0] <= 2e-2
     farther = {key: pair for key, pair in distances.items() if pair[0] > 1.5 * pair[1] + 5e-3}
     assert not farther, f"(fast, plain) against float32: {farther}"
 

@@ -62,5 +62,29 @@ def test_same_step(layout, family, ddp, tiny_models):
             assert distance(one[name], value) <= 1e-5, name
 
 
+def diverge(rank: Rank, directory: Path) -> tuple[bool, bool, int]:
+    """Whether a step with an infinite gradient raised, whether it left the weights, and where the schedule stands."""
+    from pentad.trainers.megatron import trainer as trainer_module
+
+    trainer_module.select_kernels = lambda *_, **__: FAST
+    trainer = rank.trainer(directory, TrainerSettings(total_steps=1), MegatronSettings(), 1)
+    batch = ragged_batch()
+    plan = plan_microbatches(batch.lengths, 1, 200)
+    trainer.forward_backward(batch, plan, SFTLoss(SFTSettings()))
+    before = {name: value.clone() for name, value in trainer.weights()}
+    next(iter(trainer.models[0].parameters())).main_grad.view(-1)[0] = torch.inf
+    try:
+        trainer.step()
+        raised = False
+    except FloatingPointError:
+        raised = True
+    same = all(torch.equal(value, before[name]) for name, value in trainer.weights())
+    return raised, same, trainer.schedule.num_steps
+
+
+def test_an_infinite_gradient_updates_nothing(tiny_models):
+    assert run_on(Layout(), diverge, tiny_models("llama").directory) == [(True, True, 0)]
+
+
 def test_cpu_is_plain():
     assert select_kernels(torch.device("cpu"), torch.bfloat16, "auto") == PLAIN
