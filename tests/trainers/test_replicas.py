@@ -25,7 +25,7 @@ def drift(rank: Rank, directory: Path, batch: Batch, planted: list[tuple[str, in
 
     settings = TrainerSettings(total_steps=3, optimizer=OptimizerSettings(lr=1e-2))
     trainer = rank.trainer(directory, settings, optimizer_steps=3)
-    tied = trainer.mapping.geometry.tied
+    tied = trainer.mapping.facts.tied
     for _ in range(2):
         trainer.forward_backward(batch, plan_microbatches(batch.lengths, rank.layout.data, 64), SFTLoss(SFTSettings()))
         trainer.step()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from pentad.platform.device import to_device
 from pentad.samples.tensors import PicklesAsNumpy, check_tensor
 from pentad.samples.trajectory import Trajectory
 
@@ -141,10 +142,10 @@ class Batch(PicklesAsNumpy):
         return replace(self, per_sequence={**self.per_sequence, name: value})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """This batch with all tensors on `device`."""
+        """This batch with all tensors on `device`; `non_blocking` copies to a GPU behind the work that it has."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+            return to_device(tensor, torch.device(device)) if non_blocking else tensor.to(device)
 
         return Batch(
             tokens=move(self.tokens),
