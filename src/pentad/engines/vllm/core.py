@@ -57,8 +57,9 @@ class VllmCore:
             self.close()
             raise
         finally:
-            # Ray and torch have children in this process too, but not since then.
-            self._children = set(psutil.Process().children(recursive=True)) - before
+            self._children = {
+                child for child in psutil.Process().children(recursive=True) if _is_engine(child)
+            } - before
 
     @property
     def llm(self) -> "AsyncLLM":
@@ -127,3 +128,11 @@ async def _build(arguments: Mapping[str, Any]) -> "AsyncLLM":
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    """Whether a child is vLLM's: Python has one of its own, which follows the resources of all children."""
+    try:
+        return "resource_tracker" not in " ".join(process.cmdline())
+    except psutil.Error:
+        return False

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pentad.engines.vllm.certificate import HeldSlice
 from pentad.engines.vllm.lifetime import die_with_leader
@@ -76,7 +76,7 @@ class WeightKeeper:
         device: its GPU.
     """
 
-    model: nn.Module
+    model: Any
     device: torch.device
     name: str = "engine worker"
     _table: SliceTable | None = None
