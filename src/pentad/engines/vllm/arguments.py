@@ -19,6 +19,7 @@ _LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.01, 2.0
 _GIB = 2**30
 # Activations, CUDA graphs and communication of an engine, besides weights and cache.
 _WORKING_BYTES = 6 * _GIB
+_TOKENS_PER_PASS = 16384
 _SHARE_ALONE, _SHARE_BESIDE_TRAINER = 0.88, 0.45
 
 
@@ -244,6 +245,8 @@ def engine_arguments(setup: VllmSetup, weight_bytes: int, gpu_bytes: int) -> dic
         # One more: a probe scores a whole sequence and samples one token.
         "max_model_len": setup.longest + 1,
         "max_num_seqs": setup.batch_size,
+        # vLLM's default is for serving, where a long prompt must not hold up the others.
+        "max_num_batched_tokens": _TOKENS_PER_PASS,
         "logprobs_mode": logprobs_mode(setup.top_p),
         "max_logprobs": 1,
         "enable_sleep_mode": setup.sleeps,
