@@ -38,8 +38,13 @@ def check_supported(allocation: Allocation) -> list[Problem]:
     """What this version cannot run yet, though the string is right; empty when all is well."""
     if (rollout := allocation.rollout) is None:
         return []
+    if rollout.backend == "vllm":
+        if allocation.world_size == 1:
+            return []
+        cause = f"{rollout}: vllm has been shown only on one GPU that it shares with the trainer"
+        return [Problem(cause, f"write vllm:d1|megatron:d1, or hf:d{rollout.layout.world}")]
     if rollout.backend != "hf":
-        cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with hf"
+        cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with hf and vllm"
         return [Problem(cause, f"write hf:d{rollout.layout.world}")]
     problems = []
     for name, letter in {"tensor": "t", "pipeline": "p", "context": "c"}.items():

@@ -11,7 +11,9 @@ from pathlib import Path
 from pentad.config.schema.run import RunSettings
 from pentad.data.dataset import load_eval_rows, load_train_rows, shared_prompts
 from pentad.data.rows import Rows
+from pentad.engines.vllm.arguments import passed_problems, sampling_problems
 from pentad.errors import UserError
+from pentad.extras import require
 from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.validate import check_layout, check_supported, refuse
@@ -85,6 +87,7 @@ def find_sources(settings: RunSettings) -> Sources:
     allocation = parse_allocation(settings.allocation)
     refuse(check_supported(allocation), "allocation")
     _check_roles(settings, allocation)
+    _check_vllm(settings, allocation)
     for name in settings.data.eval:
         accuracy_name(name)
     chat_template = _read_template(settings.model.chat_template)
@@ -121,6 +124,27 @@ def _check_roles(settings: RunSettings, allocation: Allocation) -> None:
             f"data.eval needs rollout engines, and allocation {allocation} has none",
             f"write allocation: hf:d{allocation.trainer.layout.world}|{allocation}, or leave data.eval out",
         )
+
+
+def _check_vllm(settings: RunSettings, allocation: Allocation) -> None:
+    """Refuse what vLLM cannot do, and settings of its that nothing would read."""
+    rollout = settings.rollout
+    if allocation.rollout is None or allocation.rollout.backend != "vllm":
+        if rollout.vllm:
+            raise UserError(
+                f"rollout.vllm is set, but allocation {allocation} generates without vLLM",
+                "remove rollout.vllm, or write vllm: in allocation",
+            )
+        return
+    require("vllm", "vllm", f"allocation {allocation}", "generate with hf:")
+    problems = [
+        *sampling_problems(rollout.temperature, rollout.top_p, rollout.eval_temperature),
+        *passed_problems(rollout.vllm),
+    ]
+    for problem in problems:
+        raise problem
+    if rollout.dtype == "fp32":
+        raise UserError("rollout.dtype is fp32; vLLM engines compute in bfloat16", "set rollout.dtype to auto or bf16")
 
 
 def _read_template(path: Path | None) -> str | None:

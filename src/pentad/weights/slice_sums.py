@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pentad.weights.slices import Runs, Slice, runs_of
+from pentad.weights.slices import Slice, runs_of
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -80,20 +80,25 @@ class SliceTable:
 
     def _cut(self, size: int) -> np.ndarray:
         """int64 `[4, pieces]`: address, index in the whole tensor, elements, slice."""
-        columns = []
+        addresses, starts, lengths, numbers = [], [], [], []
         for number, (memory, part) in enumerate(zip(self.memories, self.parts, strict=True)):
             runs = runs_of(part, memory.stride())
-            columns.append(_pieces(runs, memory.data_ptr(), size, number))
-        return np.ascontiguousarray(np.concatenate(columns, axis=1))
+            count = len(runs.starts)
+            addresses.append(memory.data_ptr() + size * runs.places)
+            starts.append(runs.starts)
+            lengths.append(np.full(count, runs.length, dtype=np.int64))
+            numbers.append(np.full(count, number, dtype=np.int64))
+        return _pieces(*(np.concatenate(column) for column in (addresses, starts, lengths, numbers)), size)
 
 
-def _pieces(runs: Runs, address: int, size: int, number: int) -> np.ndarray:
-    """Runs cut into pieces that one program takes."""
-    cuts = np.arange(0, runs.length, _PIECE, dtype=np.int64)
-    lengths = np.minimum(_PIECE, runs.length - cuts)
-    places = (runs.places[:, None] + cuts).ravel()
-    starts = (runs.starts[:, None] + cuts).ravel()
-    count = len(starts)
+def _pieces(
+    addresses: np.ndarray, starts: np.ndarray, lengths: np.ndarray, numbers: np.ndarray, size: int
+) -> np.ndarray:
+    """Runs cut into pieces that one program takes: int64 `[4, pieces]`."""
+    counts = -(-lengths // _PIECE)
+    run = np.repeat(np.arange(len(lengths)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    begin = (np.arange(len(run)) - first) * _PIECE
     return np.stack(
-        [address + places * size, starts, np.tile(lengths, len(runs.starts)), np.full(count, number, dtype=np.int64)]
+        [addresses[run] + begin * size, starts[run] + begin, np.minimum(_PIECE, lengths[run] - begin), numbers[run]]
     )

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from fused import EXPERTS, SHAPES, FusedModel, checkpoint
+from fused import SHAPES, FusedModel, checkpoint
 from torch import Tensor
 
 from pentad.engines.vllm.certificate import Certificate
+from pentad.engines.vllm.places import WeightPlaces
+from pentad.engines.vllm.recorder import RecordedSlice
 from pentad.engines.vllm.worker import Holding, Publication, WeightKeeper
 from pentad.weights.checksum import checksum
 from pentad.weights.proof import WeightMismatchError
+from pentad.weights.slices import Slice
 from pentad.weights.transport.channel import LocalTransport
 from pentad.weights.transport.sockets import TransportError
 
@@ -124,53 +127,74 @@ def test_what_is_sent_wrong_is_refused_by_name(rig, fault, rounds):
     rig.synchronize(checkpoint(8).items())  # and the next one is right again
 
 
-def _swapped_experts(model: FusedModel, name: str, tensor: Tensor) -> None:
-    parts = name.split(".")
-    if parts[0] == "experts":
-        name = ".".join(["experts", str((int(parts[1]) + 1) % EXPERTS), *parts[2:]])
-    FusedModel.load(model, name, tensor)
+def _swapped_experts(places: WeightPlaces) -> None:
+    names = places._by_name
+    first, second = "experts.0.gate.weight", "experts.1.gate.weight"
+    names[first], names[second] = names[second], names[first]
 
 
-def _stale(model: FusedModel, name: str, tensor: Tensor) -> None:
-    if name != "norm.weight" or model.rank != model.ranks - 1:
-        FusedModel.load(model, name, tensor)
+def _stale(places: WeightPlaces) -> None:
+    del places._by_name["norm.weight"]
 
 
-def _wrong_offset(model: FusedModel, name: str, tensor: Tensor) -> None:
-    FusedModel.load(model, name, tensor.roll(1, 0) if name == "k.weight" else tensor)
+def _part(places: WeightPlaces, name: str, row: int, source: int, rows: int) -> RecordedSlice:
+    """Some rows of where a tensor goes, from other rows."""
+    (record,) = places._by_name[name]
+    stride = record.part.strides[0]
+    part = Slice(record.part.offset + source * stride, (rows, *record.part.shape[1:]), record.part.strides)
+    return RecordedSlice(name, part, record.memory[row : row + rows])
 
 
-def _half(model: FusedModel, name: str, tensor: Tensor) -> None:
-    if name == "up.weight":
-        old = model.gate_up.data.clone()
-        FusedModel.load(model, name, tensor)
-        model.gate_up.data[-1] = old[-1]
-    else:
-        FusedModel.load(model, name, tensor)
+def _wrong_offset(places: WeightPlaces) -> None:
+    half = places._by_name["k.weight"][0].part.shape[0] // 2
+    changed = [_part(places, "k.weight", 0, half, half), _part(places, "k.weight", half, 0, half)]
+    places._by_name["k.weight"] = changed
+
+
+def _half(places: WeightPlaces) -> None:
+    places._by_name["up.weight"] = [_part(places, "up.weight", 0, 0, 1)]
 
 
 LOADED_WRONG = {
     "experts swapped": (_swapped_experts, r"experts\.\d\.gate\.weight arrived changed"),
-    "a replica is stale": (_stale, "norm.weight (arrived changed|of worker . differs)"),
-    "a slice at the wrong offset": (_wrong_offset, "k.weight arrived changed"),
-    "half loaded": (_half, "up.weight arrived changed"),
+    "a replica is stale": (_stale, r"norm\.weight (arrived changed|of worker . differs)"),
+    "a slice at the wrong offset": (_wrong_offset, r"k\.weight (arrived changed|of worker . differs)"),
+    "half loaded": (_half, r"up\.weight arrived changed"),
 }
 
 
 @pytest.mark.parametrize("fault", LOADED_WRONG)
 def test_what_is_loaded_wrong_is_refused_by_name(rig, fault):
-    load, message = LOADED_WRONG[fault]
+    plant, message = LOADED_WRONG[fault]
     rig.synchronize(checkpoint(0).items())
-    for keeper in rig.keepers:
-        model = keeper.model
-        keeper.model.load = lambda name, tensor, model=model: load(model, name, tensor)
+    plant(rig.keepers[-1]._places)
     with pytest.raises(WeightMismatchError, match=message):
         rig.synchronize(checkpoint(1).items())
+    rig.synchronize(checkpoint(2).items())
+
+
+def test_padding_is_written_again_after_its_memory_was_given_away(rig):
+    rig.synchronize(checkpoint(0).items())
+    for keeper in rig.keepers:
+        for parameter in keeper.model.parameters():
+            parameter.data.fill_(float("nan"))
+    rig.synchronize(checkpoint(1).items())
+    for keeper in rig.keepers:
+        assert all(bool(parameter.isfinite().all()) for parameter in keeper.model.parameters())
+
+
+def _skipping(model: FusedModel, name: str, tensor: Tensor) -> None:
+    if name != "norm.weight":
+        FusedModel.load(model, name, tensor)
+
+
+def _through_a_copy(model: FusedModel, name: str, tensor: Tensor) -> None:
+    FusedModel.load(model, name, tensor.roll(1, 0) if name == "k.weight" else tensor)
 
 
 FIRST_WRONG = {
-    "skipped": (_stale, "norm was not written"),
-    "through a copy": (_wrong_offset, "qkv was written from something"),
+    "skipped": (_skipping, "norm was not written"),
+    "through a copy": (_through_a_copy, "qkv was written from something"),
 }
 
 

@@ -7,14 +7,15 @@ nothing is generated before the workers have shown that they hold the whole of a
 import asyncio
 import itertools
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pentad.engines.hf.stopping import find_stop
-from pentad.engines.interface import NO_VERSION, EngineFeatures
+from pentad.engines.protocol import NO_VERSION, EngineFeatures
 from pentad.engines.vllm.arguments import VllmSetup, engine_arguments, environment, logprobs_mode
 from pentad.engines.vllm.certificate import Certificate
 from pentad.engines.vllm.core import EngineFailedError, VllmCore
@@ -23,11 +24,13 @@ from pentad.engines.vllm.worker import Holding, Publication
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 from pentad.weights.proof import WeightMismatchError
-from pentad.weights.transport.channel import LocalChannel
+from pentad.weights.transport.channel import LocalChannel, LocalTransport
+from pentad.weights.transport.protocol import WeightChannel
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
+_RELAY_BYTES = 512 << 20
 _WANTED = {"head_dtype": "float32", "dtype": "bfloat16", "quantization": None}
 
 
@@ -47,7 +50,9 @@ class VllmEngine:
         EngineFailedError: its workers do not compute as they should.
     """
 
-    features = EngineFeatures(transports=frozenset({"ipc", "shared"}), scores_at_any_temperature=False)
+    features = EngineFeatures(
+        transports=frozenset({"ipc", "shared", "store"}), scores_at_any_temperature=False, workers_receive=True
+    )
 
     def __init__(
         self,
@@ -101,15 +106,13 @@ class VllmEngine:
         """Sample one response. Waits while the engine is paused.
 
         Raises:
-            ValueError: the request asks for several responses, for more tokens than the engine was made for, or for
-                log-probs that vLLM cannot give.
+            ValueError: the request asks for more tokens than the engine was made for, or for log-probs that vLLM
+                cannot give.
             EngineFailedError: the engine died.
         """
         check_sampling(request, self._mode)
         params = request.params
         length = len(request.prompt_tokens) + params.max_tokens
-        if params.n != 1:
-            raise ValueError(f"request {request.request_id}: one request gives one response, not {params.n}")
         if length > self._setup.longest:
             raise ValueError(f"request {request.request_id} may take {length} tokens, more than {self._setup.longest}")
         if params.stop and self._setup.tokenizer is None:
@@ -121,7 +124,9 @@ class VllmEngine:
         while True:
             params = sampling_params(request, draft, self._setup.seed, self._eos)
             before = len(draft.tokens)
-            output, version = await self._submit(prompt + draft.tokens, params, request.request_id)
+            output, version = await self._submit(
+                prompt + draft.tokens, params, f"{request.request_id}-{request.sample}"
+            )
             reason = draft.add(output, version)
             if before and request.params.stop:
                 # vLLM looks for stop strings in what it samples, so not in those that began before the pause.
@@ -132,12 +137,15 @@ class VllmEngine:
             if reason != "abort" or self._abort_ends:
                 return draft.completion(reason)
 
-    async def _submit(self, prompt: list[int], params: Any, request_id: str) -> tuple["RequestOutput", int]:
-        """vLLM's answer, and the version of the weights that gave it."""
+    async def _submit(
+        self, prompt: list[int], params: Any, request_id: str, *, waits: bool = True
+    ) -> tuple["RequestOutput", int]:
+        """vLLM's answer, and the version of the weights that gave it; `waits` while the engine is paused."""
         from vllm import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        await self._running.wait()
+        if waits:
+            await self._running.wait()
         version = self._version
         if version == NO_VERSION:
             raise RuntimeError(f"{self.name} has no complete set of weights; call load_weights first")
@@ -161,7 +169,7 @@ class VllmEngine:
         return last, version
 
     async def logprobs(self, sequences: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
-        """Score given tokens.
+        """Score given tokens, also while paused.
 
         Args:
             sequences: int64 `[L]` each, L >= 1.
@@ -177,7 +185,7 @@ class VllmEngine:
             raise ValueError(f"vLLM scores given tokens at temperature 1 only, not {temperature:g}")
 
         async def score(tokens: Tensor) -> Tensor:
-            output, _ = await self._submit(tokens.tolist(), scoring_params(), "score")
+            output, _ = await self._submit(tokens.tolist(), scoring_params(), "score", waits=False)
             return read_scores(output, tokens)
 
         async def score_all() -> list[Tensor]:
@@ -223,20 +231,50 @@ class VllmEngine:
         else:
             self._running.set()
 
-    async def load_weights(self, channel: LocalChannel, version: int) -> Mapping[str, int]:
-        """Take a whole set of weights; no request may be in flight.
+    async def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
+        """Take a whole set of weights.
+
+        The workers receive from a channel of this machine themselves; from another one this process receives, and hands
+        on through host memory.
 
         Returns:
             checksum of every tensor as the workers hold it; empty where the channel takes none.
 
         Raises:
+            RuntimeError: requests are running, or the engine sleeps. Its version stays as it was.
             WeightMismatchError: a tensor is missing, unknown, repeated, misshapen or changed. The engine then has no
                 version.
             EngineFailedError: the engine died.
         """
         if version < 0:
             raise ValueError(f"weight version must not be negative: {version}")
-        return await self._core.here(self._load(channel, version))
+        if isinstance(channel, LocalChannel):
+            return await self._core.here(self._load(channel, version))
+        with self._relay() as relay:
+            handed = relay.open(version)
+            sending = asyncio.create_task(asyncio.to_thread(handed.send, channel.receive()))
+            try:
+                return await self._core.here(self._load(handed, version))
+            except BaseException:
+                handed.close("the engine could not take the weights")
+                raise
+            finally:
+                await sending
+
+    @contextmanager
+    def _relay(self) -> Iterator[LocalTransport]:
+        sizes = [torch.Size(shape).numel() * torch.bfloat16.itemsize for shape in self._expected.values()]
+        relay = LocalTransport(
+            "shared",
+            torch.bfloat16,
+            max(_RELAY_BYTES, *sizes),
+            receivers=len(self._workers),
+            deadline_s=self._core.deadline_s,
+        )
+        try:
+            yield relay
+        finally:
+            relay.close()
 
     async def _load(self, channel: LocalChannel, version: int) -> Mapping[str, int]:
         if self._in_flight or (self._asleep and not self._cache_asleep):
@@ -282,11 +320,17 @@ class VllmEngine:
         return self._certificate.check([holding.sums for holding in holdings], sent) if certify else {}
 
     async def sleep(self) -> None:
-        """Release the GPU's memory, that of the weights too; requests in flight go on after new weights have come."""
+        """Release the GPU's memory, that of the weights too.
+
+        Raises:
+            RuntimeError: requests are running.
+        """
 
         async def sleep() -> None:
+            if self._in_flight:
+                raise RuntimeError(f"{self.name} must be paused to sleep")
             self._asleep, self._version = True, NO_VERSION
-            await self._stop_requests(ends=False)
+            self._open_or_shut()
             await self._core.llm.sleep(level=2, mode="abort")
             self._cache_asleep = False
 

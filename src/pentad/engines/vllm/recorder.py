@@ -29,6 +29,14 @@ class RecordedSlice:
 
 
 @dataclass(frozen=True)
+class RecordedFill:
+    """Memory that holds a constant, such as the rows that pad a vocabulary."""
+
+    memory: Tensor
+    value: float
+
+
+@dataclass(frozen=True)
 class _Source:
     name: str
     first: int
@@ -49,7 +57,7 @@ class CopyRecorder(TorchDispatchMode):
         self._parameters = {name: parameter.data for name, parameter in parameters}
         self._sources: list[_Source] = []
         self._starts: list[int] = []
-        self._filled: list[Tensor] = []
+        self.fills: list[RecordedFill] = []
         self._strange: list[tuple[Tensor, str]] = []
 
     def announce(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -66,7 +74,7 @@ class CopyRecorder(TorchDispatchMode):
         if func is torch.ops.aten.copy_.default:
             self._copied(args[0], args[1])
         elif func in _FILLS:
-            self._filled.append(args[0].detach())
+            self.fills.append(RecordedFill(args[0].detach(), float(args[1]) if len(args) > 1 else 0.0))
         return result
 
     def _copied(self, target: Tensor, origin: Tensor) -> None:
@@ -100,7 +108,7 @@ class CopyRecorder(TorchDispatchMode):
         strange = {owner(target): origin for target, origin in self._strange}
         written: dict[str | None, list[Tensor]] = {}
         copied = {owner(record.memory) for record in self.slices}
-        for view in [*(record.memory for record in self.slices), *self._filled]:
+        for view in [record.memory for record in [*self.slices, *self.fills]]:
             written.setdefault(owner(view), []).append(view)
         found = []
         for name, parameter in self._parameters.items():

@@ -83,8 +83,7 @@ def sampling_params(request: GenerateRequest, draft: Draft, seed: int, eos: Sequ
 
     params = request.params
     return SamplingParams(
-        n=1,
-        seed=sample_seed(seed + params.seed, request.request_id, draft.parts),
+        seed=sample_seed(seed + params.seed, request.request_id, request.sample, draft.parts),
         temperature=params.temperature,
         top_p=params.top_p,
         max_tokens=params.max_tokens - len(draft.tokens),

@@ -1,7 +1,8 @@
 """What Pentad adds to every vLLM worker: taking weights from the trainer and saying what is held afterwards.
 
-Invariant: weights enter through the model's own `load_weights`, in place; at the first synchronisation every copy that
-it makes is recorded, and at each one the memory that was recorded is summed up, not what was sent.
+Invariant: at the first synchronisation weights enter through the model's own `load_weights`, in place, and every copy
+that it makes is recorded; later ones make the same copies. Each time the memory that was recorded is summed up, not
+what was sent.
 
 vLLM mixes `PentadWorkerExtension` into its worker class (`worker_extension_cls`); its methods are called through
 `collective_rpc`. Arguments and results are pickled here, as vLLM's own messages carry plain data only.
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from pentad.engines.vllm.certificate import HeldSlice
 from pentad.engines.vllm.lifetime import die_with_leader
+from pentad.engines.vllm.places import WeightPlaces
 from pentad.engines.vllm.recorder import CopyRecorder
-from pentad.weights.slice_sums import SliceTable
 from pentad.weights.transport.channel import LocalChannel
 from pentad.weights.transport.memory import device_uuid
 
@@ -79,7 +80,7 @@ class WeightKeeper:
     model: Any
     device: torch.device
     name: str = "engine worker"
-    _table: SliceTable | None = None
+    _places: WeightPlaces | None = None
 
     @torch.no_grad()
     def receive(self, publication: Publication) -> Holding:
@@ -90,8 +91,10 @@ class WeightKeeper:
         """
         begin = time.perf_counter()
         if publication.record:
-            self._table = None
-        recorder = CopyRecorder(self.model.named_parameters()) if self._table is None else None
+            self._places = None
+        if self._places:
+            self._places.fill()
+        recorder = CopyRecorder(self.model.named_parameters()) if self._places is None else None
         reception = publication.channel.reception(self.device, self.name)
         sent: dict[str, tuple[int, ...]] = {}
         repeated: list[str] = []
@@ -109,14 +112,15 @@ class WeightKeeper:
         if recorder:
             problems = tuple(recorder.problems())
             slices = tuple(HeldSlice(record.name, record.part) for record in recorder.slices)
-            self._table = SliceTable([r.memory for r in recorder.slices], [r.part for r in recorder.slices])
-        sums = self._table.sums().cpu().numpy() if publication.certify and self._table else np.zeros(0, dtype=np.int64)
+            self._places = WeightPlaces(recorder.slices, recorder.fills)
+        certify = publication.certify and self._places is not None
+        sums = self._places.sums().cpu().numpy() if certify else np.zeros(0, dtype=np.int64)
         seconds = {"load": loaded - begin, "certify": time.perf_counter() - loaded}
         return Holding(sent, tuple(repeated), reception.checksums, problems, slices, sums, seconds)
 
     def _load(self, tensors: list[tuple[str, Tensor]], recorder: CopyRecorder | None) -> None:
         if recorder is None:
-            self.model.load_weights(iter(tensors))
+            self._places.load(tensors)
             return
         recorder.announce(tensors)
         with recorder:

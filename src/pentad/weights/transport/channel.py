@@ -4,6 +4,7 @@ Invariant: a receiver takes from the sender on its own GPU (`ipc`) or from the o
 stage, in the order of the stages. Memory beside the model is two buffers of `bucket_bytes` a sender.
 """
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pentad.weights.transport.memory import CudaMemory, HostMemory, device_uuid, open_cuda, open_host
-from pentad.weights.transport.sockets import BucketReceiver, BucketSender
+from pentad.weights.transport.sockets import CLOSED, BucketReceiver, BucketSender
 
 Kind = Literal["ipc", "shared"]
 
@@ -84,6 +85,11 @@ class LocalChannel:
         for bucket in self.reception(device, "engine").buckets():
             yield from bucket
 
+    def close(self, reason: str) -> None:
+        """End the publication; a process of this machine that still sends or receives fails with the reason."""
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(self.folder, CLOSED), "w") as file:
+            file.write(reason)
+
     def reception(self, device: torch.device, name: str) -> "Reception":
         """The receiving side, on a device, for a process that errors call `name`."""
         return Reception(self, device, name)
@@ -139,7 +145,7 @@ class LocalTransport:
         deadline_s: float = 600.0,
         certify: bool = True,
     ) -> None:
-        self.name = kind
+        self.name: str = kind
         self._channel = LocalChannel(
             kind=kind, folder="", key=secrets.token_bytes(16), version=0, dtype=dtype, bucket_bytes=bucket_bytes,
             stages=stages, receivers=receivers, deadline_s=deadline_s, certify=certify,

@@ -28,10 +28,15 @@ from pentad.weights.transport.memory import Memory, OpenBuffer
 _ALIGNMENT = 512
 _BUFFERS = 2
 _RETRY_S = 0.01
+_POLL_S = 0.2
 
 
 class TransportError(RuntimeError):
     """Weights could not be moved. The message names the process, the phase and the last tensor."""
+
+
+CLOSED = "closed"
+"""File beside the sockets that says why the publication has ended."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +167,14 @@ class BucketSender:
         connections: list[Connection] = []
         end = time.monotonic() + self._deadline_s
         while len(connections) < self._receivers:
-            self._listener.settimeout(max(0.001, end - time.monotonic()))
+            self._listener.settimeout(_POLL_S)
             try:
                 accepted, _ = self._listener.accept()
             except TimeoutError:
-                raise self._error(f"no engine within {self._deadline_s:g} s") from None
+                _check_open(self._path, self._error)
+                if time.monotonic() > end:
+                    raise self._error(f"no engine within {self._deadline_s:g} s") from None
+                continue
             accepted.setblocking(True)
             connection = Connection(accepted.detach())
             try:
@@ -231,7 +239,7 @@ class BucketSender:
                     raise self._error(f"the engine took buffer {taken.buffer} instead of {number % _BUFFERS}")
 
     def _expect(self, connection: Connection, kind: type) -> Any:
-        return _expect(connection, kind, self._deadline_s, self._error)
+        return _expect(connection, kind, self._deadline_s, self._path, self._error)
 
     def _error(self, reason: str) -> TransportError:
         return TransportError(f"sending weights from {self._name}: {reason}; {self._phase}, after {self._last}")
@@ -318,6 +326,7 @@ class BucketReceiver:
             try:
                 return Client(self._path, "AF_UNIX", authkey=self._key)
             except (FileNotFoundError, ConnectionRefusedError):
+                _check_open(self._path, self._error)
                 if time.monotonic() > end:
                     raise self._error(f"no sender within {self._deadline_s:g} s") from None
                 time.sleep(_RETRY_S)
@@ -330,22 +339,33 @@ class BucketReceiver:
             yield entry.name, entry.view(data)
 
     def _expect(self, connection: Connection, kind: Any) -> Any:
-        return _expect(connection, kind, self._deadline_s, self._error)
+        return _expect(connection, kind, self._deadline_s, self._path, self._error)
 
     def _error(self, reason: str) -> TransportError:
         return TransportError(f"receiving weights at {self._name}: {reason}; {self._phase}, after {self._last}")
 
 
-def _expect(connection: Connection, kind: Any, deadline_s: float, error: Callable[[str], TransportError]) -> Any:
+def _expect(
+    connection: Connection, kind: Any, deadline_s: float, path: str, error: Callable[[str], TransportError]
+) -> Any:
     """The next message, which must be of a kind, within a deadline."""
-    if not connection.poll(deadline_s):
-        raise error(f"no answer within {deadline_s:g} s")
+    end = time.monotonic() + deadline_s
+    while not connection.poll(_POLL_S):
+        _check_open(path, error)
+        if time.monotonic() > end:
+            raise error(f"no answer within {deadline_s:g} s")
     message = connection.recv()
     if isinstance(message, Failed):
         raise error(_told(message))
     if not isinstance(message, kind):
         raise error(f"unexpected answer {type(message).__name__}")
     return message
+
+
+def _check_open(path: str, error: Callable[[str], TransportError]) -> None:
+    closed = os.path.join(os.path.dirname(path), CLOSED)
+    with contextlib.suppress(FileNotFoundError), open(closed) as file:
+        raise error(file.read())
 
 
 def _tell(connection: Connection, message: Any) -> None:
