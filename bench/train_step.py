@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
 
+from pentad.families.hf_config import facts_from_config
 from pentad.layout import parse_allocation
 from pentad.planning.gpus import gpu_of
 from pentad.planning.memory import Workload, predict_memory
 from pentad.planning.parameters import flops_per_token
 from pentad.verify.processes import RankFailedError, Ranks
-from pentad.weights.facts import model_facts
 
 QWEN2 = {"head_dim": None, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 MODELS: dict[str, PreTrainedConfig] = {
@@ -172,7 +172,7 @@ def main() -> None:
         if layout.world > (gpus or 2):
             print(f"{name:16} needs {layout.world} GPUs")
             continue
-        facts = model_facts(MODELS[case.model])
+        facts = facts_from_config(MODELS[case.model].to_dict())
         # New processes for each case: what an earlier model left in memory would be measured, too.
         try:
             with Ranks(layout.world, "spawn") as ranks:

@@ -63,6 +63,13 @@ def test_folded_interleaved_mixture(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum("layers" in line and "experts" not in line for line in chunks) == 8
 
 
+def test_built_in_models_of_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = plan(capsys, "--model", "qwen3_moe_dense", "--allocation", "megatron:d2p2e2")
+    assert code == 0
+    assert "qwen3_moe_dense: qwen3_moe, 4 layers" in out and "experts: e2 groups of 2" in out
+    assert plan(capsys, "--model", "mistral", "--gpus", "2")[0] == 0
+
+
 def test_what_does_not_fit_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = plan(capsys, "--model", QWEN, "--allocation", "megatron:d8", "--tokens", 16384, "--gpu", "h100")
     assert code == 0

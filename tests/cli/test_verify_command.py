@@ -167,6 +167,20 @@ def test_refused_before_anything_starts(arguments, cause, fix, capsys):
     assert "transformers " not in shown.out
 
 
+def test_an_unknown_name_is_refused_at_once_with_those_there_are():
+    """In a process of its own: what takes seconds is the import of torch, which others here have done."""
+    import subprocess
+
+    code = (
+        "import sys; from pentad.cli.main import main; code = main(['verify', 'layouts', 'qwen9']);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "qwen9 is no built-in model" in done.stderr and "did you mean qwen3 or qwen2?" in done.stderr
+    assert "mistral, qwen2, qwen3, qwen3_moe, qwen3_moe_dense" in done.stderr
+
+
 def test_more_gpus_than_there_are(monkeypatch, capsys):
     import pentad.verify.verification as verification
 

@@ -80,19 +80,15 @@ def test_a_cluster_that_asks_for_a_token(protected_cluster: str) -> None:
     assert _join(protected_cluster, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 64) == "joined\n"
 
 
-def _build_engine(model: Path, tokenizer: Path) -> None:
-    engine = EngineActor.__ray_metadata__.modified_class(0, 1)
-    engine.build("hf", model, str(tokenizer), RolloutSettings(), 0, model, 64, False, 60.0, 1)
-
-
 def test_a_machine_that_does_not_see_the_model(tmp_path: Path) -> None:
     check_visible("model.path", tmp_path)
     gone = tmp_path / "gone"
+    engine = EngineActor.__ray_metadata__.modified_class(0, 1)
     with pytest.raises(UserError, match=rf"model\.path: machine \S+ does not see {gone}") as caught:
-        _build_engine(gone, gone)
+        engine.build("hf", gone, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, 1)
     assert "all machines share" in caught.value.fix
     with pytest.raises(UserError, match=r"model\.tokenizer: machine"):
-        _build_engine(tmp_path, gone)
+        engine.build("hf", tmp_path, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, 1)
     with pytest.raises(UserError, match=r"model\.path: machine"):
         TrainerActor.__ray_metadata__.modified_class(0, 1).build("", gone, *[None] * 6)
 

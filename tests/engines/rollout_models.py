@@ -10,6 +10,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 SHAPE = {
     "vocab_size": 97,
@@ -33,6 +34,11 @@ CONFIGS = {
 }
 
 
+def endless(config: PretrainedConfig) -> PretrainedConfig:
+    """The same configuration without an end-of-sequence token."""
+    return config.__class__(**{**config.to_dict(), "eos_token_id": None})
+
+
 def reference_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A transformers model in float32 with random weights."""
     torch.manual_seed(seed)
@@ -41,6 +47,12 @@ def reference_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
         std = 0.3 if "embed" in name or "lm_head" in name or "bias" in name else 0.15
         torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=std)
     return model.eval()
+
+
+def checkpoint(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What a trainer would send: the tensors of the model's Hugging Face checkpoint."""
+    parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+    return revert_weight_conversion(model, parameters)
 
 
 @torch.no_grad()

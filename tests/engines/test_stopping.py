@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from engine_calls import generate, load, samples
 from rollout_models import CONFIGS, reference_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pentad.engines.hf.engine import EmbeddedEngine
 from pentad.engines.hf.stopping import find_stop
-from pentad.samples.request import GenerateRequest, SamplingParams
+from pentad.samples.completion import Completion
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +45,19 @@ def test_a_string_may_span_two_looks_and_many_tokens():
 def test_engine_ends_at_the_string(tokenizer):
     model = reference_model(CONFIGS["llama"])
     engine = EmbeddedEngine(model.config, tokenizer=tokenizer, batch_size=4)
-    engine.load_weights([(name, parameter.data) for name, parameter in model.named_parameters()], version=0)
+    load(engine, [(name, parameter.data) for name, parameter in model.named_parameters()], 0)
     prompt = torch.arange(5, 12)
 
-    def generate(*stop: str) -> list:
-        params = SamplingParams(max_tokens=40, n=6, stop=stop)
-        return engine.generate([GenerateRequest(prompt, "r", params)])[0]
+    def stopped_at(*stop: str) -> list[Completion]:
+        return generate(engine, samples(prompt, "r", 6, max_tokens=40, stop=stop))
 
-    free = generate()
+    free = stopped_at()
     texts = [tokenizer.decode(c.response_tokens) for c in free]
     longest = max(range(6), key=lambda i: len(texts[i]))
     stop = texts[longest][12:14]
-    for text, before, after in zip(texts, free, generate(stop), strict=True):
+    for text, before, after in zip(texts, free, stopped_at(stop), strict=True):
         end = text.index(stop) + 2 if stop in text else len(before.response_tokens)
         assert torch.equal(after.response_tokens, before.response_tokens[:end])
         torch.testing.assert_close(after.response_logprobs, before.response_logprobs[:end], atol=5e-5, rtol=0)
-    assert generate(stop)[longest].finish_reason == "stop"
-    assert len(generate(stop)[longest].response_tokens) == texts[longest].index(stop) + 2
+    assert stopped_at(stop)[longest].finish_reason == "stop"
+    assert len(stopped_at(stop)[longest].response_tokens) == texts[longest].index(stop) + 2

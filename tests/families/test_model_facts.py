@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from pentad.errors import UserError
-from pentad.families.hf_config import FAMILIES, facts_from_config
+from pentad.families.builtin import builtin_config, builtin_models
+from pentad.families.catalog import FAMILIES, family_named
+from pentad.families.hf_config import facts_from_config
 from pentad.families.known_models import known_facts, known_models
 from pentad.families.model_files import facts_of
 from pentad.planning.parameters import active_parameters, model_parameters
@@ -25,6 +27,7 @@ MIXTURE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama tied, wide heads": {"model_type": "llama", "tie_word_embeddings": True, "head_dim": 32},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
     "qwen2": {"model_type": "qwen2"},
     "qwen2 tied": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
@@ -54,6 +57,7 @@ PUBLISHED = {
     "meta-llama/Llama-3.2-3B": 3_212_749_824,
     "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
     "meta-llama/Llama-3.1-70B": 70_553_706_496,
+    "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
     "mistralai/Mixtral-8x7B-v0.1": 46_702_792_704,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
 }
@@ -96,7 +100,8 @@ def test_absent_values_are_those_of_transformers(family: str) -> None:
     from transformers import AutoConfig
 
     sizes = {name: size for name, size in TINY.items() if name != "num_key_value_heads"}
-    given = {**sizes, "num_attention_heads": 32, "hidden_size": 2048}
+    # Where a file says nothing of a sliding window, Mistral's has one.
+    given = {**sizes, "num_attention_heads": 32, "hidden_size": 2048, "sliding_window": None}
     config = AutoConfig.for_model(family, **given)
     mine = facts_from_config({"model_type": family, **given})
     theirs = facts_from_config(config.to_dict())
@@ -104,10 +109,28 @@ def test_absent_values_are_those_of_transformers(family: str) -> None:
     assert theirs.max_positions == config.max_position_embeddings
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_default_is_that_of_transformers(name: str) -> None:
+    from transformers import AutoConfig
+
+    family, theirs = family_named(name), AutoConfig.for_model(name)
+    assert family.name == name
+    assert {key: getattr(theirs, key) for key in family.defaults} == family.defaults
+
+
+def test_built_in_models_are_of_their_families() -> None:
+    models = builtin_models()
+    assert set(models) == {name for family in FAMILIES for name in family_named(family).tiny}
+    assert sum(len(family_named(family).tiny) for family in FAMILIES) == len(models), "a name stands for two models"
+    for name in models:
+        assert facts_from_config(builtin_config(name, layers=6)).num_layers == 6
+        assert name.startswith(models[name]["model_type"])
+
+
 @pytest.mark.parametrize(
     ("change", "cause", "fix"),
     [
-        ({"model_type": "gpt2"}, "architecture 'gpt2', which is not supported", "llama, mixtral, qwen2"),
+        ({"model_type": "gpt2"}, "architecture 'gpt2', which is not supported", "llama, mistral, mixtral, qwen2"),
         ({"model_type": None}, "has no model_type", "llama"),
         ({"hidden_size": None}, "hidden_size is missing", "whole number"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0", "whole number"),
@@ -116,9 +139,13 @@ def test_absent_values_are_those_of_transformers(family: str) -> None:
         ({"hidden_act": "gelu"}, "asks for hidden_act other than silu", "without it"),
         ({"model_type": "qwen3", "use_sliding_window": True}, "asks for use_sliding_window", "without it"),
         ({"model_type": "mixtral", "sliding_window": 4096}, "asks for sliding_window", "without it"),
+        ({"model_type": "mistral", "sliding_window": 4096}, "asks for sliding_window", "such as Mistral v0.3"),
+        ({"model_type": "mistral"}, "asks for sliding_window", '"sliding_window": null'),
         ({"model_type": "qwen2_moe", "qkv_bias": False}, "asks for qkv_bias=false", "without it"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "asks for rotary scaling other than", "without it"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "other than default, linear, llama3, yarn", "without it"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": 1}, "mlp_only_layers is 1", "list of layer numbers"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 0}, "decoder_sparse_step is 0", "above 0"),
         ({"partial_rotary_factor": 0.5}, "asks for partial_rotary_factor", "without it"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "asks for partial_rotary_factor", "without it"),
     ],

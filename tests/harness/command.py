@@ -71,6 +71,23 @@ class Command:
                 continue
         raise AssertionError(f"no process {name}: {[p.cmdline()[:1] for p in self.processes()]}")
 
+    def wait_for_worker(self, name: str, timeout_s: float = 180) -> psutil.Process:
+        """Wait until a process with that in its title or command line runs."""
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self.worker(name)
+            except AssertionError:
+                assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.stdout}{self.stderr}"
+                assert time.monotonic() < end, f"no process {name!r} within {timeout_s} s: {self.stdout}{self.stderr}"
+                time.sleep(0.02)
+
+    def wait_for_clean_up(self, timeout_s: float = 60) -> None:
+        """Wait until one of the processes that run now has ended."""
+        running, end = self.processes(), time.monotonic() + timeout_s
+        while len(psutil.wait_procs(running, timeout=0.02)[1]) == len(running):
+            assert time.monotonic() < end, f"no process ended within {timeout_s} s: {self.stdout}{self.stderr}"
+
     def signal_group(self, number: signal.Signals) -> None:
         """What Ctrl-C in a terminal does."""
         os.killpg(self.process.pid, number)

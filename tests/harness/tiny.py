@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from rollout_models import CONFIGS, SHAPE, reference_model
 from torch import Tensor
-from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel, Qwen2MoeConfig
+from transformers import (
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
 from pentad.samples.batch import Batch
@@ -31,14 +39,17 @@ _ROPE_SCALING: dict[str, dict[str, Any]] = {
 DENSE: dict[str, PreTrainedConfig] = {
     "llama": CONFIGS["llama"],
     "llama_tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SHAPE, sliding_window=None),
     "qwen2": CONFIGS["qwen2"],
     "qwen3": CONFIGS["qwen3"],
 }
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 MIXTURE: dict[str, PreTrainedConfig] = {
     "qwen3_moe": CONFIGS["qwen3_moe"],
-    "qwen2_moe": Qwen2MoeConfig(
-        **SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=64
-    ),
+    # Of their two layers one is dense.
+    "qwen3_moe_dense": Qwen3MoeConfig(**SHAPE, **_EXPERTS, head_dim=16, decoder_sparse_step=2),
+    "qwen2_moe": Qwen2MoeConfig(**SHAPE, **_EXPERTS, shared_expert_intermediate_size=64),
+    "qwen2_moe_dense": Qwen2MoeConfig(**SHAPE, **_EXPERTS, shared_expert_intermediate_size=64, mlp_only_layers=[1]),
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
 }
 ROPE: dict[str, PreTrainedConfig] = {

@@ -14,7 +14,6 @@ from pentad.planning.parameters import (
     flops_per_token,
     layer_parameters,
     model_parameters,
-    padded_vocab,
     stage_parameters,
 )
 
@@ -49,7 +48,7 @@ def test_ranks_add_up_to_the_model(name: str, layout: Layout) -> None:
     experts = sum(rank.expert for rank in stages) * layout.expert * layout.expert_tensor
     expected = model_parameters(facts) + (layout.tensor - 1) * replicated(facts)
     tables = 1 if facts.tied and layout.pipeline == 1 else 2
-    expected += tables * (padded_vocab(facts, layout.tensor) - facts.vocab_size) * facts.hidden_size
+    expected += tables * (facts.padded_vocab(layout.tensor) - facts.vocab_size) * facts.hidden_size
     if facts.tied and layout.pipeline > 1:
         expected += facts.vocab_size * facts.hidden_size
     assert dense + experts == expected

@@ -18,11 +18,15 @@ from pentad.rewards.types import RewardItem
 MODULE = """
 import os, subprocess, sys, time
 
-def reward(prompt, response, ground_truth, bonus=0.0, **extra):
+def reward(prompt, response, ground_truth, bonus=0.0, begun="", **extra):
+    if begun: open(begun, "w").write("")
     match response:
         case "hang":
             while True: pass
         case "sleep": time.sleep(60)
+        case "brief":
+            time.sleep(1)
+            return 7.0
         case "child":
             child = subprocess.Popen(["sleep", "60"])
             if ground_truth: open(ground_truth, "w").write(str(child.pid))
@@ -130,7 +134,7 @@ def test_each_failure_costs_its_own_sample_only(directory: Path) -> None:
 
 def test_the_first_failure_of_a_kind_is_told_when_it_happens(directory: Path) -> None:
     told: list[tuple[str, str, float]] = []
-    with pool_for(directory, workers=1, timeout_s=0.5) as pool:
+    with pool_for(directory, workers=1, timeout_s=1.0) as pool:
         began = time.monotonic()
         for _ in range(2):
             pool.score(
@@ -139,7 +143,7 @@ def test_the_first_failure_of_a_kind_is_told_when_it_happens(directory: Path) ->
             )
     assert [failure for failure, _, _ in told] == ["bad_value", "exception", "timeout"]
     assert told[1][1].startswith("KeyError: 'oops' (")
-    assert told[2][2] - told[0][2] > 0.4, "the first two were told before the third"
+    assert told[2][2] - told[0][2] > 0.9, "the first two were told before the third"
 
 
 def test_only_results_that_all_failed_are_refused(directory: Path) -> None:
@@ -155,16 +159,16 @@ def test_only_results_that_all_failed_are_refused(directory: Path) -> None:
 
 
 def test_a_hang_is_ended_in_time_even_if_it_locks_the_interpreter(directory: Path) -> None:
-    with pool_for(directory, timeout_s=0.3) as pool:
+    with pool_for(directory, timeout_s=1.0) as pool:
         started = time.monotonic()
         results = pool.score(items("lock the interpreter", "hang", "fine"))
-        assert time.monotonic() - started < 3.0
+        assert time.monotonic() - started < 30.0, "by themselves they take a minute"
         assert [r.failure for r in results] == ["timeout", "timeout", None]
 
 
 def test_loading_does_not_count_as_the_time_of_a_call(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("import time; time.sleep(1)\ndef f(prompt, response, ground_truth): return 1\n")
-    with pool_for(tmp_path, "slow:f", timeout_s=0.2) as pool:
+    (tmp_path / "slow.py").write_text("import time; time.sleep(1.5)\ndef f(prompt, response, ground_truth): return 1\n")
+    with pool_for(tmp_path, "slow:f", timeout_s=1.0) as pool:
         assert [r.score for r in pool.score(items("a", "b", "c"))] == [1, 1, 1]
 
 
@@ -226,18 +230,21 @@ from pentad.rewards.pool import RewardPool
 from pentad.rewards.types import RewardItem
 pool = RewardPool(RewardSettings(name="mine:reward", workers=2, timeout_s=60), Path({str(directory)!r}))
 print("ready", flush=True)
-pool.score([RewardItem("", {response!r})])
+pool.score([RewardItem("", {response!r}, extra={{"begun": {str(directory / "begun")!r}}})])
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "ready\n"
-    time.sleep(0.5)  # let the call begin
-    workers = psutil.Process(parent.pid).children(recursive=True)
-    assert len(workers) == (3 if response == "child" else 2)
+    expected = 3 if response == "child" else 2
+    processes = psutil.Process(parent.pid)
+    assert wait_until(
+        lambda: (directory / "begun").exists() and len(processes.children(recursive=True)) == expected, 30.0
+    )
+    workers = processes.children(recursive=True)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    _, alive = psutil.wait_procs(workers, timeout=3)
+    _, alive = psutil.wait_procs(workers, timeout=15)
     left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     for process in left:
         process.kill()
@@ -318,12 +325,16 @@ def test_auto_scores_a_mixture(directory: Path) -> None:
 
 
 def test_an_interrupted_call_leaves_no_answers_for_the_next(directory: Path) -> None:
-    pytest.importorskip("reasoning_gym")
-    with pool_for(directory, "auto", workers=1) as pool:
-        good = RewardItem("", "#### 1", "1", "openai/gsm8k")
-        timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
-        slow = RewardItem("", "x", "1", "reasoning_gym/gcd", {"task": "gcd", "config": {}, "entry": {"answer": "1"}})
-        timer.start()
+    begun = directory / "begun"
+
+    def interrupt() -> None:
+        if wait_until(begun.exists, 30.0):
+            signal.raise_signal(signal.SIGINT)
+
+    with pool_for(directory, workers=1, timeout_s=10.0) as pool:
+        thread = threading.Thread(target=interrupt)
         with pytest.raises(KeyboardInterrupt):
-            pool.score([slow, *[good] * 10])
-        assert [r.score for r in pool.score([good, good])] == [1.0, 1.0]
+            thread.start()
+            pool.score([RewardItem("", "brief", extra={"begun": str(begun)}), *items("fine") * 10])
+        thread.join()
+        assert [r.score for r in pool.score(items("x", "fine"))] == [1.0, 4.0]

@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ranks import Rank, run_on
-from transformers import AutoConfig
 
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.errors import UserError
 from pentad.layout import Layout
-from pentad.weights.facts import model_facts
 
 
 def try_all(rank: Rank, directory: Path, attempts: list[tuple[str, dict[str, Any]]]) -> list[UserError | None]:
@@ -108,10 +105,3 @@ def test_refusals_name_the_key_and_the_fix(tiny_models):
 def test_what_is_sound_is_accepted(tiny_models):
     (answers,) = run_on(Layout(), try_all, tiny_models("llama").directory, ACCEPTED)
     assert answers == [None] * len(ACCEPTED)
-
-
-@pytest.mark.parametrize("asked", [{"mlp_only_layers": [1]}, {"decoder_sparse_step": 2}])
-def test_layers_without_experts_among_others_are_refused(asked: dict[str, Any]) -> None:
-    config = AutoConfig.for_model("qwen3_moe", **asked)
-    with pytest.raises(UserError, match="layers without experts among those with them"):
-        model_facts(config)

@@ -33,7 +33,16 @@ def loads(rank: Rank, directory: Path, batch: Batch) -> tuple[float, float]:
     ids=str,
 )
 def test_load_is_that_of_transformers(layout: Layout, tiny_models) -> None:
-    tiny = tiny_models("qwen3_moe")
+    check("qwen3_moe", layout, tiny_models)
+
+
+def test_only_layers_with_experts_count(tiny_models) -> None:
+    """The first of the two stages has none."""
+    check("qwen3_moe_dense", Layout(pipeline=2), tiny_models)
+
+
+def check(name: str, layout: Layout, tiny_models) -> None:
+    tiny = tiny_models(name)
     batch = ragged_batch()
     # What a context-parallel pack is padded with is routed too; this one needs none.
     assert batch.num_tokens % 2 == 0

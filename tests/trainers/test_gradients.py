@@ -112,7 +112,12 @@ def test_pipelines_and_contexts(layout, tiny_models):
 
 @pytest.mark.parametrize(
     "layout, families",
-    [(Layout(), list(MIXTURE)), (Layout(data=2, expert=2), list(MIXTURE)), (Layout(tensor=2), ["qwen3_moe"])],
+    [
+        (Layout(), list(MIXTURE)),
+        (Layout(data=2, expert=2), list(MIXTURE)),
+        (Layout(tensor=2), ["qwen3_moe"]),
+        (Layout(pipeline=2), ["qwen3_moe_dense"]),
+    ],
     ids=str,
 )
 def test_mixtures(layout, families, tiny_models):

@@ -102,7 +102,7 @@ def context_replicas_not_summed(patch: pytest.MonkeyPatch) -> None:
 def auxiliary_loss_on(patch: pytest.MonkeyPatch) -> None:
     right = build._mixture
     wrong = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.01}
-    patch.setattr(build, "_mixture", lambda geometry: {**right(geometry), **wrong})
+    patch.setattr(build, "_mixture", lambda facts: {**right(facts), **wrong})
 
 
 def vocabulary_padding_counted(patch: pytest.MonkeyPatch) -> None:

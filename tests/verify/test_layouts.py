@@ -11,12 +11,13 @@ import torch
 
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.errors import UserError
+from pentad.families.builtin import builtin_models
 from pentad.families.hf_config import facts_from_config
 from pentad.layout import Layout
 from pentad.layout.layout import LETTERS
 from pentad.verify import rank
 from pentad.verify.layouts import small_layouts
-from pentad.verify.models import TINY, tiny_config, write_random_model
+from pentad.verify.models import tiny_config, write_random_model
 from pentad.verify.verification import Verification
 
 FAMILIES = ("llama_tied", "qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "mixtral")
@@ -28,6 +29,14 @@ def layouts_of(family: str) -> list[Layout]:
 
 
 ALL = {family: layouts_of(family) for family in FAMILIES}
+# Dense layers among those with experts: stages and chunks that have only the one, only the other, or both.
+DENSE_AMONG = [
+    Layout(pipeline=2, data=2, expert=2),
+    Layout(pipeline=2, virtual=2),
+    Layout(pipeline=4),
+    Layout(tensor=2, context=2, expert=2),
+    Layout(tensor=2, expert_tensor=2),
+]
 CHOSEN = [(family, layout) for number, family in enumerate(FAMILIES) for layout in ALL[family][number % 3 :: 3]]
 
 
@@ -63,7 +72,14 @@ def test_layout_agrees_with_one_process(family, layout, verification):
     assert report.passed, report.problems
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("layout", DENSE_AMONG, ids=str)
+def test_dense_layers_among_others(layout, verification):
+    assert layout in layouts_of("qwen3_moe_dense")
+    report = verification("qwen3_moe_dense").check(layout)
+    assert report.passed, report.problems
+
+
+@pytest.mark.parametrize("family", builtin_models())
 def test_one_process_agrees_with_transformers(family, verification):
     report = verification(family).check_transformers()
     assert report.passed, report.problems

@@ -7,14 +7,16 @@ import torch
 from ranks import Rank, run_on
 from rollout_models import CONFIGS
 from safetensors.torch import load_file
-from tiny import DENSE
+from tiny import DENSE, MIXTURE
 from torch import Tensor
 
+from pentad.families.blocks import model_rules
+from pentad.families.catalog import FAMILIES, family_named
+from pentad.families.facts import ModelFacts
+from pentad.families.rules import QKV, Column, Experts, Gated, Replicated, Row, Rule, Vocab
 from pentad.layout import Layout
-from pentad.weights.families import FAMILIES
-from pentad.weights.geometry import Geometry
 from pentad.weights.mapping import WeightMapping
-from pentad.weights.rules import QKV, Gated, Row, Rule, Vocab
+from pentad.weights.sharding import join, shard
 
 # The vocabulary of 97 is divided by none of these, so the last rank holds padding.
 LAYOUTS = [Layout(), Layout(tensor=2), Layout(tensor=4), Layout(data=2)]
@@ -42,6 +44,9 @@ RULES = {
     "qkv bias": (QKV("m", ("q", "k", "v")), [(64,), (32,), (32,)]),
     "gated": (Gated("m", ("gate", "up")), [(16, 6), (16, 6)]),
     "row": (Row("m", ("down",)), [(6, 16)]),
+    "column": (Column("m", ("up",)), [(16, 6)]),
+    "replicated": (Replicated("m", ("norm",)), [(6,)]),
+    "experts": (Experts("m", ("gate", "up"), Gated("m", ("gate", "up"))), [(16, 6), (16, 6)]),
     "vocab": (Vocab("m", ("embed",)), [(97, 6)]),
 }
 
@@ -50,18 +55,21 @@ RULES = {
 @pytest.mark.parametrize("kind", RULES)
 def test_join_undoes_shard(kind, size):
     rule, shapes = RULES[kind]
-    geometry = Geometry(layers=1, hidden=6, heads=8, kv_heads=4, head_dim=8, ffn=16, vocab_size=97, tied=False)
+    facts = ModelFacts(
+        "llama", 1, 6, num_heads=8, num_kv_heads=4, ffn_hidden_size=16, vocab_size=97, head_dim=8, tied=False
+    )
     whole = [torch.randn(shape) for shape in shapes]
-    shards = [rule.shard(whole, geometry, rank, size) for rank in range(size)]
-    assert len({shard.shape for shard in shards}) == 1, "ranks hold different shapes"
-    for one, other in zip(rule.join(shards, geometry), whole, strict=True):
+    shards = [shard(rule, whole, facts, rank, size) for rank in range(size)]
+    assert len({part.shape for part in shards}) == 1, "ranks hold different shapes"
+    for one, other in zip(join(rule, shards, facts), whole, strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_names_nothing_twice(family):
+@pytest.mark.parametrize("has_experts", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_names_nothing_twice(name, has_experts):
     for tied in (True, False):
-        rules: tuple[Rule, ...] = FAMILIES[family].rules(tied)
+        rules: tuple[Rule, ...] = (*model_rules(tied), *family_named(name).layer_rules(has_experts))
         megatron = [rule.megatron for rule in rules]
         assert len(set(megatron)) == len(megatron)
         names = [
@@ -76,3 +84,12 @@ def test_a_family_names_nothing_twice(family):
 def test_a_parameter_without_a_rule_is_an_error():
     with pytest.raises(KeyError, match=r"decoder\.layers\.3\.mlp\.novelty has no rule in family qwen2"):
         WeightMapping(CONFIGS["qwen2"], None).rule_of("decoder.layers.3.mlp.novelty")
+
+
+def test_rules_are_those_of_the_layer():
+    """The first layer of this model is dense, the second has experts."""
+    mapping = WeightMapping(MIXTURE["qwen3_moe_dense"], None)
+    for layer, held, missing in ((0, "linear_fc1.weight", "router.weight"), (1, "router.weight", "linear_fc1.weight")):
+        assert mapping.rule_of(f"decoder.layers.{layer}.mlp.{held}")[1]
+        with pytest.raises(KeyError, match="has no rule"):
+            mapping.rule_of(f"decoder.layers.{layer}.mlp.{missing}")

@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command's three forms."""
     parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="plan this configuration")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that go over the file")
-    parser.add_argument("--model", help="a directory, a config.json, a .gguf file, or a hub name")
+    parser.add_argument(
+        "--model", help="a directory, a config.json, a .gguf file, a hub name, or a tiny model of `verify`"
+    )
     parser.add_argument("--allocation", help="plan the model on this layout, as megatron:d2t4")
     parser.add_argument("--gpus", type=int, help="rank all layouts of the model on so many GPUs")
     parser.add_argument("--gpu", help=f"kind of GPU: a100, h100, h200, b200 (default {_GPU})")
@@ -146,24 +148,31 @@ def _work(options: argparse.Namespace, facts: "ModelFacts") -> "Workload":
     )
 
 
-def _plan_layout(options: argparse.Namespace) -> "Plan":
+def _facts(model: str) -> "ModelFacts":
+    """The facts of a built-in model, which `pentad verify` has too, or of any other."""
+    from pentad.families.builtin import builtin_config, builtin_models
+    from pentad.families.hf_config import facts_from_config
     from pentad.families.model_files import facts_of
+
+    return facts_from_config(builtin_config(model), model) if model in builtin_models() else facts_of(model)
+
+
+def _plan_layout(options: argparse.Namespace) -> "Plan":
     from pentad.layout import parse_allocation
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
 
-    facts = facts_of(options.model)
+    facts = _facts(options.model)
     allocation = parse_allocation(options.allocation)
     return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), _work(options, facts))
 
 
 def _rank(options: argparse.Namespace) -> int:
-    from pentad.families.model_files import facts_of
     from pentad.planning.draw import draw_ranking
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_ranking, ranking_to_json
 
-    facts, gpu = facts_of(options.model), gpu_of(options.gpu or _GPU)
+    facts, gpu = _facts(options.model), gpu_of(options.gpu or _GPU)
     work = _work(options, facts)
     top = _TOP if options.top is None else options.top
     if top < 1:

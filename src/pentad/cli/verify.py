@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pentad.errors import UserError
+from pentad.families.builtin import builtin_models, check_model_name
 
 if TYPE_CHECKING:
     from pentad.config.schema.megatron import MegatronSettings
@@ -35,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a directory, hub id or .gguf file, or a built-in tiny model: llama, llama_tied, qwen2, qwen3, qwen3_moe, "
-        "qwen2_moe, mixtral",
+        help=f"a directory, hub id or .gguf file, or a built-in tiny model: {', '.join(builtin_models())}",
     )
     parser.add_argument(
         "--allocations", nargs="+", metavar="STRING", help='as "megatron:t2p2"; without it, all small ones'
@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def verify_layouts(options: argparse.Namespace) -> int:
     """Print a table, one line a layout; 0 if all agree, 1 if one does not."""
     _check(options)
+    check_model_name(options.model)
     for name, value in _DEFAULTS.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -162,19 +163,19 @@ def _check_file(path: Path) -> None:
 
 def _config_directory(options: argparse.Namespace, folder: Path) -> Path:
     """A directory with the configuration of the model that is computed; the user's own has its weights, too."""
-    from pentad.verify.models import TINY, small_config, tiny_config
+    from pentad.verify.models import small_config, tiny_config
     from pentad.weights.source import resolve_model
 
     layers = options.layers or _LAYERS
     if options.shrink:
-        if options.model in TINY:
+        if options.model in builtin_models():
             raise UserError(
                 f"{options.model} is a built-in tiny model, which --shrink is not for", "leave --shrink out"
             )
         small_config(
             options.model, layers=layers, experts=options.experts or _EXPERTS, scale=options.scale or 1
         ).save_pretrained(folder / "model")
-    elif options.model in TINY:
+    elif options.model in builtin_models():
         tiny_config(options.model, layers=layers).save_pretrained(folder / "model")
     elif options.layers is not None:
         raise UserError("--layers is read for built-in models and with --shrink only", "add --shrink, or leave it out")

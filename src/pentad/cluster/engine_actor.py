@@ -107,7 +107,8 @@ class EngineActor(Process):
         return await self._engine.logprobs(sequences, temperature)
 
     async def pause(self, abort: bool) -> None:
-        """See `Engine.pause`."""
+        """See `Engine.pause`. What was submitted before counts as running."""
+        await asyncio.sleep(0)  # it reaches the engine first
         await self._engine.pause(abort=abort)
 
     async def resume(self) -> None:

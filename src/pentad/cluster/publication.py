@@ -1,7 +1,7 @@
 """Bringing the policy's weights to the engines, and proving that they arrived.
 
 Invariant: trainer ranks send while engines receive; after a publication every engine holds, bit for bit, what was
-sent, or the run ends. No request may be running meanwhile.
+sent, or the run ends. Engines are paused meanwhile: requests that run go on under the new weights when these are proven.
 """
 
 from pentad.cluster.engines import Engines
@@ -37,6 +37,7 @@ class PublishedPolicy(RoleTrainer):
             DeadlineError: it took too long. The message names the processes, and the tensor that each was at.
             RunFailedError: a process failed.
         """
+        await self._engines.pause(abort=False)
         await self._engines.wake()
         gang = self._trainers.gang
         channel = self._transport.open(version)
@@ -51,3 +52,4 @@ class PublishedPolicy(RoleTrainer):
             sums |= part
         for engine, found in zip(self._engines.names, held, strict=True):
             check_checksums(sums, found, engine)
+        await self._engines.resume()

@@ -101,6 +101,8 @@ class Engine(Protocol):
     async def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
         """Take a whole set of weights, each expected tensor exactly once, in any order.
 
+        `channel.receive()` blocks, so it belongs on another thread than that of the event loop.
+
         Returns:
             the checksum of every tensor, by Hugging Face name, as the engine now holds it.
 

@@ -1,11 +1,14 @@
-"""What layouts, plans and models depend on of an architecture: its sizes."""
+"""The sizes of a model: what layouts, plans, weight rules and Megatron models are made from.
+
+Invariant: read from the configuration once; every size is a whole number that is really there.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a layout depends on.
+    """Sizes of one model.
 
     Attributes:
         family: name of the model family, such as `qwen3_moe`.
@@ -14,8 +17,8 @@ class ModelFacts:
         num_heads: query heads of a layer.
         num_kv_heads: key/value heads of a layer.
         ffn_hidden_size: inner width of a dense feed-forward layer.
-        vocab_size: tokens, before padding; padding makes every tensor size legal.
-        head_dim: width of a head.
+        vocab_size: token ids of the checkpoint, before padding; see `padded_vocab`.
+        head_dim: elements of one head.
         tied: whether input and output embedding are one tensor.
         num_experts: experts of a layer; None for a dense model.
         moe_ffn_hidden_size: inner width of one expert; None for a dense model.
@@ -48,3 +51,7 @@ class ModelFacts:
     def has_experts(self, layer: int) -> bool:
         """Whether that layer, counted from 0, has experts."""
         return self.num_experts is not None and layer not in self.dense_layers
+
+    def padded_vocab(self, ranks: int) -> int:
+        """The vocabulary, rounded up so that every tensor-parallel rank holds the same number of rows."""
+        return -(-self.vocab_size // ranks) * ranks

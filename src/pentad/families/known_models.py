@@ -6,6 +6,7 @@ Invariant: a known name gives the facts that its `config.json` on the hub gives.
 from functools import cache
 
 from pentad.families.facts import ModelFacts
+from pentad.families.hf_config import facts_from_config
 
 # Variants of a model that differ in their weights only.
 _VARIANTS = ("-Instruct", "-Base", "-Instruct-2507", "-Thinking-2507", "-Instruct-v0.1", "-v0.1", "-Chat")
@@ -32,6 +33,8 @@ _DENSE = {
     "meta-llama/Llama-3.1-8B": ("llama", 32, 4096, 32, 8, 128, 14336, _LLAMA, False),
     "meta-llama/Llama-3.1-70B": ("llama", 80, 8192, 64, 8, 128, 28672, _LLAMA, False),
     "meta-llama/Llama-3.3-70B": ("llama", 80, 8192, 64, 8, 128, 28672, _LLAMA, False),
+    "mistralai/Mistral-7B-v0.3": ("mistral", 32, 4096, 32, 8, 128, 14336, 32768, False),
+    "mistralai/Mistral-7B-Instruct-v0.3": ("mistral", 32, 4096, 32, 8, 128, 14336, 32768, False),
     "HuggingFaceTB/SmolLM2-135M": ("llama", 30, 576, 9, 3, 64, 1536, 49152, True),
 }
 
@@ -44,31 +47,33 @@ _MOE = {
 }
 
 
+# The columns of both tables in config.json.
+_COLUMNS = (
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
+
+
 @cache
 def known_models() -> dict[str, ModelFacts]:
     """Hub name -> facts. A name stands for its variants (Instruct, Base and so on) too."""
-    models = {}
-    for name, sizes in (*_DENSE.items(), *_MOE.items()):
-        family, layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, tied, *mixture = sizes
-        experts, chosen, moe_ffn, shared = mixture or (None, 0, None, 0)
-        models[name] = ModelFacts(
-            family=family,
-            num_layers=layers,
-            hidden_size=hidden,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            ffn_hidden_size=ffn,
-            vocab_size=vocabulary,
-            head_dim=head_dim,
-            tied=tied,
-            num_experts=experts,
-            moe_ffn_hidden_size=moe_ffn,
-            experts_per_token=chosen,
-            shared_ffn_hidden_size=shared,
-            qkv_bias=family in ("qwen2", "qwen2_moe"),
-            qk_norm=family in ("qwen3", "qwen3_moe"),
-        )
-    return models
+    rows: dict[str, tuple[object, ...]] = {**_DENSE, **_MOE}
+    # None of these models has a sliding window, whatever transformers would take where a file says nothing.
+    return {
+        name: facts_from_config({**dict(zip(_COLUMNS, row, strict=False)), "sliding_window": None}, name)
+        for name, row in rows.items()
+    }
 
 
 def known_facts(name: str) -> ModelFacts | None:

@@ -11,7 +11,7 @@ from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk, distinct_stages, layer_kinds, pipeline_chunks
 from pentad.planning.gpus import Gpu
 from pentad.planning.memory import BYTES, Workload
-from pentad.planning.parameters import RankParameters, chunk_parameters, flops_per_token, padded_vocab
+from pentad.planning.parameters import RankParameters, chunk_parameters, flops_per_token
 
 PARTS = ("compute", "tensor", "context", "expert", "pipeline", "data", "optimizer")
 
@@ -114,7 +114,7 @@ def _microbatch(
     tokens = work.tokens / layout.context
     residual = tokens * facts.hidden_size * BYTES[work.dtype]
     if chunks[-1].head:
-        operations = 2 * rates.head_products * tokens * padded_vocab(facts, layout.tensor) / layout.tensor
+        operations = 2 * rates.head_products * tokens * facts.padded_vocab(layout.tensor) / layout.tensor
         parts["compute"] += operations * facts.hidden_size / _speed(gpu, work, rates.head, rates)
         if layout.tensor > 1:
             parts["tensor"] += 2 * _exchange(residual, layout.tensor, layout.tensor, gpu, rates)

@@ -13,7 +13,7 @@ from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk, chunks_in_flight, distinct_stages, layer_kinds, pipeline_chunks
 from pentad.planning.coefficients import DEFAULT, Coefficients
-from pentad.planning.parameters import RankParameters, chunk_parameters, model_parameters, padded_vocab
+from pentad.planning.parameters import RankParameters, chunk_parameters, model_parameters
 
 Recompute = Literal["none", "selective", "full"]
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
@@ -206,7 +206,7 @@ def _backward_workspace(
 def _logits(facts: ModelFacts, layout: Layout, work: Workload, table: Coefficients) -> float:
     """Bytes of the output layer's backward pass: the larger of its two."""
     width, tokens = BYTES[work.dtype], work.tokens / layout.context
-    rows = padded_vocab(facts, layout.tensor) // layout.tensor
+    rows = facts.padded_vocab(layout.tensor) // layout.tensor
     chunk = min(table.logits_chunk, tokens * rows)
     gradient = rows * facts.hidden_size * (table.head_gradient_fp32 + table.head_gradient_model * width)
     hidden = table.head_hidden * tokens * facts.hidden_size * width

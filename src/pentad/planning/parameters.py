@@ -42,11 +42,6 @@ class RankParameters:
         return self.total - self.expert
 
 
-def padded_vocab(facts: ModelFacts, tensor: int) -> int:
-    """Rows of the embedding: the vocabulary, up to a multiple of the tensor-parallel size."""
-    return -(-facts.vocab_size // tensor) * tensor
-
-
 def layer_parameters(facts: ModelFacts, layer: int, layout: Layout) -> dict[str, int]:
     """Parameters of one decoder layer on each rank that holds it."""
     hidden, tensor = facts.hidden_size, layout.tensor
@@ -75,7 +70,7 @@ def stage_parameters(facts: ModelFacts, layout: Layout) -> tuple[RankParameters,
 def chunk_parameters(facts: ModelFacts, layout: Layout, chunks: tuple[Chunk, ...]) -> RankParameters:
     """Parameters of each rank that holds these chunks."""
     parts: Counter[str] = Counter()
-    table = padded_vocab(facts, layout.tensor) // layout.tensor * facts.hidden_size
+    table = facts.padded_vocab(layout.tensor) // layout.tensor * facts.hidden_size
     largest = 0
     for layer, count in layer_kinds(facts, chunks).items():
         layer_parts = layer_parameters(facts, layer, layout)

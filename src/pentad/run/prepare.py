@@ -12,11 +12,11 @@ from transformers.utils import logging
 from pentad.config.schema.run import RunSettings
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
 from pentad.errors import UserError
+from pentad.families.hf_config import facts_from_config
 from pentad.layout import Allocation
 from pentad.layout.cluster_checks import check_projections
 from pentad.layout.validate import check_layout, refuse
 from pentad.run.sources import Sources
-from pentad.weights.facts import model_facts
 from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config, load_tokenizer
@@ -76,7 +76,7 @@ def prepare(sources: Sources) -> Prepared:
     # Other processes, on other machines too, have working directories of their own.
     directory = sources.directory.absolute()
     config = load_config(directory)
-    facts = model_facts(config)
+    facts = facts_from_config(config.to_dict())
     layout = allocation.trainer.layout
     refuse([*check_layout(facts, layout), *check_projections(facts, layout)], f"allocation {allocation}")
     CheckpointReader(directory).check(expected_shapes(config), tied=facts.tied)

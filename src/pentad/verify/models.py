@@ -4,8 +4,6 @@ Invariant: equal arguments give equal weights. No weight is at a special value (
 none can be mistaken for another; and no expert is chosen by a narrow margin, so that rounding cannot change the choice.
 """
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +11,14 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    LlamaConfig,
-    MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen2MoeConfig,
-    Qwen3Config,
-    Qwen3MoeConfig,
 )
 
 from pentad.errors import UserError
-from pentad.weights.geometry import Geometry
+from pentad.families.builtin import LAYERS, builtin_config, builtin_models
+from pentad.families.hf_config import facts_from_config
 from pentad.weights.source import load_config
-
-# The vocabulary of 101 is prime: every split of it has padding. More parts than key/value heads replicate these.
-_SHAPE: dict[str, Any] = {
-    "vocab_size": 101,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-    "pad_token_id": None,
-}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-# Heads that together are wider than the hidden size, as Qwen3 has them.
-_WIDE = {"head_dim": 24}
-
-TINY: dict[str, Callable[..., PreTrainedConfig]] = {
-    "llama": partial(LlamaConfig, **_SHAPE),
-    "llama_tied": partial(LlamaConfig, **{**_SHAPE, "tie_word_embeddings": True}),
-    "qwen2": partial(Qwen2Config, **_SHAPE),
-    "qwen3": partial(Qwen3Config, **_SHAPE, **_WIDE),
-    "qwen3_moe": partial(Qwen3MoeConfig, **_SHAPE, **_WIDE, **_EXPERTS, norm_topk_prob=True),
-    "qwen2_moe": partial(
-        Qwen2MoeConfig, **_SHAPE, **_EXPERTS, norm_topk_prob=False, shared_expert_intermediate_size=64
-    ),
-    "mixtral": partial(MixtralConfig, **_SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
-}
 
 # Deviation of random weights of tiny models; larger ones have that of their architecture.
 _TINY_STD, _TINY_WIDTH = 0.06, 256
@@ -63,13 +27,13 @@ _EMBEDDING_STD, _RESIDUAL_SCALE, _OWN_LOGIT = 1.0, 0.25, 4.0
 _CLASS_SIZE = 2.0
 
 
-def tiny_config(name: str, *, layers: int = 4) -> PreTrainedConfig:
+def tiny_config(name: str, *, layers: int = LAYERS) -> PreTrainedConfig:
     """The configuration of a built-in model.
 
     Raises:
         KeyError: there is none of that name.
     """
-    return TINY[name](num_hidden_layers=layers)
+    return AutoConfig.for_model(**builtin_config(name, layers))
 
 
 def small_config(model: str, *, layers: int, experts: int, scale: int) -> PreTrainedConfig:
@@ -120,7 +84,7 @@ def _from_hub(model: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        known = ", ".join(TINY)
+        known = ", ".join(builtin_models())
         raise UserError(
             f"{model} is neither a directory here nor a model on the hub that can be read: {reason}",
             f"give a directory with a config.json, a hub id, or one of {known}",
@@ -141,7 +105,7 @@ def write_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.d
         elif tiny:
             parameter.normal_(std=_TINY_STD)
     _calm(model, config)
-    if Geometry.of(config).experts:
+    if facts_from_config(config.to_dict()).num_experts:
         _decide_routes(model, config)
     model.to(dtype).save_pretrained(directory)
 
@@ -168,11 +132,11 @@ def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     The class of a token is its id modulo the number of experts. It is written into the embedding as one of as many
     orthogonal directions, which the routers read. In each layer a class goes to other experts.
     """
-    geometry = Geometry.of(config)
-    experts, chosen = geometry.experts, geometry.experts_per_token
-    directions = torch.linalg.qr(torch.randn(geometry.hidden, experts))[0].t()
+    facts = facts_from_config(config.to_dict())
+    experts, chosen = facts.num_experts or 0, facts.experts_per_token
+    directions = torch.linalg.qr(torch.randn(facts.hidden_size, experts))[0].t()
     embedding: Any = model.get_input_embeddings().weight
-    embedding.add_(_CLASS_SIZE * geometry.hidden**0.5 * directions[torch.arange(embedding.shape[0]) % experts])
+    embedding.add_(_CLASS_SIZE * facts.hidden_size**0.5 * directions[torch.arange(embedding.shape[0]) % experts])
     # The chosen experts get different weights; all others get next to nothing.
     wishes = torch.zeros(experts)
     wishes[:chosen] = torch.linspace(1.0, 0.6, chosen)
@@ -180,4 +144,4 @@ def _decide_routes(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     for layer, router in enumerate(routers):
         table = torch.stack([wishes.roll(number + layer) for number in range(experts)])
         # The norm before the router gives a token a length of the root of the width.
-        router.normal_(std=0.2).add_(4.0 * table.t() @ directions).mul_(geometry.hidden**-0.5)
+        router.normal_(std=0.2).add_(4.0 * table.t() @ directions).mul_(facts.hidden_size**-0.5)

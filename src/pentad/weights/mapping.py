@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedConfig
 
-from pentad.weights.families import Family, family_of
-from pentad.weights.geometry import Geometry
+from pentad.families.blocks import model_rules
+from pentad.families.catalog import family_named
+from pentad.families.hf_config import facts_from_config
+from pentad.families.rules import Experts, Rule
 from pentad.weights.hf_files import CheckpointReader
-from pentad.weights.rules import Experts, Rule
+from pentad.weights.sharding import join, shard
 
 # Megatron takes seconds to import, and who only asks for shapes has no use for it.
 if TYPE_CHECKING:
@@ -34,12 +36,14 @@ class WeightMapping:
     """
 
     def __init__(self, config: PreTrainedConfig, groups: "ProcessGroupCollection | None") -> None:
-        self.geometry = Geometry.of(config)
-        self.family: Family = family_of(config)
+        self.facts = facts_from_config(config.to_dict())
+        self._experts = self.facts.num_experts or 0
         self._tp: ProcessGroup | None = groups.tp if groups is not None else None
-        self._ep: ProcessGroup | None = groups.ep if groups is not None and self.geometry.experts else None
-        self._expert_tp: ProcessGroup | None = groups.expt_tp if groups is not None and self.geometry.experts else None
-        self._rules: dict[str, Rule] = {rule.megatron: rule for rule in self.family.rules(self.geometry.tied)}
+        self._ep: ProcessGroup | None = groups.ep if groups is not None and self._experts else None
+        self._expert_tp: ProcessGroup | None = groups.expt_tp if groups is not None and self._experts else None
+        family = family_named(self.facts.family)
+        self._model_rules = _by_name(model_rules(self.facts.tied))
+        self._layer_rules = {has_experts: _by_name(family.layer_rules(has_experts)) for has_experts in (False, True)}
 
     def rule_of(self, megatron_name: str) -> tuple[Rule, tuple[str, ...]]:
         """The rule of a parameter and its Hugging Face names, in which `{expert}` may still stand.
@@ -51,10 +55,11 @@ class WeightMapping:
             KeyError: no rule knows the name.
         """
         match = _LAYER_NUMBER.search(megatron_name)
-        rule = self._rules.get(_LAYER_NUMBER.sub("{layer}", megatron_name))
-        if rule is None:
-            raise KeyError(f"parameter {megatron_name} has no rule in family {self.family.model_type}")
         layer = match.group() if match else ""
+        rules = self._layer_rules[self.facts.has_experts(int(layer))] if layer else self._model_rules
+        rule = rules.get(_LAYER_NUMBER.sub("{layer}", megatron_name))
+        if rule is None:
+            raise KeyError(f"parameter {megatron_name} has no rule in family {self.facts.family}")
         return rule, tuple(name.replace("{layer}", layer) for name in rule.hugging_face)
 
     def parameters(self, model: torch.nn.Module, layer_offset: int = 0) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -83,10 +88,10 @@ class WeightMapping:
 
     def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: CheckpointReader) -> None:
         group = self._expert_tp if isinstance(rule, Experts) else self._tp
-        shard = rule.shard([reader.get(source) for source in sources], self.geometry, _rank(group), _size(group))
-        if shard.shape != target.shape:
-            raise ValueError(f"{sources[0]}: rule gives {list(shard.shape)}, parameter is {list(target.shape)}")
-        target.copy_(shard)
+        part = shard(rule, [reader.get(source) for source in sources], self.facts, _rank(group), _size(group))
+        if part.shape != target.shape:
+            raise ValueError(f"{sources[0]}: rule gives {list(part.shape)}, parameter is {list(target.shape)}")
+        target.copy_(part)
 
     def export(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Whole Hugging Face tensors from this rank's Megatron tensors: parameters, or anything of their shapes.
@@ -104,25 +109,29 @@ class WeightMapping:
             if isinstance(rule, Experts):
                 yield from self._export_experts(rule, targets, tensor.detach())
             else:
-                yield from zip(targets, rule.join(_gather(tensor.detach(), self._tp), self.geometry), strict=True)
+                yield from zip(targets, join(rule, _gather(tensor.detach(), self._tp), self.facts), strict=True)
 
     def _export_experts(self, rule: Experts, targets: tuple[str, ...], tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         # [expert-parallel rank][expert-tensor rank] -> [local experts, ...]
         parts = [part.unbind() for part in _gather(torch.stack(_gather(tensor, self._expert_tp)), self._ep)]
         per_rank = tensor.shape[0]
-        for expert in range(self.geometry.experts):
+        for expert in range(self._experts):
             rank, place = divmod(expert, per_rank)
-            whole = rule.join([shard[place] for shard in parts[rank]], self.geometry)
+            whole = join(rule, [part[place] for part in parts[rank]], self.facts)
             yield from zip((_numbered(target, expert) for target in targets), whole, strict=True)
 
     def _local_experts(self) -> range:
-        per_rank = self.geometry.experts // _size(self._ep)
+        per_rank = self._experts // _size(self._ep)
         first = _rank(self._ep) * per_rank
         return range(first, first + per_rank)
 
     def _is_copy(self, name: str) -> bool:
         """Whether a parameter is the last stage's copy of a tied embedding."""
-        return self.geometry.tied and name == "output_layer.weight"
+        return self.facts.tied and name == "output_layer.weight"
+
+
+def _by_name(rules: Iterable[Rule]) -> dict[str, Rule]:
+    return {rule.megatron: rule for rule in rules}
 
 
 def _numbered(name: str, expert: int) -> str:

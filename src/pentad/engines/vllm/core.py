@@ -127,7 +127,11 @@ async def _build(arguments: Mapping[str, Any]) -> "AsyncLLM":
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except Exception as error:
+        # Some of vLLM's errors cannot be sent to another process.
+        raise EngineFailedError(f"vLLM did not start: {type(error).__name__}: {error}") from error
 
 
 def _is_engine(process: psutil.Process) -> bool:

@@ -17,13 +17,12 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 
 from pentad.config.schema.megatron import MegatronSettings
+from pentad.families.facts import ModelFacts
+from pentad.families.hf_config import facts_from_config, transformer_fields
 from pentad.layout import Layout
 from pentad.layout.pipeline import stage_layers
 from pentad.trainers.megatron.passthrough import Supported, make_config
 from pentad.trainers.megatron.provider import block_spec
-from pentad.weights.facts import model_facts
-from pentad.weights.families import family_of
-from pentad.weights.geometry import Geometry
 
 # What the layout, the model or the precision settles; a user who sets it in a dictionary would contradict them.
 _SETTLED = {
@@ -40,6 +39,7 @@ _SETTLED = {
     "expert_tensor_parallel_size": "allocation",
     "pipeline_model_parallel_layout": "allocation",
     "num_moe_experts": "model.path",
+    "moe_layer_freq": "model.path",
     "moe_router_topk": "model.path",
     "moe_ffn_hidden_size": "model.path",
     "sequence_parallel": "allocation",
@@ -99,19 +99,21 @@ def transformer_config(
     Raises:
         UserError: a field that does not exist, is settled elsewhere, or that Megatron refuses.
     """
-    geometry = Geometry.of(config)
+    facts = facts_from_config(config.to_dict())
     settings: dict[str, Any] = {
-        "num_layers": geometry.layers,
-        "hidden_size": geometry.hidden,
-        "num_attention_heads": geometry.heads,
-        "num_query_groups": geometry.kv_heads,
-        "kv_channels": geometry.head_dim,
-        "ffn_hidden_size": geometry.ffn,
+        "num_layers": facts.num_layers,
+        "hidden_size": facts.hidden_size,
+        "num_attention_heads": facts.num_heads,
+        "num_query_groups": facts.num_kv_heads,
+        "kv_channels": facts.head_dim,
+        "ffn_hidden_size": facts.ffn_hidden_size,
         "normalization": "RMSNorm",
         "layernorm_epsilon": config.rms_norm_eps,
         "gated_linear_unit": True,
         "activation_func": functional.silu,
         "add_bias_linear": False,
+        "add_qkv_bias": facts.qkv_bias,
+        "qk_layernorm": facts.qk_norm,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "params_dtype": dtype,
@@ -137,9 +139,9 @@ def transformer_config(
         # Packs differ in length.
         "variable_seq_lengths": True,
         "moe_token_dispatcher_type": "alltoall",
-        **_pipeline(config, layout),
-        **_mixture(geometry),
-        **family_of(config).transformer(config),
+        **_pipeline(facts, layout),
+        **_mixture(facts),
+        **transformer_fields(config.to_dict()),
     }
     return make_config(
         TransformerConfig,
@@ -151,11 +153,11 @@ def transformer_config(
     )
 
 
-def _pipeline(config: PreTrainedConfig, layout: Layout) -> dict[str, Any]:
+def _pipeline(facts: ModelFacts, layout: Layout) -> dict[str, Any]:
     """Which layers each stage holds: embedding and output layer are weighed against decoder layers."""
     if layout.pipeline == 1:
         return {}
-    stages: list[list[str]] = [["decoder"] * count for count in stage_layers(model_facts(config), layout)]
+    stages: list[list[str]] = [["decoder"] * count for count in stage_layers(facts, layout)]
     stages[0].insert(0, "embedding")
     stages[-1].append("loss")
     settings: dict[str, Any] = {"pipeline_model_parallel_layout": stages}
@@ -165,14 +167,17 @@ def _pipeline(config: PreTrainedConfig, layout: Layout) -> dict[str, Any]:
     return settings
 
 
-def _mixture(geometry: Geometry) -> dict[str, Any]:
-    """The experts of a mixture model; no auxiliary loss, no dropped tokens."""
-    if not geometry.experts:
+def _mixture(facts: ModelFacts) -> dict[str, Any]:
+    """The experts of a mixture model, and which of its layers have them; no auxiliary loss, no dropped tokens."""
+    if facts.num_experts is None:
         return {}
+    layers = [int(facts.has_experts(layer)) for layer in range(facts.num_layers)]
     return {
-        "num_moe_experts": geometry.experts,
-        "moe_router_topk": geometry.experts_per_token,
-        "moe_ffn_hidden_size": geometry.expert_ffn,
+        "num_moe_experts": facts.num_experts,
+        "moe_layer_freq": layers if facts.dense_layers else 1,
+        "moe_router_topk": facts.experts_per_token,
+        "moe_ffn_hidden_size": facts.moe_ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": facts.shared_ffn_hidden_size or None,
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
         "moe_router_dtype": "fp32",
@@ -195,23 +200,25 @@ def build_chunks(
     config: PreTrainedConfig, megatron: TransformerConfig, layout: Layout, groups: ProcessGroupCollection
 ) -> list[Chunk]:
     """The layers of this rank, with uninitialised weights, on the current device: one chunk a virtual stage."""
-    geometry = Geometry.of(config)
+    facts = facts_from_config(config.to_dict())
     rank, stages = groups.pp.rank(), groups.pp.size()
     chunks = []
     for virtual in range(layout.virtual):
         stage = virtual if layout.virtual > 1 else None
+        first = get_transformer_layer_offset(megatron, stage, rank)
+        layers = range(first, first + get_num_layers_to_build(megatron, stage, rank))
         module = GPTModel(
             config=megatron,
-            transformer_layer_spec=block_spec(megatron, get_num_layers_to_build(megatron, stage, rank)),
-            vocab_size=geometry.padded_vocab(layout.tensor),
+            transformer_layer_spec=block_spec(megatron, [facts.has_experts(layer) for layer in layers]),
+            vocab_size=facts.padded_vocab(layout.tensor),
             max_sequence_length=config.max_position_embeddings,
             pre_process=rank == 0 and virtual == 0,
             post_process=rank == stages - 1 and virtual == layout.virtual - 1,
-            share_embeddings_and_output_weights=geometry.tied,
+            share_embeddings_and_output_weights=facts.tied,
             # PackedAttention rotates; see its docstring.
             position_embedding_type="none",
             pg_collection=groups,
             vp_stage=stage,
         )
-        chunks.append(Chunk(module, get_transformer_layer_offset(megatron, stage, rank)))
+        chunks.append(Chunk(module, first))
     return chunks

@@ -4,6 +4,8 @@ Invariant: everything that Megatron's own local modules refuse (sequence paralle
 attention) is supplied here; everything else is Megatron's.
 """
 
+from collections.abc import Sequence
+
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
@@ -34,8 +36,8 @@ class TorchSpecProvider(LocalSpecProvider):
         return GroupedExperts
 
 
-def layer_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:
-    """One decoder layer: norm, attention, norm, MLP."""
+def layer_spec(config: TransformerConfig, provider: BackendSpecProvider, has_experts: bool) -> ModuleSpec:
+    """One decoder layer: norm, attention, norm, and experts or a dense MLP."""
     qk_norm = provider.layer_norm(rms_norm=True, for_qk=True) if config.qk_layernorm else IdentityOp
     return ModuleSpec(
         module=TransformerLayer,
@@ -54,19 +56,20 @@ def layer_spec(config: TransformerConfig, provider: BackendSpecProvider) -> Modu
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=provider.layer_norm(rms_norm=True),
-            mlp=get_mlp_module_spec_for_backend(provider, num_experts=config.num_moe_experts),
+            mlp=get_mlp_module_spec_for_backend(provider, num_experts=config.num_moe_experts if has_experts else None),
             mlp_bda=get_bias_dropout_add,
         ),
     )
 
 
-def block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
+def block_spec(config: TransformerConfig, has_experts: Sequence[bool]) -> TransformerBlockSubmodules:
     """The decoder layers of one pipeline stage, and the final norm.
 
     Args:
-        num_layers: how many layers this stage holds.
+        has_experts: of each layer that this stage holds, in order.
     """
     provider = TorchSpecProvider()
+    specs = {kind: layer_spec(config, provider, kind) for kind in set(has_experts)}
     return TransformerBlockSubmodules(
-        layer_specs=[layer_spec(config, provider)] * num_layers, layer_norm=provider.layer_norm(rms_norm=True)
+        layer_specs=[specs[kind] for kind in has_experts], layer_norm=provider.layer_norm(rms_norm=True)
     )

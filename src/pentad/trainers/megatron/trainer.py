@@ -204,7 +204,7 @@ class Trainer:
         sums = self._sum_over_microbatches(results)
         sums["train/loss"] = (sums["train/loss"][0], denominator)
         metrics = {name: total / divisor if divisor else 0.0 for name, (total, divisor) in sums.items()}
-        if experts := self.mapping.geometry.experts:
+        if experts := self.mapping.facts.num_experts:
             metrics |= expert_load(self._modules, self.groups, experts)
         return metrics
 
@@ -333,7 +333,7 @@ class Trainer:
             weight,
             microbatch.batch.tokens[targets],
             temperature=temperature,
-            vocab_size=self.mapping.geometry.vocab_size,
+            vocab_size=self.mapping.facts.vocab_size,
             group=self.groups.tp,
             differentiates_entropy=self._differentiates_entropy,
         )

@@ -1,0 +1,152 @@
+"""Requests to real Ray actors that hold an engine of the tests': dealt out, answered, failed, cancelled."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pentad.cluster.cluster import Cluster
+from pentad.cluster.engines import Engines
+from pentad.config.schema.ray import RaySettings
+from pentad.config.schema.run import RunSettings
+from pentad.errors import UserError
+from pentad.layout import parse_allocation
+from pentad.record.outcome import RunFailedError
+from pentad.samples.completion import Completion
+from pentad.samples.request import GenerateRequest, SamplingParams
+
+PUPPET = Path(__file__).parents[1] / "outside" / "puppet.py"
+ALLOCATION = "hf:d2+megatron:d1"
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """Two engines, built. Only the last test ends one."""
+    directory = tmp_path_factory.mktemp("model")
+    settings = RunSettings.model_validate(
+        {
+            "experiment": {"name": "engines"},
+            "model": {"path": str(directory)},
+            "allocation": ALLOCATION,
+            "algorithm": {"name": "grpo"},
+            "data": {"train": "none.jsonl"},
+            "trainer": {"total_steps": 1, "deadline_s": 60.0},
+            "rollout": {"engine": f"{PUPPET}:Puppet"},
+        }
+    )
+    with Cluster(RaySettings(), parse_allocation(ALLOCATION)) as cluster:
+        engines = Engines(settings, directory, str(directory), cluster)
+
+        async def start() -> None:
+            await cluster.processes.started(60.0)
+            await engines.build()
+
+        asyncio.run(start())
+        yield engines
+
+
+def request(name: str, prompt_tokens: int = 4, sample: int = 0) -> GenerateRequest:
+    return GenerateRequest(torch.full((prompt_tokens,), 7), name, SamplingParams(max_tokens=6), sample)
+
+
+async def ask(engines: Engines, *requests: GenerateRequest) -> list[Completion | BaseException]:
+    return await asyncio.gather(*map(engines.generate, requests), return_exceptions=True)
+
+
+def seen(answers: list[Completion | BaseException]) -> list[tuple[int, int]]:
+    """Replica, and how many requests it was given in that tick."""
+    return [(int(a.response_tokens[1]), int(a.response_tokens[2])) for a in answers if isinstance(a, Completion)]
+
+
+async def waiting(engines: Engines, count: int) -> None:
+    """Return when so many requests wait at the engines."""
+    async with asyncio.timeout(30):
+        while sum(int(facts[0][0]) for facts in await engines.logprobs([], 1.0)) != count:
+            await asyncio.sleep(0.01)
+
+
+def test_the_requests_of_a_tick_go_together_to_the_least_loaded(engines: Engines) -> None:
+    """Samples of a prompt stay together; 26 tokens, then three times 10, of which each goes where there is less."""
+    asked = [request("a", 20), *(request("b", 4, sample) for sample in range(2)), request("c", 4), request("d", 4)]
+    wanted = [(0, 2), (1, 3), (1, 3), (1, 3), (0, 2)]
+    assert seen(asyncio.run(ask(engines, *asked))) == wanted
+    assert seen(asyncio.run(ask(engines, *asked))) == wanted
+
+
+def test_answers_come_as_soon_as_they_are_there(engines: Engines) -> None:
+    async def main() -> None:
+        late = asyncio.create_task(engines.generate(request("wait 1", 40)))
+        quick = await ask(engines, *(request(f"q{number}") for number in range(3)))
+        # 46 tokens are in flight on the first.
+        assert seen(quick) == [(1, 3)] * 3
+        await waiting(engines, 1)
+        assert not late.done()
+        await engines.resume()
+        assert seen([await late]) == [(0, 1)]
+        await engines.pause(abort=False)
+
+    asyncio.run(main())
+
+
+def test_a_failure_is_named_and_leaves_the_others_alone(engines: Engines) -> None:
+    refused, broken, unsendable, fine = asyncio.run(
+        ask(engines, *(request(name) for name in ("refuse", "break", "break-unsendably", "fine")))
+    )
+    assert isinstance(refused, UserError)
+    assert refused.fix == "ask for less"
+    assert isinstance(broken, RunFailedError)
+    assert str(broken) == "rollout engine 1 failed during rollout: ValueError: a wrong value"
+    assert "UnsendableError: a wrong value" in str(unsendable)
+    assert isinstance(fine, Completion)
+
+
+def test_a_cancelled_request_is_dropped_by_its_engine(engines: Engines) -> None:
+    async def main() -> None:
+        kept, *dropped = [asyncio.create_task(engines.generate(request(f"wait {number}"))) for number in range(4)]
+        await waiting(engines, 4)
+        for task in dropped:
+            task.cancel()
+        await waiting(engines, 1)
+        await engines.resume()
+        assert isinstance(await kept, Completion)
+        await engines.pause(abort=False)
+        # The load of what was dropped is gone.
+        assert seen(await ask(engines, request("a"), request("b"))) == [(0, 1), (1, 1)]
+
+    asyncio.run(main())
+
+
+def test_a_pause_comes_after_the_requests_that_were_made_before_it(engines: Engines) -> None:
+    async def main() -> None:
+        await engines.pause(abort=False)
+        before = sum(int(facts[0][1]) for facts in await engines.logprobs([], 1.0))
+        tasks = [asyncio.create_task(engines.generate(request(f"r{number}"))) for number in range(20)]
+        await asyncio.sleep(0)  # they are made
+        await asyncio.sleep(0)  # and dealt out
+        await asyncio.sleep(0)  # and sent
+        await engines.pause(abort=False)
+        assert sum(int(facts[0][1]) for facts in await engines.logprobs([], 1.0)) == before + 20
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def test_a_run_that_is_interrupted_leaves_nothing_behind(engines: Engines) -> None:
+    async def interrupted() -> None:
+        task = asyncio.create_task(engines.generate(request("wait")))
+        await waiting(engines, 1)
+        assert not task.done()
+
+    asyncio.run(interrupted())
+    asyncio.run(waiting(engines, 0))
+    assert seen(asyncio.run(ask(engines, request("a")))) == [(0, 1)]
+
+
+def test_a_death_fails_all_requests_in_flight(engines: Engines) -> None:
+    answers = asyncio.run(ask(engines, request("wait", 20), request("die"), request("wait", 4)))
+    assert len(answers) == 3
+    for answer in answers:
+        assert isinstance(answer, RunFailedError)
+        assert str(answer).startswith("rollout engine 1 failed during rollout: its process died")
