@@ -116,7 +116,7 @@ def test_supported(text: str) -> None:
     [
         ("hf:t2|megatron:d2", ["t2 is not possible; an hf engine is one device"], "write hf:d2"),
         ("hf:p2|megatron:d2", ["p2 is not possible"], "write hf:d2"),
-        ("vllm:t2|megatron:d2", ["backend vllm is not available yet"], "write hf:d2"),
+        ("vllm:t2|megatron:d2", ["vllm has been shown only on one GPU"], "write vllm:d1|megatron:d1"),
         ("sglang:d1+megatron:d2", ["backend sglang is not available yet"], "write hf:d1"),
     ],
 )
