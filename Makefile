@@ -37,8 +37,9 @@ format: bootstrap ## put the style right where that can be done by machine
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-docs: bootstrap ## write docs/configuration.md from the schema
+docs: bootstrap ## write docs/configuration.md and docs/metrics.md from the code
 	$(RUN) pentad config --keys --markdown > docs/configuration.md
+	$(RUN) pentad config --metrics --markdown > docs/metrics.md
 
 clean: ## remove caches; keeps .venv and runs
 	rm -rf .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -1,14 +1,22 @@
-"""Fixtures of tests that run real models on real ranks."""
+"""Fixtures of tests that run real models on real ranks, and the real command."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from quickstart import pentad, quickstart
+
+__all__ = ["pentad", "quickstart"]
 
 if TYPE_CHECKING:
     from tiny import TinyModel
+
+# Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
+# and threads that wait for each other take the processor from ranks.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

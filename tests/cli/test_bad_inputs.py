@@ -1,70 +1,20 @@
 """What a user may get wrong: refused with exit code 2 and one screen that names cause and fix, or counted."""
 
 import fcntl
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import yaml
 from command import Command
 from safetensors.torch import load_file, save_file
+from spoiled_run import ROW, Bench, bench, check_refusal
 
 from pentad.cli.main import main
 
-
-@dataclass
-class Bench:
-    """A run that would work, on copies of the quickstart's files, to be spoiled."""
-
-    folder: Path
-    settings: dict = field(default_factory=dict)
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "run.yaml"
-
-    def data(self, *rows: object) -> None:
-        """Train on these rows; text is taken for a line as it is."""
-        lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
-        (self.folder / "train.jsonl").write_text("".join(f"{line}\n" for line in lines))
-
-    def model_config(self, **values: object) -> None:
-        file = self.model / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-    def write(self) -> None:
-        self.config.write_text(yaml.safe_dump(self.settings))
-
-
-@pytest.fixture
-def bench(quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(quickstart / "model", tmp_path / "model")
-    shutil.copy(quickstart / "train.jsonl", tmp_path)
-    settings = {
-        "experiment": {"name": "bad", "dir": "run"},
-        "allocation": "hf:d1|megatron:d1",
-        "model": {"path": "model"},
-        "data": {"train": "train.jsonl", "template": "text", "max_prompt_tokens": 16},
-        "reward": {"name": "exact"},
-        "rollout": {"n": 2, "max_response_tokens": 8},
-        "trainer": {"total_steps": 2, "prompts_per_step": 4, "tokens_per_microbatch": 64, "logger": ["console"]},
-    }
-    made = Bench(tmp_path, settings)
-    made.write()
-    return made
-
-
-ROW = {"prompt": "sort 4132=", "ground_truth": "1234"}
+__all__ = ["bench"]
 
 
 def nothing(bench: Bench) -> None:
@@ -176,7 +126,15 @@ def reward_with_a_typo(bench: Bench) -> None:
 
 def run_exists(bench: Bench) -> None:
     (bench.folder / "run").mkdir()
-    (bench.folder / "run" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    for name, text in {"metrics.jsonl": '{"step": 1, "train/loss": 1.0}\n', "config.yaml": "a: 1\n"}.items():
+        (bench.folder / "run" / name).write_text(text)
+    (bench.folder / "run" / "versions.json").write_text("{}\n")
+
+
+def run_among_other_files(bench: Bench) -> None:
+    """What is left where experiment.dir was the user's own directory."""
+    run_exists(bench)
+    (bench.folder / "run" / "thesis.tex").write_text("mine")
 
 
 def run_is_a_file(bench: Bench) -> None:
@@ -263,6 +221,11 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
     "reward function missing": (reward_without_function, ["reward.name=mine:score"], ["score", "mine", "other"]),
     "reward with a syntax error": (reward_with_a_typo, ["reward.name=mine:score"], ["mine.py", "1", "fix:"]),
     "run exists": (run_exists, [], ["already holds metrics.jsonl", "experiment.overwrite=true"]),
+    "run among other files": (
+        run_among_other_files,
+        ["experiment.overwrite=true"],
+        ["it also holds thesis.tex", "choose another experiment.name or experiment.dir, or move the files away"],
+    ),
     "run is a file": (run_is_a_file, [], ["run is, or lies below, a file", "experiment.dir"]),
     "Megatron field unknown": (
         nothing,
@@ -277,9 +240,18 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
     "learning rate in Megatron's words": (
         nothing,
         ["megatron.optimizer.lr=0.1"],
-        ["megatron.optimizer.lr is settled by trainer.optimizer.lr", "fix: remove megatron.optimizer.lr"],
+        [
+            "megatron.optimizer.lr (command line) is settled by trainer.optimizer.lr",
+            "fix: remove megatron.optimizer.lr",
+        ],
     ),
-    "evaluation name impossible": (nothing, ["data.eval={'a b': train.jsonl}"], ["'a b'", "without spaces"]),
+    "evaluation name impossible": (nothing, ["data.eval={'a b': train.jsonl}"], ["'a b'", "letters, digits"]),
+    "evaluation name with a colon": (nothing, ["data.eval={'a:b': train.jsonl}"], ["'a:b'", "letters, digits"]),
+    "supervised tuning with an idle engine": (
+        nothing,
+        ["algorithm.name=sft"],
+        ["allocation: hf:d1 would do nothing", "write megatron:d1"],
+    ),
     "warmup longer than the run": (nothing, ["trainer.schedule.warmup_steps=9"], ["warmup_steps", "2 or less"]),
     "wandb not installed": (nothing, ["trainer.logger=[wandb]"], ["wandb", "not installed", "pentad[wandb]"]),
 }
@@ -296,17 +268,6 @@ def test_refused(bench: Bench, capfd: pytest.CaptureFixture[str], name: str) -> 
     check_refusal(code, said.err, *texts)
     assert "Warning" not in said.out
     assert (bench.folder / "run").exists() == name.startswith("run "), "a refused run leaves nothing"
-
-
-def check_refusal(code: int, said: str, *texts: str) -> None:
-    """Exit code 2, cause and fix on one screen, and nothing else."""
-    assert code == 2, said
-    assert said.startswith("error: ")
-    assert "fix: " in said
-    assert len(said.splitlines()) <= 24
-    assert "Traceback" not in said
-    for text in texts:
-        assert text in said, f"{text!r} is not in: {said}"
 
 
 def test_run_locked_by_another(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
@@ -334,18 +295,47 @@ REFUSED_LATE = {
 
 
 @pytest.mark.parametrize("name", REFUSED_LATE)
-def test_a_refused_run_leaves_the_old_one_where_it_is(bench: Bench, pentad: Callable[..., Command], name: str) -> None:
+def test_a_refused_run_leaves_the_old_one_where_it_is(
+    bench: Bench, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
     if name == "logger" and _installed("wandb"):
         pytest.skip("wandb is installed")
     spoil, overrides = REFUSED_LATE[name]
     spoil(bench)
     run_exists(bench)
     before = sorted(bench.folder.rglob("*"))
-    command = pentad("train", str(bench.config), "experiment.overwrite=true", *overrides)
-    check_refusal(command.ends_within(60), command.stderr)
-    after = sorted(bench.folder.rglob("*"))
-    assert [path for path in after if path.name not in ("stdout.txt", "stderr.txt")] == before
+    code = main(["train", str(bench.config), "experiment.overwrite=true", *overrides])
+    check_refusal(code, capfd.readouterr().err)
+    assert sorted(bench.folder.rglob("*")) == before
     assert (bench.folder / "run" / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("overrides", [[], ["experiment.overwrite=true"]])
+@pytest.mark.parametrize("place", [".", "data"])
+def test_the_users_own_directories_are_not_moved(
+    bench: Bench, capfd: pytest.CaptureFixture[str], place: str, overrides: list[str]
+) -> None:
+    """With the project or the data as the run directory, overwriting is neither advised nor done."""
+    (bench.folder / "data").mkdir()
+    (bench.folder / "train.jsonl").rename(bench.folder / "data" / "train.jsonl")
+    for folder in (bench.folder, bench.folder / "data"):
+        (folder / "report.html").write_text("mine")
+    before = sorted(bench.folder.rglob("*"))
+    source = "data.train=data/train.jsonl"
+    assert main(["train", str(bench.config), f"experiment.dir={place}", source, *overrides]) == 2
+    said = capfd.readouterr().err
+    assert "already holds" in said and "experiment.overwrite=true to move" not in said
+    assert sorted(bench.folder.rglob("*")) == before
+    assert not list(bench.folder.parent.glob(f"{bench.folder.name}.old-*"))
+
+
+def test_a_run_does_not_write_among_the_data(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    (bench.folder / "data").mkdir()
+    (bench.folder / "train.jsonl").rename(bench.folder / "data" / "train.jsonl")
+    for place in ("data", "data/run"):
+        code = main(["train", str(bench.config), f"experiment.dir={place}", "data.train=data"])
+        check_refusal(code, capfd.readouterr().err, "lies in data.train", "experiment.dir")
+        assert [path.name for path in (bench.folder / "data").iterdir()] == ["train.jsonl"]
 
 
 @pytest.mark.parametrize("setting", ["path", "tokenizer"])
@@ -384,14 +374,14 @@ def test_directory_not_writable(bench: Bench, capfd: pytest.CaptureFixture[str])
     check_refusal(code, capfd.readouterr().err, "cannot write", "experiment.dir")
 
 
-def test_ray_unreachable(bench: Bench, pentad: Callable[..., Command]) -> None:
-    command = pentad("train", str(bench.config), "ray.address=127.0.0.1:9")
-    check_refusal(command.ends_within(60), command.stderr, "ray.address", "127.0.0.1:9", "unset ray.address")
+def test_ray_unreachable(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    code = main(["train", str(bench.config), "ray.address=127.0.0.1:9"])
+    check_refusal(code, capfd.readouterr().err, "ray.address", "127.0.0.1:9", "unset ray.address")
 
 
 def test_unknown_key_by_the_command(bench: Bench, pentad: Callable[..., Command]) -> None:
     """The process itself is silent about everything but the error."""
-    command = pentad("train", str(bench.config), "rollout.nn=2")
+    command = pentad("train", str(bench.config), "rollout.nn=2", cold=True)
     check_refusal(command.ends_within(60), command.stderr, "rollout.nn")
     assert command.stdout == ""
 
@@ -399,81 +389,9 @@ def test_unknown_key_by_the_command(bench: Bench, pentad: Callable[..., Command]
 def test_missing_tensor_by_the_command(bench: Bench, pentad: Callable[..., Command]) -> None:
     """The slow imports have been made by then, and have said nothing."""
     missing_tensor(bench)
-    command = pentad("train", str(bench.config))
+    command = pentad("train", str(bench.config), cold=True)
     check_refusal(command.ends_within(60), command.stderr, "missing tensor model.norm.weight")
     assert command.stdout == "bad: reading model and data\n"
-
-
-def test_rewards_that_fail_are_counted(bench: Bench, pentad: Callable[..., Command]) -> None:
-    """Raising, hanging, returning NaN and dying each cost one sample; the run goes on, and says so."""
-    (bench.folder / "mine.py").write_text(
-        """
-import os, time
-
-def score(prompt, response, ground_truth):
-    if prompt == "sort 0000=":
-        raise ValueError("no digits")
-    if prompt == "sort 1111=":
-        time.sleep(600)
-    if prompt == "sort 2222=":
-        return float("nan")
-    if prompt == "sort 3333=":
-        os._exit(3)
-    print("scoring", prompt[5:9])
-    return 1.0
-"""
-    )
-    bench.data(*({"prompt": f"sort {digit * 4}=", "ground_truth": "0"} for digit in ("0", "1", "2", "3", "4", "5" * 4)))
-    command = pentad(
-        "train",
-        str(bench.config),
-        "reward.name=mine:score",
-        "reward.timeout_s=2",  # a busy machine may take a good part of a second for a call
-        "trainer.prompts_per_step=5",
-        "data.max_prompt_tokens=10",
-        "data.too_long=drop",
-        "rollout.top_p=0.9",
-    )
-    assert command.ends_within(180) == 0, command.stderr
-    assert command.stderr == ""
-    assert "4 timeouts, 4 crashes, 4 exceptions, 4 bad_values" in command.stdout
-    lines = command.stdout.splitlines()
-    told = [line for line in lines if line.startswith("reward failed (")]
-    assert len(told) == 4, "the first of each kind is told"
-    assert lines.index(told[-1]) < next(i for i, line in enumerate(lines) if line.startswith("step 1/2"))
-    assert any(line.startswith("reward failed (exception): ValueError: no digits (") for line in told)
-    assert [line for line in lines if "reward failures 8" in line and line.startswith("step ")]
-    rows = [json.loads(line) for line in (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["reward/failures"] for row in rows] == [8, 8]
-    assert [row["data/samples_consumed"] for row in rows] == [10, 10]
-    assert (bench.folder / "run" / "model" / "model.safetensors").exists()
-    assert (bench.folder / "run" / "rewards.log").read_text() == "scoring 4444\n" * 4
-    assert "scoring" not in command.stdout
-    notes = [line for line in lines if line.startswith("note: ")]
-    assert [note.split(":")[1].split(" = ")[0] for note in notes] == [" rollout.top_p", " data.train"]
-    assert "1 of 6 prompts are longer" in notes[1]
-
-
-@pytest.mark.parametrize(
-    ("body", "overrides", "texts"),
-    [
-        ("raise ValueError('two' + chr(10) + 'lines')", [], ["all 8 calls", "ValueError: two lines", "reward.name"]),
-        ("return None", ["trainer.val_before_train=true", "data.eval={mine: train.jsonl}"], ["all 3 calls", "None"]),
-        ("import time; time.sleep(600)", ["reward.timeout_s=0.3"], ["reward.timeout_s (now 0.3)", "longer than"]),
-    ],
-)
-def test_a_reward_that_never_works_ends_the_run(
-    bench: Bench, pentad: Callable[..., Command], body: str, overrides: list[str], texts: list[str]
-) -> None:
-    (bench.folder / "mine.py").write_text(f"def score(prompt, response, ground_truth):\n    {body}\n")
-    bench.data(*[ROW] * 3)
-    command = pentad("train", str(bench.config), "reward.name=mine:score", *overrides)
-    check_refusal(command.ends_within(120), command.stderr, *texts)
-    assert command.stdout.count("reward failed (") == 1
-    assert "step 1/2" not in command.stdout
-    # What was wrong is put right, and the run started again.
-    (bench.folder / "mine.py").write_text("def score(prompt, response, ground_truth):\n    return 1.0\n")
-    assert pentad("train", str(bench.config), "reward.name=mine:score", *overrides).ends_within(120) == 0
 
 
 def _installed(module: str) -> bool:

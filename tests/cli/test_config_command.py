@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,10 +50,7 @@ def test_config_answers_without_heavy_packages(config: Path) -> None:
         "heavy = {'torch', 'ray', 'transformers', 'megatron', 'numpy', 'datasets'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
-    start = time.monotonic()
     subprocess.run([sys.executable, "-c", code, "config", str(config)], check=True, capture_output=True, timeout=60)
-    # It takes 0.3 s on an idle machine; importing torch alone would take more than this.
-    assert time.monotonic() - start < 5
 
 
 # arguments after `config FILE`, part of the cause, part of the fix
@@ -75,6 +71,23 @@ REFUSED = {
         "remove data.eval",
     ),
     "idle engine": (["algorithm.name=sft", "allocation=hf:d1+megatron:t2"], "do nothing", "write megatron:t2"),
+    "idle engine by default": (["algorithm.name=sft"], "allocation: hf:d1 would do nothing", "write megatron:d1"),
+    "evaluation name": (["data.eval={'a:b': x}"], "'a:b' cannot name the metric", "letters, digits"),
+    "Megatron field": (
+        ["megatron.ddp.foo=1"],
+        "megatron.ddp.foo (command line) is not among the fields that may be set here: bucket_size",
+        "remove megatron.ddp.foo",
+    ),
+    "Megatron value": (
+        ["megatron.transformer.recompute_granularity=fulll"],
+        "megatron.transformer.recompute_granularity (command line): expected full or selective, got fulll",
+        "give full or selective",
+    ),
+    "recompute of nothing": (
+        ["megatron.transformer.recompute_num_layers=2"],
+        "has no effect without megatron.transformer.recompute_granularity=full",
+        "remove megatron.transformer.recompute_num_layers",
+    ),
     "unknown reward": (["reward.name=gsm8"], "reward.name=gsm8 is neither built in", "set reward.name=gsm8k"),
     "unknown option": (["--verbose"], "unrecognized arguments: --verbose", "--help"),
 }
@@ -109,10 +122,12 @@ def test_allocation_for_supervised_training_needs_no_engine(config: Path) -> Non
 COMMANDS = {
     "misspelt command": (["trian", "x"], "there is no command 'trian'", "did you mean `pentad train`?"),
     "unlike any command": (["quux"], "there is no command 'quux'", "train, config, data, doctor"),
-    "train without file": (["train"], "arguments are required: CONFIG", "pentad train --help"),
+    "train without file": (["train"], "pentad train needs a configuration", "write `pentad train FILE.yaml`"),
     "config without file": (["config"], "no configuration is given", "pentad config FILE.yaml"),
     "keys and a file": (["config", "x.yaml", "--keys"], "reads no file", "leave the file out"),
-    "markdown alone": (["config", "--markdown"], "is for --keys only", "--keys --markdown"),
+    "metrics and a file": (["config", "x.yaml", "--metrics"], "reads no file", "leave the file out"),
+    "keys and metrics": (["config", "--keys", "--metrics"], "are both given", "one of the two"),
+    "markdown alone": (["config", "--markdown"], "is for --keys and --metrics only", "--keys --markdown"),
     "unknown dataset": (["data", "gsm9k"], "invalid choice: 'gsm9k'", "pentad data --help"),
     "data without target": (["data", "gsm8k"], "required: --out", "pentad data gsm8k --help"),
     "data with limit 0": (["data", "gsm8k", "--out", "x", "--limit", "0"], "--limit 0 keeps nothing", "1 or more"),
@@ -133,6 +148,10 @@ def test_keys_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trainer.optimizer.lr  (a number >= 0; default 1.0e-06)" in capsys.readouterr().out
     assert main(["config", "--keys", "--markdown"]) == 0
     assert capsys.readouterr().out == (ROOT / "docs" / "configuration.md").read_text()
+    assert main(["config", "--metrics"]) == 0
+    assert "eval/<name>/accuracy\n    fraction of the prompts" in capsys.readouterr().out
+    assert main(["config", "--metrics", "--markdown"]) == 0
+    assert capsys.readouterr().out == (ROOT / "docs" / "metrics.md").read_text(), "run `make docs`"
     assert main([]) == 2
     assert "COMMAND" in capsys.readouterr().out
     with pytest.raises(SystemExit) as done:

@@ -1,9 +1,8 @@
-"""`pentad plan`: its three forms, what they print, what they refuse, and that they answer at once."""
+"""`pentad plan`: its three forms, what they print, what they refuse, and that nothing slow is imported for them."""
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -109,11 +108,59 @@ def test_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     code, out, err = plan(capsys, file, "algorithm.kl_coef=0.1")
     assert (code, err) == (0, "")
     assert "4 GPUs\n" in out and "hf:d4  on GPUs 0-3" in out and "trainer  megatron:d2t2  on GPUs 0-3" in out
-    assert "reference" in out and "engine" in out
+    assert "reference  engine  cache  overhead" in out
     # 512 samples of at most 1,024 tokens, 8 to a microbatch, on two replicas.
     assert "32 microbatches a step on each replica" in out
     _, lighter, _ = plan(capsys, file, "allocation=hf:d1+megatron:t2", "trainer.dtype=fp32")
-    assert "reference" not in lighter and "engine" not in lighter and "fp32" in lighter
+    assert "reference" not in lighter and "engine  cache" not in lighter and "fp32" in lighter
+    assert "engines  GPUs  weights  cache  logits  overhead" in lighter and "Rollout engines fit" in lighter
+
+
+def test_engines_that_do_not_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An hf engine is one GPU: it holds all weights, whatever the trainer's layout is."""
+    written = tmp_path / "plan.json"
+    big = ("--model", "Qwen/Qwen3-235B-A22B", "--allocation", "hf:d8+megatron:d2p8c4e8", "--json", written)
+    code, out, _ = plan(capsys, *big)
+    assert code == 0
+    assert "The trainer fits" in out and "Does not fit: hf:d8 needs" in out and "Most is weights, 437.9 GiB" in out
+    assert "\nFits" not in out
+    found = json.loads(written.read_text())
+    assert found["fits"] is False and found["excess_bytes"] < 0 < found["engine"]["excess_bytes"]
+    # 94 layers, 4 key/value heads of 128, keys and values in bf16; 64 sequences of 4,096 tokens.
+    assert found["engine"]["memory"]["cache"] == 94 * 2 * 4 * 128 * 2 * 64 * 4096
+    file = tmp_path / "run.yaml"
+    file.write_text(CONFIG)
+    apart = ("model.path=Qwen/Qwen2.5-72B", "allocation=hf:d1+megatron:t8p2", "--gpu", "b200")
+    _, out, _ = plan(capsys, file, *apart)
+    assert "Does not fit: hf:d1 needs 157" not in out and "Rollout engines fit" in out
+    _, out, _ = plan(capsys, file, *apart[:2], "--gpu", "h100")
+    assert "Does not fit: hf:d1 needs" in out
+    _, out, _ = plan(capsys, file, "allocation=hf:d1+megatron:d1", "rollout.batch_size=8192", "--gpu", "h100")
+    assert "Does not fit: hf:d1" in out and "It would with rollout.batch_size=2048." in out
+
+
+def test_shared_engine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Weights and cache of the engine are beside the trainer's; asleep, only the larger of the two works is counted."""
+    written = tmp_path / "plan.json"
+    shared = ("--model", QWEN, "--allocation", "hf:d4|megatron:d2t2", "--json", written)
+    _, out, _ = plan(capsys, *shared)
+    assert "buffers  engine  cache  overhead" in out and "Rollout engines" not in out
+    parts = json.loads(written.read_text())["stages"][0]["memory"]
+    assert parts["engine"] == 2 * 7_615_616_512
+    assert parts["cache"] == 28 * 2 * 4 * 128 * 2 * 64 * 4096
+    assert parts["activations"] > 0
+    file = tmp_path / "run.yaml"
+    file.write_text(CONFIG)
+    awake, asleep = (
+        json.loads(written.read_text())["stages"][0]
+        for sleep in ("false", "true")
+        if plan(capsys, file, f"rollout.sleep={sleep}", "--json", written)[0] == 0
+    )
+    assert asleep["peak_bytes"] < awake["peak_bytes"]
+    resident = sum(awake["memory"][part] for part in ("weights", "gradients", "optimizer"))
+    assert asleep["peak_bytes"] > resident
+    _, out, _ = plan(capsys, file, "allocation=hf:d1|megatron:d1", "rollout.batch_size=1024", "--gpu", "h100")
+    assert "It would with rollout.sleep=true" in out
 
 
 def test_configuration_with_recompute(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -202,6 +249,11 @@ REFUSED = {
     "no layout": (("--model", QWEN), "no layout is given", "--gpus"),
     "no model": (("--gpus", "8"), "nothing to plan", "--model"),
     "unknown model": (("--model", "Qwen/Qwen2.5-8B", "--gpus", "8"), "no directory Qwen/Qwen2.5-8B", QWEN),
+    "unsupported model": (
+        ("--model", "deepseek-ai/DeepSeek-V3", "--gpus", "8"),
+        "no directory deepseek-ai/DeepSeek-V3",
+        "config.json, if its architecture is llama",
+    ),
     "heads": ((*LAYOUT, "megatron:t3"), "28 attention heads", "use t2 or t4"),
     "dense": ((*LAYOUT, "megatron:d2e2"), "dense model", "leave e2 out"),
     "stages": ((*LAYOUT, "megatron:p29"), "28 layers, too few", "p28"),
@@ -254,7 +306,7 @@ def test_unwritable_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("form", ["layout", "ranking", "config"])
-def test_answers_at_once_without_heavy_packages(form: str, tmp_path: Path) -> None:
+def test_answers_without_heavy_packages(form: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(CONFIG)
     arguments = {
@@ -267,9 +319,4 @@ def test_answers_at_once_without_heavy_packages(form: str, tmp_path: Path) -> No
         "heavy = {'torch', 'ray', 'transformers', 'megatron', 'numpy', 'datasets'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
-    start = time.monotonic()
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
-    seconds = time.monotonic() - start
-    print(f"{form}: {seconds:.2f} s from a cold start")
-    # 0.3 to 0.7 s on an idle machine; importing torch alone would take more than this.
-    assert seconds < 5

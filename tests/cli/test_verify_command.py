@@ -35,10 +35,12 @@ def test_layouts_that_agree(tmp_path, capsys):
 
 
 def test_a_difference_is_shown_and_is_exit_code_1(monkeypatch, capsys):
-    import pentad.trainers.megatron.trainer as trainer
+    from pentad.algorithms.grpo import GRPOLoss
 
-    right = trainer.count
-    monkeypatch.setattr(trainer, "count", lambda batch, kind: right(batch, kind) // torch.distributed.get_world_size())
+    right = GRPOLoss.denominator
+    monkeypatch.setattr(
+        GRPOLoss, "denominator", lambda self, batch: right(self, batch) / torch.distributed.get_world_size()
+    )
     assert verify("llama", "--layers", "2", "--allocations", "megatron:d2", "megatron:c2") == 1
     out = capsys.readouterr().out
     assert "DIFFERS gradients: off by 1.0e+00" in out
@@ -97,16 +99,27 @@ def test_a_trainer_is_verified_once_and_alone(capsys):
 def test_megatron_settings_are_read_as_in_a_configuration():
     read = _megatron(
         [
-            "optimizer.a=1e-6",
-            "optimizer.b=on",
-            "transformer.c=no",
-            "transformer.d=[core_attn, 2]",
+            "optimizer.decoupled_weight_decay=False",
+            "transformer.moe_z_loss_coeff=1e-6",
+            "transformer.recompute_granularity=selective",
+            "transformer.recompute_modules=[core_attn, mlp]",
             "use_deterministic_algorithms=True",
         ]
     )
-    assert read.optimizer == {"a": 1e-6, "b": "on"} and read.transformer == {"c": "no", "d": ["core_attn", 2]}
+    assert read.optimizer == {"decoupled_weight_decay": False}
+    assert read.transformer == {
+        "moe_z_loss_coeff": 1e-6,
+        "recompute_granularity": "selective",
+        "recompute_modules": ["core_attn", "mlp"],
+    }
     assert read.use_deterministic_algorithms and read.ddp == {}
     assert _megatron([]) == MegatronSettings()
+
+
+def test_companions_of_full_recompute_are_said(capsys):
+    read = _megatron(["transformer.recompute_granularity=full"])
+    assert read.transformer["recompute_method"] == "uniform" and read.transformer["recompute_num_layers"] == 1
+    assert "recompute_num_layers=1 are assumed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -128,8 +141,13 @@ def test_megatron_settings_are_read_as_in_a_configuration():
         ),
         (
             ["llama", "--allocations", "megatron:d2", "--megatron", "ddp.nonsense=1"],
-            "nonsense is not a field",
+            "ddp.nonsense is not among the fields that may be set",
             "remove",
+        ),
+        (
+            ["llama", "--megatron", "transformer.recompute_granularity=fulll"],
+            "expected full or selective, got fulll",
+            "remove megatron.transformer.recompute_granularity",
         ),
         (["llama", "--megatron", "transformer.x=[a"], "the value is not valid YAML", "transformer.x='"),
         (["llama", "--megatron", "transformer.x=1", "transformer.x=2"], "transformer.x is given twice", "keep one"),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from quickstart import quickstart
 from ray_actors import Server, Worker
 
 from pentad.cluster.cluster import Cluster
@@ -12,6 +13,8 @@ from pentad.cluster.gang import Gang
 from pentad.cluster.mailbox import Mailbox
 from pentad.config.schema.ray import RaySettings
 from pentad.layout import parse_allocation
+
+__all__ = ["gangs", "quickstart"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Gangs:
 @pytest.fixture(scope="package")
 def gangs() -> Iterator[Gangs]:
     """No test may end one of them."""
-    with Cluster(RaySettings(), parse_allocation("hf:d1+megatron:d2")) as cluster:
+    with Cluster(RaySettings(), parse_allocation("hf:d1+megatron:p2")) as cluster:
         gangs = Gangs(
             cluster,
             cluster.spawn(Worker, "trainer rank", cluster.allocation.trainer, 60.0),

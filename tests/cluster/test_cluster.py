@@ -9,11 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pentad.cluster.cluster import Cluster
 from pentad.cluster.engine_actor import EngineActor
 from pentad.cluster.process import check_visible
+from pentad.cluster.ray_session import RaySession
 from pentad.cluster.trainer_actor import TrainerActor
+from pentad.config.schema.ray import RaySettings
 from pentad.config.schema.rollout import RolloutSettings
 from pentad.errors import UserError
+from pentad.layout import parse_allocation
 from pentad.run.prepare import _tokenizer_path
 
 _JOIN = """
@@ -99,3 +103,16 @@ def test_paths_mean_the_same_in_every_working_directory(tmp_path: Path, monkeypa
     assert _tokenizer_path("words", tmp_path) == str(tmp_path / "words")
     assert _tokenizer_path(None, tmp_path) == str(tmp_path)
     assert _tokenizer_path("owner/name", tmp_path) == "owner/name"
+
+
+def test_ray_that_does_not_start_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(session: RaySession) -> None:
+        raise Exception("The current node timed out during startup. This could happen\nbecause")
+
+    monkeypatch.setattr(RaySession, "start", late)
+    monkeypatch.setattr(RaySession, "end", lambda session: None)
+    # Other tests of this folder have a cluster in this process.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UserError, match=r"Ray did not start: The current node timed out during startup\.") as caught:
+        Cluster(RaySettings(), parse_allocation("megatron:d1")).__enter__()
+    assert "less busy" in caught.value.fix

@@ -1,4 +1,4 @@
-"""Workers run in the driver's environment, however the driver was started."""
+"""Workers run in the driver's environment, however the driver was started, with the variables that are set for them."""
 
 import os
 import subprocess
@@ -6,6 +6,9 @@ import sys
 
 import pytest
 from quickstart import REPOSITORY
+
+from pentad.cluster.environment import process_environment
+from pentad.errors import UserError
 
 UV = REPOSITORY / ".cache" / "bin" / "uv"
 
@@ -37,3 +40,13 @@ def test_started_by_uv_run() -> None:
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=90, check=False
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_a_variable_that_has_no_value_is_refused() -> None:
+    driver = {"HF_HOME": "/models", "KEY": "abc", "PATH": "/bin"}
+    assert process_environment({"KEY": None, "A": "1"}, driver, remote=False) == {"KEY": "abc", "A": "1"}
+    assert process_environment({"HF_HOME": "/other"}, driver, remote=True) == {"HF_HOME": "/other"}
+    assert process_environment({}, driver, remote=True) == {"HF_HOME": "/models"}
+    with pytest.raises(UserError, match=r"ray\.env\.GONE is null") as caught:
+        process_environment({"GONE": None}, driver, remote=True)
+    assert "export GONE" in caught.value.fix

@@ -4,10 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from ranks import Rank, run_on
 
-from pentad.cluster.placement import place
+from pentad.cluster.placement import _groups, crossing_groups, place
 from pentad.errors import UserError
-from pentad.layout import parse_allocation
+from pentad.layout import Layout, parse_allocation
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,48 @@ def test_groups_that_would_cross_machines(allocation: str, machines: str, cause:
     assert fix in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("allocation", "machines", "groups"),
+    [
+        ("megatron:t2c2", "aabb", "(c2) cross machines: ranks 0, 2 on 2 machines; ranks 1, 3 on 2 machines"),
+        ("megatron:d2c2", "aabb", None),
+        ("megatron:d4e4", "aabb", "(e4) cross machines: ranks 0, 1, 2, 3 on 2 machines"),
+        ("megatron:d4e2", "aabb", None),
+        (
+            "megatron:(attn:d4t2|ffn:e4t2)",
+            "aaaabbbb",
+            "(e4) cross machines: ranks 0, 2, 4, 6 on 2 machines; ranks 1, 3, 5, 7 on 2 machines",
+        ),
+        ("megatron:p2d2e2", "aabb", None),
+        (
+            "megatron:d12e2",
+            "abcabcabcabc",
+            "(e2) cross machines: ranks 0, 1 on 2 machines; ranks 2, 3 on 2 machines; ranks 4, 5 on 2 machines; "
+            "ranks 6, 7 on 2 machines; and 2 more",
+        ),
+    ],
+)
+def test_groups_that_may_cross_machines_are_named(allocation: str, machines: str, groups: str | None) -> None:
+    messages = crossing_groups(parse_allocation(allocation), machines)
+    assert len(messages) == (groups is not None)
+    assert not groups or groups in messages[0]
+
+
+def ranks_of_megatron(rank: Rank) -> list[list[list[int]]]:
+    from megatron.core.parallel_state import RankGenerator
+
+    dense = RankGenerator(tp=2, ep=1, dp=2, pp=2, cp=3, order="tp-cp-ep-dp-pp")
+    experts = RankGenerator(tp=2, ep=3, dp=2, pp=2, cp=1, order="tp-cp-ep-dp-pp")
+    return [dense.get_ranks("cp"), experts.get_ranks("ep")]
+
+
+def test_groups_are_numbered_as_megatron_does() -> None:
+    ((context, expert),) = run_on(Layout(), ranks_of_megatron)
+    assert [list(group) for group in _groups(24, 3, 2)] == context == expert
+
+
 _SCRIPT = """
-import asyncio
+import asyncio, os
 import ray
 from ray.cluster_utils import Cluster as Machines
 from pentad.config.schema.ray import RaySettings
@@ -62,12 +103,20 @@ class Where(Process):
     def machine(self):
         return ray.get_runtime_context().get_node_id()
 
+    def environment(self):
+        return [os.environ.get(name) for name in ("NCCL_DEBUG", "HF_HUB_OFFLINE", "GIVEN", "PASSED_ON", "OWN")]
+
+# The machines' processes do not inherit these.
+os.environ |= {"NCCL_DEBUG": "WARN", "HF_HUB_OFFLINE": "1", "PASSED_ON": "secret", "OWN": "no"}
 allocation = parse_allocation("hf:d2+megatron:t4")
-with Cluster(RaySettings(address=machines.address), allocation) as cluster:
+with Cluster(RaySettings(address=machines.address, env={"GIVEN": 5, "PASSED_ON": None}), allocation) as cluster:
     trainer = cluster.spawn(Where, "trainer rank", allocation.trainer, 60)
     engines = cluster.spawn(Where, "engine", allocation.rollout, 60)
     where = [asyncio.run(gang.call("machine", phase="asking")) for gang in (trainer, engines)]
     print([len(set(machines)) for machines in where], len({*where[0], *where[1]}))
+    print(asyncio.run(engines.call("environment", phase="asking"))[1], cluster.notes)
+with Cluster(RaySettings(address=machines.address), parse_allocation("megatron:d1c6")) as cluster:
+    print(cluster.notes)
 try:
     Cluster(RaySettings(address=machines.address), parse_allocation("hf:d1+megatron:t5")).__enter__()
 except UserError as error:
@@ -80,4 +129,7 @@ def test_on_two_machines() -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "[1, 1] 2" in lines, done.stdout
+    assert "['WARN', '1', '5', 'secret', None] []" in lines, done.stdout
+    assert "context-parallel groups (c6) cross machines" in done.stdout
+    assert "ranks 0, 1, 2, 3, 4, 5 on 2 machines" in done.stdout
     assert "groups of t5 would cross machines" in done.stdout

@@ -63,6 +63,17 @@ SCHEMA_FAULTS = {
         "unknown key",
         "on whenever t is above 1",
     ),
+    "TRL beta": ("", ["beta=0.1"], "beta (command line): unknown key", "here it is algorithm.kl_coef"),
+    "TRL beta in a section": ("", ["algorithm.beta=0.1"], "unknown key", "here it is algorithm.kl_coef"),
+    "TRL logger": ("", ["trainer.report_to=wandb"], "unknown key", "here it is trainer.logger (a list)"),
+    "checkpoints": ("", ["trainer.max_ckpt_to_keep=2"], "unknown key", "there is no such setting; remove it"),
+    "rollout size": (
+        "",
+        ["actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
+        "unknown key",
+        "such as hf:d2+megatron:t2",
+    ),
+    "a word for a list": ("", ["trainer.logger=wandb"], "expected a list", "write [wandb]"),
     "siiRL offload": ("", ["actor_rollout_ref.actor.megatron.param_offload=true"], "unknown key", "no such setting"),
     "AReaL": ("allocation_mode: sglang:d1\n", [], "allocation_mode (run.yaml:9)", "here it is allocation"),
     "SkyRL": ("", ["generator.n_samples_per_prompt=8"], "unknown key", "here it is rollout.n"),
@@ -133,6 +144,11 @@ RULES = {
     "clip without rl": (["algorithm.name=sft", "algorithm.clip_low=0.2"], "algorithm.clip_low (command line)", "grpo"),
     "kl without rl": (["algorithm.name=sft", "algorithm.kl_coef=0.1"], "algorithm sft does not read it", "remove"),
     "top_p without rl": (["algorithm.name=sft", "rollout.top_p=0.9", "data.eval={a: b}"], "rollout.top_p", "remove"),
+    "on_failure without rl": (
+        ["algorithm.name=sft", "reward.on_failure=zero", "data.eval={a: b}"],
+        "reward.on_failure",
+        "remove",
+    ),
     "reward without eval": (["algorithm.name=sft", "reward.name=gsm8k"], "data.eval, which is empty", "data.eval"),
     "response without sft": (["data.response_column=answer"], "algorithm grpo does not read it", "sft"),
     "estimator without kl": (["algorithm.kl_estimator=k1"], "algorithm.kl_coef is 0", "remove algorithm.kl_estimator"),
@@ -166,13 +182,14 @@ RULES = {
     ),
     "small microbatch": (["trainer.tokens_per_microbatch=1000"], "one sample may have 1280 tokens", "to 1280 or more"),
     "small microbatch, sft": (["trainer.tokens_per_microbatch=1000", "algorithm.name=sft"], "no room", "above 1024"),
-    "metric name": (["data.eval={'a b': x}"], "cannot name the metric", "without spaces"),
+    "metric name": (["data.eval={'a b': x}"], "cannot name the metric", "letters, digits"),
+    "metric name with a colon": (["data.eval={'a:b': x}"], "'a:b' cannot name the metric", "letters, digits"),
     "logger twice": (["trainer.logger=[console, console]"], "names a logger twice", "once"),
     "empty stop": (['rollout.stop=[""]'], "would end every response", "remove it"),
     "layout in megatron": (
         ["megatron.transformer={tensor_model_parallel_size: 2}"],
-        "megatron.transformer.tensor_model_parallel_size (command line) follows from the allocation",
-        "as t in allocation",
+        "megatron.transformer.tensor_model_parallel_size (command line) is settled by allocation (size t)",
+        "remove megatron.transformer.tensor_model_parallel_size",
     ),
 }
 
@@ -194,6 +211,8 @@ FILES = {
     "tabs": ("a:\n\tb: 1\n", "run.yaml:2: not valid YAML", "spaces, not tabs"),
     "two documents": ("a: 1\n---\nb: 2\n", "not valid YAML", "check"),
     "python object": ("a: !!python/object:os.system {}\n", "run.yaml:1: not valid YAML", "check"),
+    "nested deeply": ("a: " + "[" * 3000 + "]" * 3000 + "\n", "values are nested more than 50 deep", "check"),
+    "nested": ("a: " + "[" * 60 + "]" * 60 + "\n", "values are nested more than 50 deep", "check"),
     "alias of itself": ("a: &x\n  b: *x\n", "an alias refers to itself", "check"),
 }
 
@@ -310,3 +329,22 @@ def test_translations_lead_to_settings_that_exist() -> None:
     ):
         found = translate(name)
         assert found is not None and is_ours(found.key), name
+
+
+def test_environment_of_processes(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(BASE + "ray:\n  env: {NCCL_IB_DISABLE: 1, HF_TOKEN: null, TOKENIZERS_PARALLELISM: 'false'}\n")
+    loaded = load_settings(path)
+    assert loaded.settings.ray.env == {
+        "NCCL_IB_DISABLE": "1",
+        "HF_TOKEN": None,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value, problem in (
+        ("WANDB_API_KEY", "abc", "ray.env.WANDB_API_KEY (run.yaml:10) looks like a secret"),
+        ("CUDA_VISIBLE_DEVICES", "0", "is set by Ray for each process"),
+        ("A-B", "0", "cannot name an environment variable"),
+    ):
+        error = refused(tmp_path, BASE + f"ray:\n  env: {{{name}: '{value}'}}\n")
+        assert problem in str(error)
+        assert "abc" not in str(error)

@@ -18,7 +18,7 @@ RUNS = {
         "data.system_prompt='two\\nlines: # and \"quotes\" 1e-6'",
         r"rollout.stop=['\${x}', '1e-6', 'null', ' ']",
         "experiment.dir=some/where",
-        "megatron.transformer={recompute_granularity: full, nested: {a: [1, 2.5e-7, null]}}",
+        "megatron.transformer={recompute_granularity: full, moe_z_loss_coeff: 2.5e-7}",
         "algorithm.kl_coef=1e-3",
         "trainer.schedule={name: cosine, min_lr_ratio: 0.1}",
     ],
@@ -43,6 +43,20 @@ def test_effective_settings_say_where_each_came_from(tmp_path: Path) -> None:
     assert "total_steps: 5 # command line" in lines
     assert "export: true # default" in lines
     assert "# kl_estimator: k3 # not read: there is no KL penalty, as algorithm.kl_coef is 0" in lines
+
+
+def test_companions_of_full_recompute_are_shown_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("megatron:\n  transformer:\n    recompute_granularity: full\n")
+    loaded = load_settings(path, MINIMAL)
+    lines = [" ".join(line.split()) for line in effective_yaml(loaded).splitlines()]
+    assert "recompute_granularity: full # run.yaml:3" in lines
+    assert "recompute_method: uniform # assumed for recompute_granularity=full" in lines
+    assert "recompute_num_layers: 1 # assumed for recompute_granularity=full" in lines
+    assert len(loaded.notices) == 1 and "recompute_num_layers=1 are assumed" in loaded.notices[0]
+    given = load_settings(path, [*MINIMAL, "megatron.transformer.recompute_num_layers=4"])
+    assert given.settings.megatron.transformer["recompute_num_layers"] == 4
+    assert load_settings(path, [*MINIMAL, "megatron.transformer.recompute_granularity=selective"]).notices == ()
 
 
 def test_every_setting_is_described() -> None:

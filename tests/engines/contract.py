@@ -204,7 +204,8 @@ class EngineContract:
             assert part.versions.tolist() == [3] * count
             assert torch.equal(part.response_tokens, whole.response_tokens[:count])
         later = asyncio.create_task(engine.generate(SHORT[0]))
-        await engine.logprobs([SHORT[0].prompt_tokens], TEMPERATURE)
+        for _ in range(2 * SHORT_TOKENS):  # work that takes longer than the answer would
+            await engine.logprobs([SHORT[0].prompt_tokens], TEMPERATURE)
         assert not later.done(), "a request was answered while the engine was paused"
         await engine.resume()
         assert (await later).finish_reason == "length"

@@ -8,9 +8,8 @@ import torch
 from engine_calls import GivenWeights, generate, load, samples
 from rollout_models import CONFIGS, checkpoint, endless, full_logprobs, reference_model
 
-from pentad.engines.hf.decoder import Decoder, DecoderLimits
+from pentad.engines.hf.decoder import DecoderLimits
 from pentad.engines.hf.engine import EmbeddedEngine
-from pentad.engines.hf.job import Job
 from pentad.engines.hf.model import HeldModel
 from pentad.errors import UserError
 from pentad.samples.completion import Completion
@@ -118,21 +117,45 @@ def test_requests_may_come_at_any_time():
         torch.testing.assert_close(completion.response_logprobs, expected, atol=5e-5, rtol=0)
 
 
-def test_the_samples_of_a_prompt_share_its_prefill():
-    model = reference_model(CONFIGS["qwen3"])
+def passes_of(engine: EmbeddedEngine) -> list[list[int]]:
+    """Rows and width of each forward pass from now on."""
     passes: list[list[int]] = []
-    model.base_model.register_forward_pre_hook(
+    engine._model.module.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(list(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    decoder = Decoder(model, None, rows=64, seed=0)
-    prompt, other = torch.arange(1, 21), torch.arange(5, 15)
-    decoder.add([Job(r, ()) for r in [*samples(prompt, "a", 7, max_tokens=2), *samples(other, "b", 5, max_tokens=2)]])
-    answers = []
-    while decoder.busy:
-        answers += decoder.advance()
-    assert len(answers) == 12
-    assert passes[0] == [2, 19]
-    assert all(width == 1 for _, width in passes[1:])
+    return passes
+
+
+def test_the_requests_of_a_tick_are_one_set_and_samples_share_a_prefill():
+    engine = engine_for(reference_model(endless(CONFIGS["qwen3"])))
+    passes = passes_of(engine)
+    asked = [*samples(torch.arange(1, 21), "a", 7, max_tokens=2), *samples(torch.arange(5, 15), "b", 5, max_tokens=2)]
+    generate(engine, asked)
+    assert passes == [[2, 19], [12, 1], [12, 1]]
+
+
+def test_a_cancelled_request_is_not_decoded_further():
+    engine = engine_for(reference_model(endless(CONFIGS["qwen3"])))
+    passes = passes_of(engine)
+    long, short, longer = (
+        GenerateRequest(p, "r", SamplingParams(max_tokens=n)) for p, n in zip(prompts(3), (200, 4, 20), strict=True)
+    )
+
+    async def main() -> None:
+        victim, first, second = (asyncio.create_task(engine.generate(request)) for request in (long, short, longer))
+        await first
+        victim.cancel()
+        await second
+        before = len(passes)
+        await engine.pause(abort=False)
+        await engine.resume()
+        await engine.generate(short)
+        # One prefill and four steps: nothing else was decoded.
+        assert len(passes) - before <= 5
+        assert passes[-1] == [1, 1]
+
+    asyncio.run(main())
+    assert len(passes) < 40
 
 
 def test_seed_request_and_sample_each_change_the_random_numbers():

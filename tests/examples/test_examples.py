@@ -1,8 +1,6 @@
 """The examples say what they mean: their settings load, and the quickstart's files fit together."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,11 +20,9 @@ def test_settings_load_and_fit_on_one_screen(path):
     assert len(text.splitlines()) < 40
 
 
-def test_quickstart_files(tmp_path):
-    command = [sys.executable, EXAMPLES / "quickstart" / "prepare.py", "--out", tmp_path]
-    subprocess.run(command, check=True, timeout=120)
+def test_quickstart_files(quickstart):
     files = {
-        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        name: [json.loads(line) for line in (quickstart / f"{name}.jsonl").read_text().splitlines()]
         for name in ("sft", "train", "eval")
     }
     prompts = {name: {row["prompt"] for row in rows} for name, rows in files.items()}
@@ -36,11 +32,11 @@ def test_quickstart_files(tmp_path):
     right = sum(row["response"] == truth[row["prompt"]] for row in files["sft"]) / len(files["sft"])
     assert 0.2 < right < 0.3
 
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(quickstart / "model")
     for row in (*files["sft"], *files["train"]):
         for text in row.values():
             tokens = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in tokens
             assert tokenizer.decode([*tokens, tokenizer.eos_token_id], skip_special_tokens=True) == text
-    engine = EmbeddedEngine(tmp_path / "model")
+    engine = EmbeddedEngine(quickstart / "model")
     assert engine.expected_weights()["model.embed_tokens.weight"] == (16, 64)

@@ -4,9 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from quickstart import pentad, quickstart
-
-__all__ = ["pentad", "quickstart"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

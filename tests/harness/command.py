@@ -6,11 +6,25 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from zygote import PATIENCE_S, Forked, zygote
 
 _MARK = "PENTAD_TEST_RUN"
+_PATIENT = f"""
+import sys
+from pentad.cli.main import main
+from pentad.run import signals
+signals.CLEANUP_S = {PATIENCE_S}
+sys.exit(main())
+"""
+
+
+def _users_environment() -> dict[str, str]:
+    """Without what the tests set for themselves."""
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
 
 class Command:
@@ -18,19 +32,29 @@ class Command:
 
     Args:
         folder: takes its output, and is its working directory.
+        cold: in a new Python; otherwise it is forked from one that has the imports (see `zygote`).
+        patient: let it clean up for two minutes instead of 15 s, which a busy machine may need.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, cold: bool = False, patient: bool = False) -> None:
         self._mark = uuid.uuid4().hex
         self._out, self._err = folder / "stdout.txt", folder / "stderr.txt"
+        environment = {**_users_environment(), _MARK: self._mark}
+        for file in (self._out, self._err):
+            file.write_text("")
+        self.process: subprocess.Popen[bytes] | Forked
+        # Where there are GPUs, the process that is forked may have asked for them.
+        if not cold and not Path("/dev/nvidiactl").exists():
+            self.process = zygote().start(arguments, folder, (self._out, self._err), environment, patient=patient)
+            return
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pentad.cli", *arguments],
+                [sys.executable, *(["-c", _PATIENT] if patient else ["-m", "pentad.cli"]), *arguments],
                 cwd=folder,
                 stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, _MARK: self._mark},
+                env=environment,
                 start_new_session=True,
             )
 
@@ -42,26 +66,41 @@ class Command:
     def stderr(self) -> str:
         return self._err.read_text()
 
-    def wait_for(self, text: str, timeout_s: float = 180) -> None:
-        """Wait until standard output has a text."""
+    def wait_until(self, condition: Callable[[], object], what: str, timeout_s: float = 180) -> None:
+        """Wait until a condition holds; fails if the command ends first."""
         end = time.monotonic() + timeout_s
-        while text not in self.stdout:
+        while not condition():
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.stdout}{self.stderr}"
-            assert time.monotonic() < end, f"no {text!r} within {timeout_s} s: {self.stdout}{self.stderr}"
+            assert time.monotonic() < end, f"no {what} within {timeout_s} s: {self.stdout}{self.stderr}"
             time.sleep(0.05)
 
+    def wait_for(self, text: str) -> None:
+        """Wait until standard output has a text."""
+        self.wait_until(lambda: text in self.stdout, repr(text))
+
+    def wait_for_worker(self, name: str) -> None:
+        """Wait until a process with that in its title or command line runs."""
+        self.wait_until(lambda: self.find_worker(name), f"process {name}")
+
+    def wait_for_clean_up(self, timeout_s: float = 60) -> None:
+        """Wait until one of the processes that run now has ended."""
+        running, end = self.processes(), time.monotonic() + timeout_s
+        while len(psutil.wait_procs(running, timeout=0.02)[1]) == len(running):
+            assert time.monotonic() < end, f"no process ended within {timeout_s} s: {self.stdout}{self.stderr}"
+
     def processes(self) -> list[psutil.Process]:
-        """All live processes of the run, whoever their parent is: each has inherited a mark in its environment."""
+        """All live processes of the run, whoever their parent is: a mark in their environment tells them."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                mine = process.pid == self.process.pid or process.environ().get(_MARK) == self._mark
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
 
-    def worker(self, name: str) -> psutil.Process:
+    def find_worker(self, name: str) -> psutil.Process | None:
         """A process of the run by what stands in its title, as `ray::TrainerActor`."""
         for process in self.processes():
             try:
@@ -69,24 +108,13 @@ class Command:
                     return process
             except psutil.NoSuchProcess:
                 continue
-        raise AssertionError(f"no process {name}: {[p.cmdline()[:1] for p in self.processes()]}")
+        return None
 
-    def wait_for_worker(self, name: str, timeout_s: float = 180) -> psutil.Process:
-        """Wait until a process with that in its title or command line runs."""
-        end = time.monotonic() + timeout_s
-        while True:
-            try:
-                return self.worker(name)
-            except AssertionError:
-                assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.stdout}{self.stderr}"
-                assert time.monotonic() < end, f"no process {name!r} within {timeout_s} s: {self.stdout}{self.stderr}"
-                time.sleep(0.02)
-
-    def wait_for_clean_up(self, timeout_s: float = 60) -> None:
-        """Wait until one of the processes that run now has ended."""
-        running, end = self.processes(), time.monotonic() + timeout_s
-        while len(psutil.wait_procs(running, timeout=0.02)[1]) == len(running):
-            assert time.monotonic() < end, f"no process ended within {timeout_s} s: {self.stdout}{self.stderr}"
+    def worker(self, name: str) -> psutil.Process:
+        """As `find_worker`, of a process that must be there."""
+        process = self.find_worker(name)
+        assert process is not None, f"no process {name}: {[p.cmdline()[:1] for p in self.processes()]}"
+        return process
 
     def signal_group(self, number: signal.Signals) -> None:
         """What Ctrl-C in a terminal does."""

@@ -13,11 +13,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def pentad(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Starts the command with the given arguments; whatever is left of it is killed after the test."""
+    """Starts the command with the given arguments (see `Command`); whatever is left of it is killed after the test."""
     commands: list[Command] = []
 
-    def start(*arguments: str) -> Command:
-        commands.append(Command(tmp_path, *arguments))
+    def start(*arguments: str, cold: bool = False, patient: bool = False) -> Command:
+        commands.append(Command(tmp_path, *arguments, cold=cold, patient=patient))
         return commands[-1]
 
     yield start

@@ -1,4 +1,4 @@
-"""Small actors for tests of `pentad.cluster`. Ray's workers import them from here."""
+"""Small actors for tests of `pentad.cluster`."""
 
 import asyncio
 import os

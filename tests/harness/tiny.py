@@ -113,6 +113,12 @@ def transformers_logprobs(model: PreTrainedModel, batch: Batch, temperature: flo
     return torch.cat(logprobs) * batch.loss_mask, torch.cat(entropies) * batch.loss_mask
 
 
+def trained(values: Tensor, batch: Batch) -> list[Tensor]:
+    """The part of `[T]` that belongs to tokens in the loss mask, by sequence."""
+    pairs = zip(values.split(batch.lengths), batch.loss_mask.split(batch.lengths), strict=True)
+    return [value[mask] for value, mask in pairs]
+
+
 def gradients_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """Copies of all gradients, by the names of the checkpoint."""
     held = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

@@ -1,13 +1,19 @@
 """Predicted memory: the parts that are exact, and how the others must move."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from pentad.config.schema.run import RunSettings
+from pentad.errors import UserError
 from pentad.families.known_models import known_models
 from pentad.layout import Layout, parse_allocation
 from pentad.layout.validate import check_layout
-from pentad.planning.coefficients import DEFAULT, GIB
+from pentad.planning.coefficients import DEFAULT
+from pentad.planning.engine import EngineWork, predict_engine
+from pentad.planning.least import check_memory
 from pentad.planning.memory import (
     COMPONENTS,
     RankMemory,
@@ -16,6 +22,7 @@ from pentad.planning.memory import (
     predict_memory,
     predict_peak,
 )
+from pentad.run.gpu_memory import check_gpus
 
 MODELS = known_models()
 WORK = Workload(tokens=16384, microbatches=16)
@@ -64,7 +71,7 @@ def test_one_expert_layer_term_by_term() -> None:
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B", "meta-llama/Llama-3.1-70B", "Qwen/Qwen3-30B-A3B"])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_more_ranks_never_need_more(name: str, recompute: str) -> None:
-    work = replace(WORK, recompute=recompute)
+    work, compared = replace(WORK, recompute=recompute), 0
     for base in ("", "p2", "d2", "c2"):
         for letter in "tdc":
             if letter in base:
@@ -74,6 +81,8 @@ def test_more_ranks_never_need_more(name: str, recompute: str) -> None:
             legal = [layout for layout in layouts if not check_layout(MODELS[name], layout)]
             peaks = [predict_peak(MODELS[name], layout, work).allocated for layout in legal]
             assert peaks == sorted(peaks, reverse=True), (base, letter, peaks)
+            compared += len(peaks) - 1
+    assert compared >= 12
 
 
 def test_recomputing_keeps_less() -> None:
@@ -114,9 +123,13 @@ def test_few_tokens_make_the_optimizer_step_the_peak() -> None:
 
 def test_reference_and_engine_are_counted() -> None:
     plain = peak("Qwen/Qwen2.5-7B", "d8")
-    more = peak("Qwen/Qwen2.5-7B", "d8", replace(WORK, reference=True, engine_bytes=3 * GIB))
-    assert more.components["reference"] == plain.components["weights"]
-    assert more.allocated == plain.allocated + plain.components["weights"] + 3 * GIB
+    facts = MODELS["Qwen/Qwen2.5-7B"]
+    engine = predict_engine(facts, parse_allocation("hf:d8|megatron:d8").components[0], EngineWork(8, 1024))
+    more = peak("Qwen/Qwen2.5-7B", "d8", replace(WORK, reference=True, engine=engine))
+    weights, cache = plain.components["weights"], 28 * 2 * 4 * 128 * 2 * 8 * 1024
+    assert more.components["reference"] == more.components["engine"] == weights
+    assert more.components["cache"] == cache
+    assert more.allocated == plain.allocated + 2 * weights + cache
 
 
 def test_every_coefficient_matters() -> None:
@@ -135,8 +148,50 @@ def test_every_coefficient_matters() -> None:
         for name, sizes, work in cases:
             layout = parse_allocation(f"megatron:{sizes}").trainer.layout
             yield [rank.total for rank in predict_memory(MODELS[name], layout, work, table)]
+        engine = parse_allocation("hf:d1+megatron:d1").components[0]
+        yield [predict_engine(MODELS["Qwen/Qwen2.5-7B"], engine, EngineWork(), table).total]
 
     before = list(totals(DEFAULT))
     for item in fields(DEFAULT):
         changed = replace(DEFAULT, **{item.name: getattr(DEFAULT, item.name) * 1.5})
         assert list(totals(changed)) != before, f"{item.name} changes nothing"
+
+
+def test_least_memory_of_a_run() -> None:
+    """Weights, gradients, optimizer and the engines' weights and caches, and nothing that might be less."""
+    facts, gib = MODELS["Qwen/Qwen2.5-7B"], 2**30
+    parameters = 7_615_616_512
+    trainer, weights = 18 * parameters / gib, 2 * parameters / gib
+    cache = 28 * 2 * 4 * 128 * 2 * 64 * 256 / gib
+    work = EngineWork(sequences=64, tokens=200)  # allocated in steps of 128
+
+    def causes(allocation: str, memory_gib: float) -> list[str]:
+        return [p.cause for p in check_memory(facts, parse_allocation(allocation), "bf16", work, memory_gib)]
+
+    assert causes("hf:d1|megatron:d1", trainer + weights + cache + 0.01) == []
+    assert len(causes("hf:d1|megatron:d1", trainer + weights + cache - 0.01)) == 1
+    assert causes("hf:d1+megatron:d1", trainer + 0.01) == []
+    assert "megatron:d1 needs at least 127.7 GiB" in causes("hf:d1+megatron:d1", trainer - 0.01)[0]
+    (cause,) = causes("hf:d1+megatron:t4p4", weights + cache - 0.01)
+    assert cause.startswith("hf:d1 needs at least")
+    assert causes("vllm:t4+megatron:t4p4", weights) == []
+
+
+def test_a_run_that_cannot_fit_is_refused_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """nvidia-smi of a machine with GPUs of 16 GiB."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '16384\\n16380\\n'\n")
+    tool.chmod(0o755)
+    settings = RunSettings.model_validate(
+        {
+            "experiment": {"name": "a"},
+            "model": {"path": "m"},
+            "data": {"train": "t"},
+            "trainer": {"total_steps": 1},
+        }
+    )
+    facts, allocation = MODELS["Qwen/Qwen2.5-14B"], parse_allocation("hf:d1+megatron:t8p4")
+    check_gpus(settings, facts, allocation)  # there is no GPU here, or a large one
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"needs at least .* GiB on each GPU, which have 16\.0 GiB"):
+        check_gpus(settings, facts, allocation)

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pentad.errors import UserError
 from pentad.record.jsonl import read_jsonl
-from pentad.record.metrics import METRICS, MetricsLog, Timer, accuracy_name, describe, merge, open_sinks
+from pentad.record.metric_table import METRICS, describe
+from pentad.record.metrics import MetricsLog, Timer, accuracy_name, merge, open_sinks
 from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
 from pentad.record.tensorboard import TensorBoard
@@ -96,12 +97,14 @@ def test_all_agreed_names_can_be_written(run_dir: RunDir) -> None:
     names = [name.replace("<name>", "gsm8k") for name in METRICS]
     MetricsLog(run_dir).write(1, dict.fromkeys(names, 1.0))
     assert all(describe(name) for name in names)
+    assert "reward of 1" in describe("eval/gsm8k/accuracy") and describe("mine/own") == ""
+    assert all(metric.meaning and metric.average for metric in METRICS.values())
 
 
 def test_eval_names() -> None:
     assert accuracy_name("gsm8k-test") == "eval/gsm8k-test/accuracy"
-    for name in ("", "my eval", "a/b", "-x"):
-        with pytest.raises(UserError, match=r"data\.eval"):
+    for name in ("", "my eval", "a/b", "a:b", "-x"):
+        with pytest.raises(ValueError, match="cannot be part of a metric's name"):
             accuracy_name(name)
 
 

@@ -15,6 +15,7 @@ from pentad.record.metrics import MetricsLog
 from pentad.record.report import write_report
 from pentad.record.run_data import load_run, summarize
 from pentad.record.run_dir import RunDir
+from pentad.record.sample_groups import group_samples
 from pentad.record.samples import SampleLog
 
 SETTINGS = "experiment:\n  name: gsm8k-smollm2\ntrainer:\n  total_steps: {total}\nrollout:\n  n: 8\n"
@@ -112,7 +113,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "custom/tries" in page.text, "metrics that nobody foresaw are drawn too"
     assert "train/grad_norm was not finite at step 30." in page.text
     assert "Reward calls that failed and were scored 0: 1." in page.text
-    assert "Step 1 (first)" in page.text and "Step 60 (last)" in page.text
+    assert "Training, the same prompts at step 1 and step 60" in page.text
     assert "not reached its last step" not in page.text
     assert "rollout:\n  n: 8" in page.text
     assert page.fetched == [] and page.events == [] and "script" not in page.tags
@@ -132,7 +133,7 @@ def test_facts(tmp_path: Path) -> None:
         "Steps": "2 of 4",
         "Eval gsm8k": "10.0% → 40.0% (best 50.0% at step 1)",
         "Reward": "0.250 → 0.500",
-        "Time": "1:00 (30.0 s a step)",
+        "Time of the steps": "1:00 (30.0 s a step)",
         "Tokens": "9,000 (150 a second)",
     }
 
@@ -201,3 +202,42 @@ def test_smoothing_keeps_a_line_and_a_gap() -> None:
     assert smoothed(line)[50:150] == pytest.approx(line[50:150])
     values = [1.0, math.nan, 1.0, 1.0]
     assert smoothed(values) == pytest.approx([1.0, math.nan, 1.0, 1.0], nan_ok=True)
+
+
+def test_samples_of_the_first_and_last_step_are_of_the_same_prompts() -> None:
+    def row(step: int, source: str, prompt: str, response: str) -> dict[str, object]:
+        return {"step": step, "source": source, "prompt": prompt, "response": response, "reward": 0.0}
+
+    rows = [row(0, "sort", prompt, "before") for prompt in "ab"]
+    rows += [row(1, "train", "p", "x"), row(2, "train", "q", "y"), row(3, "train", "r", "z")]
+    rows += [row(3, "sort", prompt, "after") for prompt in "ab"]
+    evaluated, first, last = group_samples(rows)
+    assert evaluated.title == "Evaluation sort, the same prompts at step 0 and step 3"
+    for pair in evaluated.items:
+        assert pair[0]["prompt"] == pair[1]["prompt"]
+        assert [sample["response"] for sample in pair] == ["before", "after"]
+    assert (first.title, last.title) == ("Training, step 1", "Training, step 3 (other prompts than at step 1)")
+    assert [item[0]["prompt"] for item in (*first.items, *last.items)] == ["p", "r"]
+    (only,) = group_samples(rows[:2])
+    assert only.title == "Evaluation sort, step 0" and len(only.items) == 2
+
+
+def test_facts_begin_and_end_where_the_curves_do(tmp_path: Path) -> None:
+    """Also of supervised training, whose report speaks of no reward; and the time is that of the whole run."""
+    with begun(tmp_path / "run", SETTINGS.format(total=40)) as run_dir:
+        log = MetricsLog(run_dir)
+        for step in range(1, 41):
+            log.write(step, {"train/loss": 4.0 - step / 20, "time/step": 1.0})
+        log.close()
+        run_dir.end("finished", 65.4)
+    facts = summarize(load_run(run_dir))
+    assert facts["Loss"] == "3.95 → 2.00 (first and last step; mean of the last 4: 2.08)"
+    assert facts["Time"] == "1:05 (from the command's start; 1.0 s a step)"
+    text = Page(write_report(run_dir).read_text(encoding="utf-8")).text
+    assert "reward" not in text.lower().split("settings")[0]
+    with begun(tmp_path / "rl", SETTINGS.format(total=2)) as run_dir:
+        MetricsLog(run_dir).write(1, {"train/loss": 0.1, "reward/mean": 0.5})
+        run_dir.end("interrupted", 3.0)
+    text = Page(write_report(run_dir).read_text(encoding="utf-8")).text
+    assert "Next to a reward, the loss is no measure of progress." in text
+    assert "The run has not reached its last step: it was interrupted." in text

@@ -1,5 +1,6 @@
 """Run directories on real file systems, against real other processes."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 from run_dirs import begun
 
 from pentad.errors import UserError
+from pentad.record.machine import collect_versions
 from pentad.record.metrics import MetricsLog
-from pentad.record.run_dir import RunDir, collect_versions
+from pentad.record.old_runs import KEPT, NAMES
+from pentad.record.run_dir import RunDir
 
 SETTINGS = "experiment:\n  name: test\n"
 
@@ -153,3 +156,59 @@ def test_commit_is_that_of_the_repository_that_tracks_the_package(tmp_path: Path
     )
     commit = collect_versions()["git_commit"]
     assert commit is None or commit.removesuffix("+changes") == git.stdout.strip()
+
+
+def test_only_the_last_few_old_runs_are_kept(tmp_path: Path) -> None:
+    keep = tmp_path / "a.old-20200101-000000"
+    keep.mkdir()
+    (keep / "thesis.tex").write_text("mine")
+    (tmp_path / "a.old-notes").write_text("mine")
+    for number in range(KEPT + 4):
+        with begun(tmp_path / "a", f"number: {number}\n", overwrite=True) as run_dir:
+            MetricsLog(run_dir).write(1, {"reward/mean": 0.5})
+            assert len(run_dir.removed) == (number > KEPT)
+    old = [path for path in tmp_path.glob("a.old-*/config.yaml")]
+    kept = {int(path.read_text().split()[1]) for path in old}
+    assert kept == {KEPT, KEPT + 1, KEPT + 2}, "the oldest went; the last is in the directory itself"
+    assert (keep / "thesis.tex").exists() and (tmp_path / "a.old-notes").exists()
+
+
+def test_an_old_run_that_is_written_to_is_not_removed(tmp_path: Path) -> None:
+    for _ in range(KEPT + 1):
+        with begun(tmp_path / "a", SETTINGS, overwrite=True) as run_dir:
+            MetricsLog(run_dir).write(1, {"reward/mean": 0.5})
+    oldest = min(tmp_path.glob("a.old-*"), key=lambda path: (len(path.name), path.name))
+    with (oldest / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with begun(tmp_path / "a", SETTINGS, overwrite=True) as run_dir:
+            assert run_dir.removed == []
+    assert oldest.exists()
+
+
+def test_what_is_not_a_run_is_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.html").write_text("mine")
+    with pytest.raises(UserError, match=r"must not move it aside: it is not the directory of a run"):
+        begun(tmp_path / "other", SETTINGS, overwrite=True)
+    with pytest.raises(UserError) as error:
+        begun(tmp_path / "other", SETTINGS)
+    assert "overwrite" not in error.value.fix
+    a_run(tmp_path / "a")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"it also holds notes\.txt, which no run has written"):
+        begun(tmp_path / "a", SETTINGS, overwrite=True)
+    (tmp_path / "a" / "notes.txt").unlink()
+    (tmp_path / "a" / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "a" / "model")
+    with pytest.raises(UserError, match="it holds the working directory"):
+        begun(tmp_path / "a", SETTINGS, overwrite=True)
+    with pytest.raises(UserError, match="the root of the file system"):
+        RunDir.reserve("/", SETTINGS, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "other"]
+
+
+def test_every_file_of_a_run_is_known_as_one(tmp_path: Path) -> None:
+    """A file that a run writes and `NAMES` does not have would keep the run from being moved aside."""
+    files = [value for value in vars(RunDir(tmp_path / "a")).values() if isinstance(value, Path)]
+    names = {file.name for file in files if file.parent == tmp_path / "a"}
+    assert len(names) >= 9 and names <= NAMES

@@ -1,5 +1,9 @@
-"""Runs that are stopped: by a signal, or because one of their processes dies."""
+"""Runs that are stopped: by a signal, or because one of their processes dies.
 
+Each signal and each phase of a run comes here; that the signals do the same in every phase is shown in test_signals.py.
+"""
+
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -10,29 +14,40 @@ from command import Command
 
 pytestmark = pytest.mark.slow
 
-EXIT_S = 30.0  # the run promises 15; the rest is for Ray's own processes on a busy machine
+EXIT_S = 150.0  # a busy machine takes long; see `Command`
 Start = Callable[..., Command]
 
 
 @pytest.fixture
 def start_grpo(pentad: Start, quickstart: Path, tmp_path: Path) -> Start:
-    """A run that has finished its first step and generates for minutes: the evaluation that follows is so long."""
+    """A run that has finished its first step and generates for minutes, for an evaluation.
+
+    There are two: the reward of the first, of one row, says that the second, of many, is next.
+    """
+    (tmp_path / "mine.py").write_text("""
+def score(response, mark=""):
+    if mark:
+        open(mark, "w").close()
+    return float(len(response) > 9)
+""")
     rows = (quickstart / "train.jsonl").read_text().splitlines()[:100]
+    evaluating = tmp_path / "evaluating"
+    (tmp_path / "short.jsonl").write_text(json.dumps(json.loads(rows[0]) | {"mark": str(evaluating)}))
     (tmp_path / "long.jsonl").write_text("".join(f"{row}\n" for row in rows) * 200)
     config = tmp_path / "grpo.yaml"
     config.write_text(f"""
 experiment: {{name: failing, dir: run}}
 allocation: hf:d1|megatron:d1
 model: {{path: {quickstart}/model}}
-data: {{train: {quickstart}/train.jsonl, eval: {{long: {tmp_path}/long.jsonl}}, template: text, max_prompt_tokens: 10}}
-reward: {{name: exact}}
+data: {{train: {quickstart}/train.jsonl, eval: {{a: short.jsonl, b: long.jsonl}}, template: text, max_prompt_tokens: 9}}
+reward: {{name: mine:score}}
 rollout: {{n: 2, max_response_tokens: 54, batch_size: 2, temperature: 1000.0, eval_temperature: 1000.0}}
 trainer: {{total_steps: 50, prompts_per_step: 4, test_freq: 1}}
 """)
 
     def start(*overrides: str) -> Command:
-        command = pentad("train", str(config), *overrides)
-        command.wait_for("step 1/50")
+        command = pentad("train", str(config), *overrides, patient=True)
+        command.wait_until(evaluating.exists, "evaluation")
         return command
 
     return start
@@ -52,7 +67,7 @@ trainer: {{total_steps: 500, prompts_per_step: 1024, tokens_per_microbatch: 1100
 """)
 
     def start(*overrides: str, until: str = "step 2/500") -> Command:
-        command = pentad("train", str(config), *overrides)
+        command = pentad("train", str(config), *overrides, patient=True)
         command.wait_for(until)
         return command
 
@@ -77,14 +92,27 @@ def test_ctrl_c_twice_while_generating(start_grpo: Start, tmp_path: Path) -> Non
     command.signal_group(signal.SIGINT)
     command.wait_for_clean_up()
     command.signal_group(signal.SIGINT)
-    check_stopped(command, 130, "interrupted by SIGINT during eval long of step 1 of 50", run=tmp_path / "run")
+    check_stopped(command, 130, "interrupted by SIGINT during eval ", " of step 1 of 50", run=tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_to_the_driver_in_training(start_sft: Start, tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_to_the_driver_in_training(start_sft: Start, tmp_path: Path) -> None:
     command = start_sft()
-    command.process.send_signal(number)
-    check_stopped(command, 130, f"interrupted by {number.name} during training of step", run=tmp_path / "run")
+    command.process.send_signal(signal.SIGHUP)
+    code = 128 + signal.SIGHUP
+    check_stopped(command, code, "interrupted by SIGHUP during training of step", run=tmp_path / "run")
+
+
+def test_ctrl_c_after_the_model_was_written_changes_nothing(start_sft: Start, tmp_path: Path) -> None:
+    """The run is done; only its processes are still to be ended."""
+    command = start_sft("trainer.total_steps=2", until="starting megatron:d1")
+    model, end = tmp_path / "run" / "model", time.monotonic() + 180
+    while not model.exists():
+        assert command.process.poll() is None and time.monotonic() < end, command.stderr
+        time.sleep(0.01)
+    command.signal_group(signal.SIGINT)
+    assert command.ends_within(EXIT_S) == 0, command.stderr
+    assert command.stderr == ""
+    assert "Loss" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_interrupt_while_starting(start_sft: Start) -> None:
@@ -130,15 +158,13 @@ def test_death_of_the_driver_in_training(start_sft: Start) -> None:
     assert command.ends_within(EXIT_S) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("process", ["gcs/gcs_server", "raylet/raylet"])
-def test_signal_to_the_driver_while_ray_starts(
-    start_sft: Start, tmp_path: Path, number: signal.Signals, process: str
-) -> None:
+def test_signal_to_the_driver_while_ray_starts(start_sft: Start, tmp_path: Path, process: str) -> None:
+    """In the main thread Ray would take SIGTERM for itself."""
     command = start_sft(until="starting megatron:d1")
     command.wait_for_worker(process)
-    command.process.send_signal(number)
-    assert command.ends_within(EXIT_S) == 130, command.stderr
-    assert command.stderr.startswith(f"interrupted by {number.name} during start-up"), command.stderr
+    command.process.send_signal(signal.SIGTERM)
+    assert command.ends_within(EXIT_S) == 128 + signal.SIGTERM, command.stderr
+    assert command.stderr.startswith("interrupted by SIGTERM during start-up"), command.stderr
     assert len(command.stderr.splitlines()) == 2, command.stderr
     assert not (tmp_path / "run").exists()

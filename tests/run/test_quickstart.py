@@ -10,6 +10,8 @@ from command import Command
 from quickstart import REPOSITORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pentad.record.metric_table import find_metric
+
 EXAMPLES = REPOSITORY / "examples"
 SFT_STEPS, GRPO_STEPS = 250, 24
 
@@ -48,6 +50,7 @@ def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: 
         f"model.path={quickstart / 'model'}",
         f"data.train={quickstart / 'sft.jsonl'}",
         f"trainer.total_steps={SFT_STEPS}",
+        cold=True,
     )
     assert command.ends_within(150) == 0, command.stderr
     check_output(command)
@@ -64,6 +67,7 @@ def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: 
         f"data.train={quickstart / 'train.jsonl'}",
         f"data.eval={{sort: {quickstart / 'eval.jsonl'}}}",
         f"trainer.total_steps={GRPO_STEPS}",
+        cold=True,
     )
     assert command.ends_within(150) == 0, command.stderr
     check_output(command)
@@ -79,6 +83,15 @@ def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: 
     assert after > before + 0.2
     assert solved_greedily(learnt / "model", quickstart / "eval.jsonl") == pytest.approx(after, abs=0.02)
     assert "Reward" in (learnt / "report.html").read_text()
+    for run in (tuned, learnt):
+        check_table(run)
+
+
+def check_table(run: Path) -> None:
+    """Every metric that the run has written has a row in the table of metrics."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row} - {"step"}
+    assert sorted(name for name in names if find_metric(name) is None) == []
 
 
 def check_output(command: Command) -> None:

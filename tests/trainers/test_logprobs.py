@@ -1,4 +1,7 @@
-"""Log-probs and entropies equal transformers', on every layout, packed or not."""
+"""Log-probs and entropies equal transformers', packed or not.
+
+tests/verify has every pair of dimensions for every family; here are entropies and what is not packed on a few layouts.
+"""
 
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from pentad.samples.batch import Batch
 from pentad.samples.packing import plan_microbatches
 
 BOUND = 1e-4
-LAYOUTS = [Layout(), Layout(tensor=2), Layout(data=2), Layout(data=2, tensor=2), Layout(tensor=4)]
+LAYOUTS = [Layout(), Layout(data=2, tensor=2), Layout(tensor=4)]
 
 
 def score(rank: Rank, directories: list[Path], batch: Batch, temperature: float) -> list[tuple[Tensor, Tensor]]:
@@ -53,9 +56,8 @@ def test_mixtures(layout, tiny_models):
     check(layout, list(MIXTURE), tiny_models)
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2)], ids=str)
-def test_temperature(layout, tiny_models):
-    check(layout, ["llama", "qwen3"], tiny_models, temperature=0.7)
+def test_temperature(tiny_models):
+    check(Layout(tensor=2), ["llama", "qwen3"], tiny_models, temperature=0.7)
 
 
 def test_rotary_scaling(tiny_models):

@@ -18,8 +18,6 @@ _DEADLINE_S = 90.0
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The directory of a built-in model by name."""
     folder = tmp_path_factory.mktemp("tiny")
-    # What this process computes before it forks must not start threads.
-    torch.set_num_threads(1)
 
     @cache
     def make(family: str) -> Path:

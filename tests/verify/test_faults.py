@@ -13,12 +13,13 @@ import megatron.core.optimizer.optimizer as megatron_optimizer
 import megatron.core.transformer.attention as megatron_attention
 import pytest
 import torch
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed import DistributedDataParallel, param_and_grad_buffer
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
 import pentad.trainers.megatron.build as build
 import pentad.trainers.megatron.trainer as trainer
+from pentad.algorithms.grpo import GRPOLoss
 from pentad.layout import Layout
 from pentad.trainers.megatron.attention import PackedAttention
 from pentad.trainers.megatron.norm import RMSNorm
@@ -115,8 +116,8 @@ def vocabulary_padding_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 def denominator_of_one_rank(patch: pytest.MonkeyPatch) -> None:
-    right = trainer.count
-    patch.setattr(trainer, "count", lambda batch, kind: right(batch, kind) // 2)
+    right = GRPOLoss.denominator
+    patch.setattr(GRPOLoss, "denominator", lambda self, batch: right(self, batch) / 2)
 
 
 def data_parallel_not_reduced(patch: pytest.MonkeyPatch) -> None:
@@ -145,6 +146,25 @@ def step_with_a_part_of_the_gradient(patch: pytest.MonkeyPatch) -> None:
         return right(self)
 
     patch.setattr(Trainer, "step", step)
+
+
+def moments_of_one_rank_lost(patch: pytest.MonkeyPatch) -> None:
+    """The first step is right; then one rank's second moments are gone, as after a checkpoint without them."""
+    right = Trainer.step
+
+    def step(self: Trainer) -> dict[str, float]:
+        metrics = right(self)
+        if torch.distributed.get_rank() == 1:
+            for state in self.optimizer.chained_optimizers[0].optimizer.state.values():
+                state["exp_avg_sq"].zero_()
+        return metrics
+
+    patch.setattr(Trainer, "step", step)
+
+
+def gradients_of_the_step_before_kept(patch: pytest.MonkeyPatch) -> None:
+    """The first step adds to a buffer of zeros."""
+    patch.setattr(param_and_grad_buffer._ParamAndGradBuffer, "reset", lambda self: None)
 
 
 # fault -> model, layout, and what must be named: a pattern for each line of the report that must be there.
@@ -197,7 +217,14 @@ FAULTS = {
         Layout(data=2, expert=2),
         [r"weights: off by \S+, bound \S+ model\.layers\.2\.mlp\.gate\.weight \(\S+\)$"],
     ),
+    moments_of_one_rank_lost: ("llama", Layout(data=2), [r"weights: .*: (lm_head|model\.)"]),
+    gradients_of_the_step_before_kept: (
+        "llama",
+        Layout(tensor=2),
+        [r"gradient norm: .*: step 2 \(", r"weights: .*: (lm_head|model\.)"],
+    ),
 }
+SEEN_BY_A_SECOND_STEP_ONLY = (moments_of_one_rank_lost, gradients_of_the_step_before_kept)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -210,6 +237,10 @@ def test_fault_is_found(fault, verification, monkeypatch):
     assert not report.passed
     for pattern in expected:
         assert any(re.search(pattern, line) for line in report.problems), f"{pattern} is not in {report.problems}"
+    if fault in SEEN_BY_A_SECOND_STEP_ONLY:
+        assert report.quantities["log-probs"].passed and report.quantities["gradients"].passed
+        first = ("step 1", *(f"sample {number}" for number in compared.batch.sample_ids.tolist()))
+        assert not [item for one in report.quantities.values() for item in one.beyond if item[0] in first]
 
 
 @pytest.mark.parametrize("place", sorted({(family, layout) for family, layout, _ in FAULTS.values()}, key=str), ids=str)

@@ -16,8 +16,8 @@ BOUNDS = Bounds(logprobs=1e-4, loss=1e-6, grad_norm=1e-5, gradients=1e-4, weight
 def rank(stage: int = 0, **changes) -> RankFindings:
     found = RankFindings(
         stage,
-        loss=0.0,
-        grad_norm=0.0,
+        losses={1: 0.0, 2: 0.0},
+        grad_norms={1: 0.0, 2: 0.0},
         exported=dict.fromkeys(NAMES, True),
         logprobs={7: 0.0, 9: 1e-6},
         gradients=dict.fromkeys(NAMES, 1e-6),
@@ -47,9 +47,9 @@ def test_equal_ranks_pass():
         ({"gradients": {"a": 0.0}}, None),
         ({"weights": {"a": math.inf, "b": 0.0}}, "weights: off by inf, bound 1e-05: a (inf)"),
         ({"logprobs": {7: 0.5, 9: 0.0}}, "log-probs: off by 5.0e-01, bound 1e-04: sample 7 (5.0e-01)"),
-        ({"loss": 2e-6}, "loss: off by 2.0e-06, bound 1e-06"),
-        ({"loss": math.nan}, "loss: off by inf, bound 1e-06"),
-        ({"grad_norm": 1e-3}, "gradient norm: off by 1.0e-03, bound 1e-05"),
+        ({"losses": {1: 2e-6, 2: 0.0}}, "loss: off by 2.0e-06, bound 1e-06: step 1 (2.0e-06)"),
+        ({"losses": {1: 0.0, 2: math.nan}}, "loss: off by inf, bound 1e-06: step 2 (inf)"),
+        ({"grad_norms": {1: 0.0, 2: 1e-3}}, "gradient norm: off by 1.0e-03, bound 1e-05: step 2 (1.0e-03)"),
         ({"exported": {"a": True, "b": False}}, "export: b is not bit-equal to the checkpoint"),
         ({"exported": {"a": True, "b": True, "c": True}}, "export: c is not in the checkpoint"),
         ({"trained": [9]}, "samples: sample 9 was trained 2 times"),
@@ -95,9 +95,10 @@ def test_largest_difference():
 
 def test_reference_compares_what_it_has(tmp_path):
     reference = Reference(tmp_path / "reference")
-    reference.write_logprobs(torch.zeros(3))
+    reference.write_logprobs(1, torch.zeros(3))
+    reference.write_logprobs(2, torch.ones(2))
     reference.write_tensors("gradients", [("a", torch.ones(2, 3)), ("b", torch.zeros(2))])
-    reference.write_numbers(loss=0.5, grad_norm=10.0)
+    reference.write_numbers(losses=[0.5, 0.25], grad_norms=[10.0, 1.0])
     taken = []
 
     def gradients():
@@ -110,3 +111,5 @@ def test_reference_compares_what_it_has(tmp_path):
     assert reference.gradient_differences([("a", torch.ones(3, 2))]) == {"a": math.inf}
     assert taken == ["a", "b", "c"], "a collective was left early"
     assert sorted(reference.names()) == ["a", "b"]
+    assert (reference.losses, reference.grad_norms) == ([0.5, 0.25], [10.0, 1.0])
+    assert torch.equal(reference.logprobs(1), torch.zeros(3)) and torch.equal(reference.logprobs(2), torch.ones(2))

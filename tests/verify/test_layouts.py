@@ -1,7 +1,7 @@
 """Every layout agrees with one process, and one process with transformers; export is bit-equal from every layout.
 
-A third of the small layouts of each family runs here, another third of each of three families in turn, so that every
-layout of the dense dimensions runs for one of them; `make verify` runs them all.
+`make verify` runs all small layouts of every family. Here each family runs every pair of dimensions that its layouts
+can have together; each dimension alone, and at size 4, runs for one dense family and for one mixture.
 """
 
 from itertools import combinations
@@ -20,15 +20,17 @@ from pentad.verify.layouts import small_layouts
 from pentad.verify.models import tiny_config, write_random_model
 from pentad.verify.verification import Verification
 
-FAMILIES = ("llama_tied", "qwen2", "qwen3", "qwen3_moe", "qwen2_moe", "mixtral")
+DENSE = ("llama_tied", "qwen2", "qwen3")
+MIXTURES = ("qwen3_moe", "qwen2_moe", "mixtral")
 MOST_RANKS = 8
+Case = tuple[str, Layout]
 
 
 def layouts_of(family: str) -> list[Layout]:
     return small_layouts(facts_from_config(tiny_config(family).to_dict()), MOST_RANKS)
 
 
-ALL = {family: layouts_of(family) for family in FAMILIES}
+ALL = {family: layouts_of(family) for family in (*DENSE, *MIXTURES)}
 # Dense layers among those with experts: stages and chunks that have only the one, only the other, or both.
 DENSE_AMONG = [
     Layout(pipeline=2, data=2, expert=2),
@@ -37,33 +39,62 @@ DENSE_AMONG = [
     Layout(tensor=2, context=2, expert=2),
     Layout(tensor=2, expert_tensor=2),
 ]
-CHOSEN = [(family, layout) for number, family in enumerate(FAMILIES) for layout in ALL[family][number % 3 :: 3]]
 
 
-def dimensions(layout: Layout) -> set[str]:
-    return {letter for letter, name in LETTERS.items() if getattr(layout, name) > 1}
+def dimensions(layout: Layout) -> list[str]:
+    """Letters of what is above 1, in their order."""
+    return [letter for letter, name in LETTERS.items() if getattr(layout, name) > 1]
+
+
+def shows(family: str, layout: Layout) -> set[tuple[str, ...]]:
+    """What a case is needed for: pairs of dimensions of its family; being without a second dimension."""
+    letters = dimensions(layout)
+    found = {(family, *pair) for pair in combinations(letters, 2)}
+    # Virtual stages always come with stages.
+    if len(letters) == 1 or letters == ["p", "v"]:
+        found.add(("dense" if family in DENSE else "mixture", str(layout)))
+    return found
+
+
+def choose() -> list[Case]:
+    """Few cases of few ranks that show everything: again and again the one that shows most for its processes."""
+    cases = [(family, layout) for family, layouts in ALL.items() for layout in layouts]
+    missing = set().union(*(shows(*case) for case in cases))
+    chosen: list[Case] = []
+    while missing:
+        chosen.append(max(cases, key=lambda case: len(shows(*case) & missing) / (1 + case[1].world)))
+        missing -= shows(*chosen[-1])
+    return sorted(chosen, key=lambda case: list(ALL).index(case[0]))
+
+
+CHOSEN = choose()
 
 
 def test_the_matrix_is_whole():
     assert {family: len(layouts) for family, layouts in ALL.items()} == {
-        **dict.fromkeys(("llama_tied", "qwen2", "qwen3"), 25),
-        **dict.fromkeys(("qwen3_moe", "qwen2_moe", "mixtral"), 74),
+        **dict.fromkeys(DENSE, 25),
+        **dict.fromkeys(MIXTURES, 74),
     }
     for family, layouts in ALL.items():
-        large = {"t4", "p4", "c4", "d4", "p2v2"} | ({"d4e4"} if "moe" in family or family == "mixtral" else set())
+        large = {"t4", "p4", "c4", "d4", "p2v2"} | ({"d4e4"} if family in MIXTURES else set())
         assert large <= {str(layout) for layout in layouts}
         assert max(layout.world for layout in layouts) == MOST_RANKS
 
 
-def test_a_third_has_every_pair_of_dimensions():
-    def pairs(layouts: list[Layout]) -> set[tuple[str, str]]:
-        return {pair for layout in layouts for pair in combinations(sorted(dimensions(layout)), 2)}
+def test_every_pair_of_dimensions_is_chosen_for_every_family():
+    for family, layouts in ALL.items():
+        mine = [set(dimensions(layout)) for name, layout in CHOSEN if name == family]
+        letters = set().union(*map(dimensions, layouts))
+        assert letters == set(LETTERS) - (set() if family in MIXTURES else {"e", "x"})
+        for pair in combinations(sorted(letters), 2):
+            assert any(set(pair) <= some for some in mine), (family, pair)
 
-    every = pairs([layout for layouts in ALL.values() for layout in layouts])
-    # All but one dimension can be paired freely; virtual stages always come with stages.
-    assert len(every) == len(list(combinations(LETTERS, 2)))
-    assert pairs([layout for _, layout in CHOSEN]) == every
-    assert len(CHOSEN) * 3 >= sum(map(len, ALL.values()))
+
+@pytest.mark.parametrize("kind", [DENSE, MIXTURES])
+def test_every_dimension_is_chosen_alone_and_large(kind):
+    mine = {str(layout) for family, layout in CHOSEN if family in kind}
+    assert {f"{letter}{size}" for letter in "tpcd" for size in (2, 4)} | {"p2v2"} <= mine
+    assert len(CHOSEN) < sum(map(len, ALL.values())) / 5
 
 
 @pytest.mark.parametrize(("family", "layout"), CHOSEN, ids=[f"{family}-{layout}" for family, layout in CHOSEN])
@@ -97,37 +128,50 @@ def test_layers_that_stages_do_not_divide(family, layers, layout, tmp_path):
     assert report.passed, report.problems
 
 
+_STAGES = Layout(pipeline=2, virtual=2, data=2)
+_SPLIT = Layout(tensor=2, expert=2)
+_SPLIT_TWICE = Layout(tensor=2, context=2, expert=2)
+# Setting -> its value, and the layouts on which it does something of its own.
 SETTINGS = {
-    "full recompute": MegatronSettings(
-        transformer={"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    "full recompute": (
+        MegatronSettings(
+            transformer={"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        ),
+        (_SPLIT_TWICE, _STAGES),
     ),
-    "selective recompute": MegatronSettings(
-        transformer={"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    "selective recompute": (
+        MegatronSettings(transformer={"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}),
+        (_SPLIT_TWICE, _STAGES),
     ),
-    "recompute of experts": MegatronSettings(
-        transformer={"recompute_granularity": "selective", "recompute_modules": ["moe", "shared_experts"]}
+    "recompute of experts": (
+        MegatronSettings(
+            transformer={"recompute_granularity": "selective", "recompute_modules": ["moe", "shared_experts"]}
+        ),
+        (_SPLIT, _STAGES),
     ),
-    "shared expert beside": MegatronSettings(transformer={"moe_shared_expert_overlap": True}),
-    "outputs freed": MegatronSettings(transformer={"deallocate_pipeline_outputs": True}),
-    "deterministic": MegatronSettings(use_deterministic_algorithms=True),
-    "buckets": MegatronSettings(
-        ddp={"overlap_grad_reduce": True, "bucket_size": 1000, "pad_buckets_for_high_nccl_busbw": True}
+    "shared expert beside": (MegatronSettings(transformer={"moe_shared_expert_overlap": True}), (_SPLIT, _STAGES)),
+    "outputs freed": (MegatronSettings(transformer={"deallocate_pipeline_outputs": True}), (_STAGES,)),
+    "deterministic": (MegatronSettings(use_deterministic_algorithms=True), (_SPLIT, _STAGES)),
+    "buckets": (
+        MegatronSettings(
+            ddp={"overlap_grad_reduce": True, "bucket_size": 1000, "pad_buckets_for_high_nccl_busbw": True}
+        ),
+        (_STAGES, Layout(data=2, expert=2)),
     ),
-    "gradients as weights are": MegatronSettings(ddp={"grad_reduce_in_fp32": False, "check_for_nan_in_grad": True}),
+    "gradients as weights are": (
+        MegatronSettings(ddp={"grad_reduce_in_fp32": False, "check_for_nan_in_grad": True}),
+        (_STAGES, Layout(context=2, expert=2)),
+    ),
 }
 
 
-@pytest.mark.parametrize("what", SETTINGS)
 @pytest.mark.parametrize(
-    "layout", [Layout(tensor=2, context=2, expert=2), Layout(pipeline=2, virtual=2, data=2)], ids=str
+    ("what", "layout"), [(what, layout) for what, (_, layouts) in SETTINGS.items() for layout in layouts], ids=str
 )
-def test_settings_that_change_no_result(what, layout, checkpoint, verification):
+def test_settings_that_change_no_result(what, layout, verification, monkeypatch):
     plain = verification("qwen2_moe")
-    plain_settings, plain.megatron = plain.megatron, SETTINGS[what]
-    try:
-        report = plain.check(layout)
-    finally:
-        plain.megatron = plain_settings
+    monkeypatch.setattr(plain, "megatron", SETTINGS[what][0])
+    report = plain.check(layout)
     assert report.passed, report.problems
 
 

@@ -1,6 +1,8 @@
 """Processes answer together, fail together with the first cause, and are gone afterwards."""
 
+import operator
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +28,7 @@ def echo(rank: int, meeting: str, word: str) -> tuple[int, str, int]:
 
 def misbehave(rank: int, meeting: str, how: str) -> None:
     if rank != 1:
-        time.sleep(60)
+        time.sleep(600)
     if how == "raise":
         raise ValueError("the shard is wrong")
     if how == "user":
@@ -36,7 +38,7 @@ def misbehave(rank: int, meeting: str, how: str) -> None:
     if how == "exit":
         print("out of memory", flush=True)
         os._exit(3)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def fail_in_collective(rank: int, meeting: str) -> None:
@@ -61,11 +63,19 @@ def test_answers_in_order_and_again(capfd):
     assert "not for the user" not in "".join(capfd.readouterr())
 
 
+def test_spawned_processes_answer():
+    """As on GPUs, where a fork of a process that uses CUDA would be of no use."""
+    with Ranks(2, "spawn") as ranks:
+        nothing, meeting = ranks.call(operator.mul, 2, deadline_s=60)
+    assert nothing == ""
+    assert re.fullmatch(r"file:///.*/meeting-1", meeting)
+
+
 def test_kept_processes_compute_one_layout_after_the_other(checkpoint, tmp_path):
     """As on GPUs, where ranks are started once."""
     layouts = [Layout(), Layout(tensor=2), Layout(pipeline=2, virtual=2), Layout(), Layout(data=2)]
     worst = []
-    with Ranks(2, "spawn") as ranks:
+    with Ranks(2, "fork") as ranks:
         for number, layout in enumerate(layouts):
             job = Job(
                 layout, checkpoint("llama_tied"), tmp_path / "reference", number == 0, "fp32", MegatronSettings(), 60
@@ -87,8 +97,8 @@ def test_kept_processes_compute_one_layout_after_the_other(checkpoint, tmp_path)
 def test_first_cause_is_told_at_once(how, message):
     started = time.monotonic()
     with Ranks(2, "fork") as ranks, pytest.raises(RankFailedError, match=message):
-        ranks.call(misbehave, 2, how, deadline_s=30)
-    assert time.monotonic() - started < 10
+        ranks.call(misbehave, 2, how, deadline_s=280)
+    assert time.monotonic() - started < 100, "the others were waited for"
 
 
 def test_user_error_stays_one():
@@ -130,8 +140,8 @@ def test_nothing_outlives_its_parent(how):
     numbers = [int(word) for word in parent.stdout.readline().split()]
     assert len(alive(numbers)) == 2
     parent.send_signal(how)
-    parent.wait(20)
-    end = time.monotonic() + 10
+    parent.wait(60)
+    end = time.monotonic() + 60
     while alive(numbers) and time.monotonic() < end:
         time.sleep(0.05)
     assert not alive(numbers)

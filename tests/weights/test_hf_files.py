@@ -176,6 +176,12 @@ def test_transformers_loads_what_was_written(tiny_models, tmp_path, shard_bytes,
             assert torch.equal(one, other)
 
 
+def test_weights_may_be_read_by_whoever_may_read_the_directory(tmp_path):
+    write_checkpoint([("a", torch.zeros(2))], tmp_path / "export", [], "{}")
+    files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "export").iterdir()}
+    assert files["model.safetensors"] == files["config.json"]
+
+
 def test_an_existing_target_is_not_touched(tiny_models, tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "precious").touch()

@@ -18,8 +18,8 @@ from pentad.layout import Layout
 from pentad.weights.mapping import WeightMapping
 from pentad.weights.sharding import join, shard
 
-# The vocabulary of 97 is divided by none of these, so the last rank holds padding.
-LAYOUTS = [Layout(), Layout(tensor=2), Layout(tensor=4), Layout(data=2)]
+# The vocabulary of 97 is not divided by 4, so the last rank holds padding; tests/verify has all layouts.
+LAYOUTS = [Layout(), Layout(tensor=4)]
 
 
 def round_trip(rank: Rank, directories: list[Path]) -> list[list[tuple[str, Tensor]]]:

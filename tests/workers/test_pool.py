@@ -2,6 +2,7 @@
 
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from pentad.errors import UserError
 from pentad.workers.capacity import check_capacity
 from pentad.workers.job import Job, Outcome, Preparation, PreparationError
 from pentad.workers.output import MAX_PIECE, OutputLog, WorkerOutput, last_line
-from pentad.workers.pool import Limits, WorkerPool
+from pentad.workers.pool import Limits, PoolClosedError, WorkerPool
 
 READY = Preparation("ready", ("echo", None))
 
@@ -74,6 +75,32 @@ def test_what_workers_print_is_kept_from_the_terminal(capfd: pytest.CaptureFixtu
         )
         assert file.read_text() == "early\nbird\nlater\nlast words\nagain\n"
     assert capfd.readouterr() == ("", "")
+
+
+def test_closing_ends_the_jobs_of_another_thread(tmp_path: Path) -> None:
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    descriptors = psutil.Process().num_fds()
+    raised: list[BaseException] = []
+    begun = threading.Event()
+    pool = pool_of(2, call_s=120.0)
+
+    def run() -> None:
+        try:
+            pool.run(jobs(("echo", 1), *[("sleep", 120)] * 5), lambda outcome: begun.set())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(60)
+    pool.close()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert [type(error) for error in raised] == [PoolClosedError]
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= children
+    assert psutil.Process().num_fds() == descriptors
+    with pytest.raises(PoolClosedError):
+        pool.run(jobs(("echo", 1)))
 
 
 def test_a_log_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:

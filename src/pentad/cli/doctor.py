@@ -1,6 +1,6 @@
 """`pentad doctor`: what is installed, what the machine has, and whether it works. Nothing is downloaded."""
 
-import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -40,7 +40,8 @@ def examine() -> int:
         found = _version(name)
         table.add_row(name, found or "-", "installed" if found else "not installed (optional)")
 
-    console.print(f"pentad {version('pentad')}, Python {platform.python_version()}, {platform.platform()}")
+    own = _version("pentad") or "(version unknown: it is not installed)"
+    console.print(f"pentad {own}, Python {platform.python_version()}, {platform.platform()}")
     console.print(table)
     console.print(_machine())
     console.print(_accelerators() if "torch" not in failures else "GPU: unknown, as torch cannot be imported")
@@ -53,23 +54,32 @@ def examine() -> int:
 
 def _state(name: str, module: str) -> tuple[str, str]:
     found = _version(name)
-    if found is None:
+    if found is None and not _is_there(module):
         return "-", "not installed"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module(module)
     except Exception as error:
-        # Whatever goes wrong inside a foreign package is a finding here, not a fault of ours.
-        return found, f"cannot be imported: {type(error).__name__}: {error}"
-    return found, "ok"
+        # An error inside another package is a finding here, not a fault of Pentad.
+        return found or "?", f"cannot be imported: {type(error).__name__}: {error}"
+    return found or "unknown", "ok"
 
 
 def _version(name: str) -> str | None:
+    """The installed version; None where the package has no metadata, or metadata without a version."""
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return version(name) or None
+    except (PackageNotFoundError, KeyError, ValueError, OSError):
         return None
+
+
+def _is_there(module: str) -> bool:
+    """Whether a package can be found, though it may have no metadata (a directory on PYTHONPATH)."""
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _machine() -> str:

@@ -1,7 +1,7 @@
 """The command line. Thin: it parses arguments, calls one function, and turns exceptions into messages.
 
-Exit codes: 0 done; 1 a process of the run failed, or a fault of ours, with a traceback file; 2 something the user can
-put right; 130 interrupted.
+Exit codes: 0 done; 1 a process of the run failed, or Pentad itself did (with a traceback file); 2 an error that the
+user can correct; 130, 143 or 129 interrupted by SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,10 +28,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the version; looked up only when asked for."""
+    """Prints the version, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
-        print(f"pentad {version('pentad')}")
+        try:
+            print(f"pentad {version('pentad')}")
+        except PackageNotFoundError:
+            print("pentad, of unknown version: it runs without being installed")
         parser.exit()
 
 
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except KeyboardInterrupt as interrupt:
         report_interrupt(interrupt)
-        return 130
+        return getattr(interrupt, "exit_code", 130)
     except BrokenPipeError:
         # The reader of our output has gone; point stdout elsewhere so that Python's own flush at exit is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,18 +82,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     train = subparsers.add_parser("train", help="run a configuration", allow_abbrev=False)
-    _add_configuration(train, optional=False)
+    _add_configuration(train)
     train.set_defaults(call=lambda options: commands.train(options.config, options.overrides))
 
     config = subparsers.add_parser(
         "config", help="check a configuration and print the effective settings", allow_abbrev=False
     )
-    _add_configuration(config, optional=True)
+    _add_configuration(config)
     config.add_argument("--keys", action="store_true", help="list every setting instead")
-    config.add_argument("--markdown", action="store_true", help="with --keys: as the reference page")
-    config.set_defaults(
-        call=lambda options: commands.config(options.config, options.overrides, options.keys, options.markdown)
-    )
+    config.add_argument("--metrics", action="store_true", help="list every metric instead")
+    config.add_argument("--markdown", action="store_true", help="with --keys or --metrics: as the reference page")
+    config.set_defaults(call=commands.config)
 
     data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
     datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)
@@ -101,7 +103,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         dataset.add_argument("--limit", type=int, help="keep only the first so many rows of each split")
     data.set_defaults(call=lambda options: commands.data(options.dataset, options.source, options.out, options.limit))
 
-    doctor = subparsers.add_parser("doctor", help="say what is installed, and whether it works", allow_abbrev=False)
+    doctor = subparsers.add_parser("doctor", help="show what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())
 
     planned = subparsers.add_parser(
@@ -110,7 +112,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     plan.add_arguments(planned)
     planned.set_defaults(call=plan.plan)
 
-    verified = subparsers.add_parser("verify", help="prove that things are as they should be", allow_abbrev=False)
+    verified = subparsers.add_parser("verify", help="compare layouts of a model with one process", allow_abbrev=False)
     subjects = verified.add_subparsers(dest="subject", metavar="SUBJECT", required=True, parser_class=_Parser)
     layouts = subjects.add_parser("layouts", help="a model computes the same on every layout", allow_abbrev=False)
     verify.add_arguments(layouts)
@@ -118,6 +120,6 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     return parser, list(subparsers.choices)
 
 
-def _add_configuration(parser: argparse.ArgumentParser, optional: bool) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?" if optional else None, help="a YAML file")
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="a YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that go over the file")

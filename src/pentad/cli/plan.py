@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from pentad.config.schema.run import RunSettings
     from pentad.families.facts import ModelFacts
     from pentad.layout import Allocation
+    from pentad.planning.engine import EngineWork
     from pentad.planning.memory import Workload
-    from pentad.planning.plan import Plan
+    from pentad.planning.plan import LayoutPlan
 
 _TOKENS, _MICROBATCHES, _SEQUENCE, _TOP, _GPU = 8192, 8, 4096, 10, "h200"
 
@@ -81,8 +82,8 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan":
-    """Plan the trainer of a configuration.
+def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "LayoutPlan":
+    """Plan trainer and engines of a configuration.
 
     Raises:
         UserError: something is wrong with the settings, the model or the layout.
@@ -91,18 +92,23 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Plan"
     from pentad.families.model_files import facts_of
     from pentad.layout import parse_allocation
     from pentad.layout.cluster_checks import check_response
-    from pentad.layout.validate import check_supported, refuse
+    from pentad.layout.megatron_checks import check_transformer
+    from pentad.layout.validate import check_layout, check_supported, refuse
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
 
-    settings = load_settings(path, overrides).settings
+    loaded = load_settings(path, overrides)
+    settings = loaded.settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
     if settings.algorithm.trains_on == "rollouts" or settings.data.eval:
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
-    work, notes = _workload(settings, facts, allocation)
-    notes += tuple(item.cause for item in check_supported(allocation))
-    return make_plan(settings.model.path, facts, allocation, gpu_of(gpu), work, notes)
+    work, engine, notes = _workload(settings, facts, allocation)
+    notes += loaded.notices + tuple(item.cause for item in check_supported(allocation))
+    layout = allocation.trainer.layout
+    if not check_layout(facts, layout):  # else `make_plan` refuses it
+        refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
+    return make_plan(settings.model.path, facts, allocation, gpu_of(gpu), work, engine, notes)
 
 
 def _form(options: argparse.Namespace) -> str:
@@ -157,14 +163,17 @@ def _facts(model: str) -> "ModelFacts":
     return facts_from_config(builtin_config(model), model) if model in builtin_models() else facts_of(model)
 
 
-def _plan_layout(options: argparse.Namespace) -> "Plan":
+def _plan_layout(options: argparse.Namespace) -> "LayoutPlan":
     from pentad.layout import parse_allocation
+    from pentad.planning.engine import EngineWork
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
 
     facts = _facts(options.model)
     allocation = parse_allocation(options.allocation)
-    return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), _work(options, facts))
+    work = _work(options, facts)
+    engine = EngineWork(tokens=work.sequence, dtype=work.dtype)
+    return make_plan(options.model, facts, allocation, gpu_of(options.gpu or _GPU), work, engine)
 
 
 def _rank(options: argparse.Namespace) -> int:
@@ -187,9 +196,10 @@ def _rank(options: argparse.Namespace) -> int:
 
 def _workload(
     settings: "RunSettings", facts: "ModelFacts", allocation: "Allocation"
-) -> "tuple[Workload, tuple[str, ...]]":
-    """The work of one optimizer step under a configuration, and what had to be assumed."""
-    from pentad.planning.memory import Workload, engine_weights
+) -> "tuple[Workload, EngineWork | None, tuple[str, ...]]":
+    """The work of one optimizer step and of an engine under a configuration, and what had to be assumed."""
+    from pentad.planning.engine import EngineWork
+    from pentad.planning.memory import Workload
 
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
     rollouts = algorithm.trains_on == "rollouts"
@@ -211,12 +221,14 @@ def _workload(
     if layout.virtual > 1:
         microbatches = -(-microbatches // layout.pipeline) * layout.pipeline
 
-    engine = 0
-    rollout = allocation.rollout
-    if rollout is not None and allocation.colocated:
-        dtype = "fp32" if settings.rollout.dtype == "fp32" else "bf16"
-        engine = engine_weights(facts, rollout.layout.tensor, rollout.layout.pipeline, dtype)
-        notes.append(f"{rollout} shares the GPUs: its weights are counted, its key/value cache is not")
+    engine = EngineWork(
+        sequences=settings.rollout.batch_size,
+        tokens=longest if rollouts else _longest_evaluated(settings, facts),
+        dtype="fp32" if settings.rollout.dtype == "fp32" else "bf16",
+        sleeps=settings.rollout.sleep,
+    )
+    if allocation.rollout is not None and settings.rollout.engine is not None:
+        notes.append(f"the memory of rollout.engine={settings.rollout.engine} is not known, and not counted")
     work = Workload(
         tokens=trainer.tokens_per_microbatch,
         microbatches=microbatches,
@@ -224,9 +236,14 @@ def _workload(
         dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
         recompute=_recompute(settings.megatron.transformer),
         reference="reference" in algorithm.roles,
-        engine_bytes=engine,
     )
-    return work, tuple(notes)
+    return work, engine if settings.rollout.engine is None else None, tuple(notes)
+
+
+def _longest_evaluated(settings: "RunSettings", facts: "ModelFacts") -> int:
+    """Tokens of the longest prompt and response of an evaluation."""
+    bound = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens
+    return min(bound, facts.max_positions or bound)
 
 
 def _recompute(transformer: dict[str, Any]) -> Any:

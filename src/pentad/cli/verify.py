@@ -1,7 +1,7 @@
 """`pentad verify layouts`: whether a model computes the same on every layout, on this machine.
 
-Invariant: everything that can be known to be wrong with the question is said before a process is started; every line
-of the answer appears when it is known.
+Invariant: what can be refused is refused before a process is started; each line of the table appears as soon as its
+layout is verified.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Say now what would only be found when the first result is written."""
+    """Refuse a file that cannot be written, before the first result is there."""
     if path.is_dir():
         raise UserError(f"--json: {path} is a directory", f"give a file, as {path / 'layouts.json'}")
     if not path.absolute().parent.is_dir():
@@ -245,6 +245,7 @@ def _trainers(texts: Sequence[str], allocations: "Sequence[Allocation]") -> "lis
 def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
     """`transformer.KEY=VALUE` and so on, read as overrides of a configuration are."""
     from pentad.config.loading.load import join
+    from pentad.config.loading.megatron import check_megatron, complete, describe_added
     from pentad.config.loading.overrides import apply_overrides
     from pentad.config.schema.megatron import MegatronSettings
 
@@ -261,7 +262,12 @@ def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
         raise join(problems, "--megatron")
     if type(found.get(switch, False)) is not bool:
         raise UserError(f"--megatron {switch} is {found[switch]!r}", f"write {switch}=true, or false")
-    return MegatronSettings(**found)
+    if note := describe_added(complete({"megatron": found})):
+        print(f"note: {note}", file=sys.stderr)
+    settings = MegatronSettings(**found)
+    if problems := list(check_megatron(settings, named=lambda key: key)):
+        raise join(problems, "--megatron")
+    return settings
 
 
 def _header() -> str:

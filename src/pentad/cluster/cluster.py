@@ -19,8 +19,9 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pentad.cluster.environment import process_environment
 from pentad.cluster.gang import Gang
-from pentad.cluster.placement import place
+from pentad.cluster.placement import crossing_groups, place
 from pentad.cluster.processes import Processes
 from pentad.cluster.ray_session import RaySession
 from pentad.config.schema.ray import RaySettings
@@ -38,6 +39,10 @@ class Cluster:
         settings: `ray.*`.
         allocation: what is to be placed.
 
+    Attributes:
+        on_gpus: the cluster has GPUs.
+        notes: what the user should know of the placement.
+
     Raises:
         UserError: the cluster cannot be reached, has fewer GPUs than the allocation needs, or has them on machines
             between which a group of tensor-parallel ranks would be split.
@@ -47,6 +52,7 @@ class Cluster:
         self.settings = settings
         self.allocation = allocation
         self.on_gpus = False
+        self.notes: list[str] = []
         self.processes = Processes()
         self._session: RaySession | None = None
         self._group: PlacementGroup | None = None
@@ -64,6 +70,9 @@ class Cluster:
             options |= {"address": "local", "include_dashboard": False}
         else:
             options |= {"address": self.settings.address}
+        remote = self.settings.address is not None
+        if environment := process_environment(self.settings.env, os.environ, remote=remote):
+            options["runtime_env"] = {"env_vars": environment}
         self._session = RaySession(options)
         try:
             self._session.start()
@@ -77,6 +86,12 @@ class Cluster:
                 ) from None
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise _no_cluster(self.settings.address or "on this machine", reason) from None
+        except Exception as error:  # Ray raises a bare one when it is late
+            self.close()
+            raise UserError(
+                f"Ray did not start: {(str(error).strip().splitlines() or [type(error).__name__])[0]}",
+                "try again when the machine is less busy; Ray's own logs are in /tmp/ray/session_latest/logs",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -122,6 +137,8 @@ class Cluster:
             )
         machines = placement_group_table(self._group)["bundles_to_node_id"]
         self._bundles = place(self.allocation, [machines[bundle] for bundle in range(world)])
+        ranks = self.allocation.devices(self.allocation.trainer)
+        self.notes = crossing_groups(self.allocation, [machines[self._bundles[device]] for device in ranks])
 
     def spawn(self, actor_class: Any, name: str, component: Component, deadline_s: float) -> Gang:
         """One process on each device of a component.

@@ -2,6 +2,7 @@
 
 Invariant: ranks that exchange every layer's activations (the groups of t and of x) share a machine, or the run is
 refused; the trainer's ranks fill machines one after the other, with whole groups, before anything else is placed.
+Groups of c and of e may cross machines, and are named then.
 """
 
 import math
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 
 from pentad.errors import UserError
 from pentad.layout import Allocation, Layout
+
+# Groups that a message names.
+_SHOWN = 4
 
 
 def place(allocation: Allocation, machines: Sequence[str]) -> list[int]:
@@ -35,6 +39,45 @@ def place(allocation: Allocation, machines: Sequence[str]) -> list[int]:
     found = dict(zip([*trainer, *others], bundles, strict=True))
     _check(allocation, [machines[found[device]] for device in trainer])
     return [found[device] for device in range(allocation.world_size)]
+
+
+def crossing_groups(allocation: Allocation, machines: Sequence[str]) -> list[str]:
+    """A message for each kind of groups that crosses machines and may, but is slower there.
+
+    Args:
+        allocation: what is placed.
+        machines: the machine of each trainer rank.
+
+    Returns:
+        messages that name the groups by their trainer ranks: context-parallel ones, which exchange a part of every
+        attention layer's activations, and expert-parallel ones, which send tokens to their experts.
+    """
+    layout = allocation.trainer.layout
+    kinds = (
+        ("context", f"c{layout.context}", layout.context, layout.tensor, "the heads of every attention layer"),
+        ("expert", f"e{layout.expert}", layout.expert, layout.expert_tensor, "the tokens of every mixture layer"),
+    )
+    messages = []
+    for kind, letters, size, stride, what in kinds:
+        groups = [group for group in _groups(len(machines), size, stride) if _spread(machines, group) > 1]
+        if not groups:
+            continue
+        shown = "; ".join(
+            f"ranks {', '.join(map(str, group))} on {_spread(machines, group)} machines" for group in groups[:_SHOWN]
+        )
+        more = f"; and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
+        messages.append(f"{kind}-parallel groups ({letters}) cross machines: {shown}{more}; {what} pass between them")
+    return messages
+
+
+def _groups(world: int, size: int, stride: int) -> list[range]:
+    """Groups of `size` ranks that are `stride` apart; together they are all ranks."""
+    block = size * stride
+    return [range(first + place, first + block, stride) for first in range(0, world, block) for place in range(stride)]
+
+
+def _spread(machines: Sequence[str], group: Sequence[int]) -> int:
+    return len({machines[rank] for rank in group})
 
 
 def _whole_groups_first(bundles: Sequence[int], machines: Sequence[str], size: int) -> list[int]:

@@ -13,6 +13,7 @@ import ray
 
 from pentad.cluster.processes import ProcessInfo
 from pentad.errors import UserError
+from pentad.record.notices import collect_notices
 
 # For `ray.remote(concurrency_groups=...)` of a class below.
 GROUPS = {"control": 1, "life": 1}
@@ -56,6 +57,7 @@ class Process:
         self.rank = rank
         self.world_size = world_size
         self._done = 0
+        self._notices = collect_notices()
         self._activity = ""
 
     @ray.method(concurrency_group="life")
@@ -78,6 +80,11 @@ class Process:
     def progress(self) -> int:
         """How much of the current call is done, in the units of that call."""
         return self._done
+
+    @ray.method(concurrency_group="control")
+    def notices(self, known: int) -> list[str]:
+        """The warnings of this process but the first `known`."""
+        return self._notices.after(known)
 
     @ray.method(concurrency_group="control")
     def activity(self) -> str:

@@ -93,6 +93,11 @@ class Processes:
         self._lock = threading.Lock()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
+    @property
+    def actors(self) -> Mapping[str, ActorHandle]:
+        """All processes by name."""
+        return self._actors
+
     def add(self, name: str, actor: ActorHandle) -> None:
         """Take a process in. Its class has the methods of `pentad.cluster.process.Process`."""
         self._actors[name] = actor

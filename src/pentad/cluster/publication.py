@@ -1,7 +1,7 @@
 """Bringing the policy's weights to the engines, and proving that they arrived.
 
 Invariant: trainer ranks send while engines receive; after a publication every engine holds, bit for bit, what was
-sent, or the run ends. Engines are paused meanwhile: requests that run go on under the new weights when these are proven.
+sent, or the run ends. Engines are paused meanwhile: running requests go on under the new weights once these are proven.
 """
 
 from pentad.cluster.engines import Engines

@@ -3,6 +3,7 @@
 Invariant: it does what it is told, in order, on one thread; what it reports of progress never waits for that work.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class TrainerActor(Process):
         super().__init__(rank, world_size)
         self.platform: Platform | None = None
         self._models: dict[Role, Trainer] = {}
+        self._steps: Counter[Role] = Counter()
         self._store: Store | None = None
 
     def open_meeting(self, deadline_s: float) -> str:
@@ -104,14 +106,23 @@ class TrainerActor(Process):
     def train(
         self, role: Role, minibatch: Batch, plan: Plan, loss: Loss, temperature: float
     ) -> tuple[dict[str, float], list[int]]:
-        """One optimizer step.
+        """One optimizer step; now and then the ranks compare their copies of the weights after it.
 
         Returns:
             metrics (the same on every rank), and the ids of the samples that this rank alone answers for.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing was updated.
+            ReplicaError: copies of a weight differ.
         """
         model = self._model(role)
         metrics = model.forward_backward(minibatch, plan, loss, temperature, self._advance)
         metrics |= model.step()
+        self._steps[role] += 1
+        if (every := model.settings.check_replicas_freq) and self._steps[role] % every == 0:
+            from pentad.trainers.megatron.replicas import check_replicas
+
+            check_replicas(model.parameters(), model.groups, tied=model.mapping.facts.tied)
         self._done = 0
         return metrics, model.trained_samples
 

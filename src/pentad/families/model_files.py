@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from pentad.errors import UserError
+from pentad.families.catalog import FAMILIES
 from pentad.families.facts import ModelFacts
 from pentad.families.gguf_header import read_gguf_config
 from pentad.families.hf_config import facts_from_config
@@ -86,5 +87,5 @@ def _unknown(model: str) -> UserError:
     suggestion = f"did you mean {' or '.join(near)}? Else " if near else ""
     return UserError(
         f"{cause}, and {model} is neither in the Hugging Face cache nor a model that planning knows",
-        f"{suggestion}give the path of its config.json",
+        f"{suggestion}give the path of its config.json, if its architecture is {', '.join(FAMILIES)}",
     )

@@ -39,12 +39,10 @@ def check_supported(allocation: Allocation) -> list[Problem]:
     if (rollout := allocation.rollout) is None:
         return []
     if rollout.backend == "vllm":
-        if allocation.world_size == 1:
-            return []
-        cause = f"{rollout}: vllm has been shown only on one GPU that it shares with the trainer"
-        return [Problem(cause, f"write vllm:d1|megatron:d1, or hf:d{rollout.layout.world}")]
+        cause = f"{rollout}: the vllm engine has been shown on a GPU by itself; a whole run with it has not been yet"
+        return [Problem(cause, f"write hf:d{rollout.layout.world}")]
     if rollout.backend != "hf":
-        cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with hf and vllm"
+        cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with hf"
         return [Problem(cause, f"write hf:d{rollout.layout.world}")]
     problems = []
     for name, letter in {"tensor": "t", "pipeline": "p", "context": "c"}.items():

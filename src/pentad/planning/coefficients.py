@@ -7,6 +7,8 @@ autograd keeps of Pentad's modules; where measurements differ, this table is wha
 from dataclasses import dataclass
 
 GIB = 2**30
+# Of one element.
+BYTES = {"bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Coefficients:
     stage_exchange: float = 2
     # Copies of the projections: the exchange between context-parallel ranks (c > 1).
     context_exchange: float = 2
+
+    # Bytes for each sequence and token of the vocabulary while a rollout engine samples: logits, probabilities and a
+    # sorted copy of them, in fp32.
+    engine_logits: float = 12
 
     # Outside the allocator's count: CUDA context and libraries; each NCCL group; fragmentation, as a part of the rest.
     context_bytes: float = 0.7 * GIB

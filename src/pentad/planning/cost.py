@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk, distinct_stages, layer_kinds, pipeline_chunks
+from pentad.planning.coefficients import BYTES
 from pentad.planning.gpus import Gpu
-from pentad.planning.memory import BYTES, Workload
+from pentad.planning.memory import Workload
 from pentad.planning.parameters import RankParameters, chunk_parameters, flops_per_token
 
 PARTS = ("compute", "tensor", "context", "expert", "pipeline", "data", "optimizer")

@@ -6,14 +6,15 @@ from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk
 from pentad.planning.coefficients import GIB
+from pentad.planning.engine import EngineMemory
 from pentad.planning.gpus import Gpu
 from pentad.planning.memory import COMPONENTS, Workload
 from pentad.planning.parameters import active_parameters, model_parameters
-from pentad.planning.plan import Plan, lighter
-from pentad.planning.rank import Candidate
+from pentad.planning.plan import LayoutPlan, fewer_sequences, lighter
+from pentad.planning.rank import Candidate, size_text
 
 
-def draw_plan(plan: Plan) -> str:
+def draw_plan(plan: LayoutPlan) -> str:
     """The whole plan: GPUs, stages, parameters and memory by stage, time."""
     blocks = [
         _heading(plan.model, plan.facts),
@@ -22,6 +23,7 @@ def draw_plan(plan: Plan) -> str:
         f"Predicted peak memory of each rank, in GiB ({plan.work.dtype}, recompute {plan.work.recompute}, "
         f"{plan.work.tokens:,} tokens a microbatch):",
         _memory(plan),
+        *_engine(plan),
         _verdict(plan),
         _time(plan),
     ]
@@ -72,7 +74,7 @@ def _heading(model: str, facts: ModelFacts) -> str:
     return text
 
 
-def _allocation(plan: Plan) -> str:
+def _allocation(plan: LayoutPlan) -> str:
     lines = [_gpus(plan.allocation.world_size)]
     for component in plan.allocation.components:
         devices = plan.allocation.devices(component)
@@ -102,7 +104,7 @@ def describe_layout(layout: Layout, facts: ModelFacts) -> list[str]:
     return lines
 
 
-def _stages(plan: Plan) -> list[list[str]]:
+def _stages(plan: LayoutPlan) -> list[list[str]]:
     first = plan.allocation.devices(plan.allocation.trainer)[0]
     size = plan.layout.world // plan.layout.pipeline
     rows = []
@@ -128,7 +130,7 @@ def _holds(chunk: Chunk) -> str:
     return " + ".join(["embedding"] * chunk.embedding + [layers] + ["norm, output layer"] * chunk.head)
 
 
-def _memory(plan: Plan) -> str:
+def _memory(plan: LayoutPlan) -> str:
     shown = [name for name in COMPONENTS if any(rank.components[name] for rank in plan.memory)]
     rows = [
         [str(rank.stage), *(f"{rank.components[name] / GIB:.2f}" for name in shown), f"{rank.total / GIB:.2f}"]
@@ -137,20 +139,57 @@ def _memory(plan: Plan) -> str:
     return _table(["stage", *shown, "all"], rows, right=range(1, len(shown) + 2))
 
 
-def _verdict(plan: Plan) -> str:
+def _engine(plan: LayoutPlan) -> list[str]:
+    """The memory of rollout engines on GPUs of their own; on the trainer's GPUs they are in its table."""
+    rollout, engine = plan.allocation.rollout, plan.engine
+    if rollout is None or engine is None or plan.allocation.colocated:
+        return []
+    devices = plan.allocation.devices(rollout)
+    work = engine.work
+    cells = [f"{size / GIB:.2f}" for size in engine.components.values()]
+    row = [str(rollout), _numbers(devices[0], devices[-1]), *cells, f"{engine.total / GIB:.2f}"]
+    head = ["engines", "GPUs", *engine.components, "all"]
+    return [
+        f"Predicted memory of rollout engines on each GPU, in GiB ({work.dtype}, {work.sequences} sequences of "
+        f"{work.tokens:,} tokens at once):",
+        _table(head, [row], right=range(2, len(row))),
+    ]
+
+
+def _verdict(plan: LayoutPlan) -> str:
+    lines = [_trainer_verdict(plan)]
+    if plan.engine is not None and not plan.allocation.colocated:
+        lines.append(_engine_verdict(plan, plan.engine))
+    return "\n".join(lines)
+
+
+def _trainer_verdict(plan: LayoutPlan) -> str:
     peak, limit = plan.peak.total / GIB, plan.gpu.memory_gib
     if plan.excess <= 0:
-        return f"Fits: {peak:.1f} of {limit:.1f} GiB ({plan.gpu.name}) on stage {plan.peak.stage}."
-    text = f"Does not fit: stage {plan.peak.stage} needs {peak:.1f} GiB, {plan.excess / GIB:.1f} more than "
+        start = "Fits" if plan.fits else "The trainer fits"
+        return f"{start}: {peak:.1f} of {limit:.1f} GiB ({plan.gpu.name}) on stage {plan.peak.stage}."
+    text = f"Does not fit: stage {plan.peak.stage} needs {peak:.1f} GiB, {size_text(plan.excess)} more than "
     text += f"the {limit:.1f} of a {plan.gpu.name}."
-    recompute = lighter(plan)
-    if recompute is not None:
-        return f"{text} It would with recompute {recompute}."
+    if (change := lighter(plan)) is not None:
+        return f"{text} It would with {change}."
     name, size = max(plan.peak.components.items(), key=lambda item: item[1])
     return f"{text} Most is {name}, {size / GIB:.1f} GiB."
 
 
-def _time(plan: Plan) -> str:
+def _engine_verdict(plan: LayoutPlan, engine: EngineMemory) -> str:
+    needed, limit, rollout = engine.total / GIB, plan.gpu.memory_gib, plan.allocation.rollout
+    if plan.engine_excess <= 0:
+        return f"Rollout engines fit: {needed:.1f} of {limit:.1f} GiB."
+    text = f"Does not fit: {rollout} needs {needed:.1f} GiB on each GPU, {size_text(plan.engine_excess)} more than the "
+    text += f"{limit:.1f} of a {plan.gpu.name}."
+    if (sequences := fewer_sequences(plan)) is not None:
+        return f"{text} It would with rollout.batch_size={sequences}."
+    name, size = max(engine.components.items(), key=lambda item: item[1])
+    text = f"{text} Most is {name}, {size / GIB:.1f} GiB."
+    return f"{text} An hf engine is one GPU, and holds all weights." if rollout and rollout.backend == "hf" else text
+
+
+def _time(plan: LayoutPlan) -> str:
     time, layout = plan.time, plan.layout
     parts = ", ".join(f"{name} {seconds / time.total:.0%}" for name, seconds in time.parts.items() if seconds)
     bubble = f"bubble {time.bubble:.1%}" + (

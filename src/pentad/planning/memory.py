@@ -12,12 +12,12 @@ from typing import Literal, get_args
 from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk, chunks_in_flight, distinct_stages, layer_kinds, pipeline_chunks
-from pentad.planning.coefficients import DEFAULT, Coefficients
-from pentad.planning.parameters import RankParameters, chunk_parameters, model_parameters
+from pentad.planning.coefficients import BYTES, DEFAULT, Coefficients
+from pentad.planning.engine import EngineMemory
+from pentad.planning.parameters import RankParameters, chunk_parameters
 
 Recompute = Literal["none", "selective", "full"]
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
-BYTES = {"bf16": 2, "fp32": 4}
 
 COMPONENTS = (
     "weights",
@@ -28,6 +28,7 @@ COMPONENTS = (
     "buffers",
     "reference",
     "engine",
+    "cache",
     "overhead",
 )
 
@@ -44,7 +45,7 @@ class Workload:
         recompute: activations that are computed again in the backward pass: `none`; `selective`, the attention;
             `full`, whole layers, one by one.
         reference: whether the weights of a frozen reference model are held too.
-        engine_bytes: of a rollout engine on the same GPU.
+        engine: of a rollout engine on the same GPU, if there is one.
     """
 
     tokens: int
@@ -53,7 +54,7 @@ class Workload:
     dtype: str = "bf16"
     recompute: Recompute = "none"
     reference: bool = False
-    engine_bytes: int = 0
+    engine: EngineMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,6 @@ def predict_peak(facts: ModelFacts, layout: Layout, work: Workload, coefficients
         for stage in distinct_stages(facts, layout)
     )
     return max(ranks, key=lambda rank: rank.total)
-
-
-def engine_weights(facts: ModelFacts, tensor: int, pipeline: int, dtype: str) -> int:
-    """Bytes of the weights that each device of a rollout engine holds."""
-    return model_parameters(facts) * BYTES[dtype] // (tensor * pipeline)
 
 
 def layer_activations(
@@ -272,9 +268,23 @@ def _stage_memory(
         "logits": logits,
         "buffers": workspace + exchanges,
         "reference": parameters.total * width if work.reference else 0,
-        "engine": work.engine_bytes,
     }
-    components["overhead"] = (
-        table.context_bytes + table.group_bytes * _groups(layout) + table.fragmentation * sum(components.values())
-    )
-    return RankMemory(stage, parameters, {name: int(components[name]) for name in COMPONENTS})
+    outside = table.context_bytes + table.group_bytes * _groups(layout)
+    if work.engine is not None:
+        outside += table.context_bytes  # the engine is another process
+        components |= _with_engine(components, work.engine)
+    components["overhead"] = outside + table.fragmentation * sum(components.values())
+    return RankMemory(stage, parameters, {name: int(components.get(name, 0)) for name in COMPONENTS})
+
+
+def _with_engine(components: Mapping[str, float], engine: EngineMemory) -> dict[str, float]:
+    """What changes in a rank's components with an engine on the same GPU."""
+    parts = engine.components
+    held = {"engine": float(parts["weights"]), "cache": float(parts["cache"])}
+    training = ("activations", "logits", "buffers")
+    if not engine.work.sleeps:
+        return held
+    # Only one of the two works at a time; the larger need is the peak.
+    if sum(components[name] for name in training) >= sum(held.values()) + parts["logits"]:
+        return {}
+    return {**dict.fromkeys(training, 0.0), **held, "logits": float(parts["logits"])}

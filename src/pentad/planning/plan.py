@@ -1,4 +1,4 @@
-"""What a model on a layout comes to: stages, parameters, memory and time, as one value.
+"""The plan of a model on a layout: stages, parameters, memory and time, as one value.
 
 Invariant: a plan exists only for a layout that the model permits.
 """
@@ -14,6 +14,7 @@ from pentad.layout.pipeline import Chunk, pipeline_chunks
 from pentad.layout.validate import check_layout, refuse
 from pentad.planning.coefficients import GIB
 from pentad.planning.cost import StepTime, predict_time
+from pentad.planning.engine import EngineMemory, EngineWork, predict_engine
 from pentad.planning.gpus import Gpu
 from pentad.planning.memory import RECOMPUTE, RankMemory, Workload, predict_memory, predict_peak
 from pentad.planning.parameters import active_parameters, model_parameters
@@ -21,14 +22,16 @@ from pentad.planning.rank import Candidate, rank_layouts
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The trainer of an allocation, planned.
+class LayoutPlan:
+    """An allocation, planned.
 
     Attributes:
         model: the model's name.
+        engine: memory of the rollout engines on each of their GPUs, if there are any and it is known; where they share
+            the trainer's GPUs it is also in `memory`.
         chunks: of each pipeline stage.
         memory: of each rank of each pipeline stage.
-        notes: what the user should know, without which all is legal.
+        notes: what the user should know; the plan is legal all the same.
     """
 
     model: str
@@ -38,6 +41,7 @@ class Plan:
     work: Workload
     chunks: tuple[tuple[Chunk, ...], ...]
     memory: tuple[RankMemory, ...]
+    engine: EngineMemory | None
     time: StepTime
     notes: tuple[str, ...]
 
@@ -53,14 +57,35 @@ class Plan:
 
     @property
     def excess(self) -> int:
-        """Bytes by which the peak passes the GPU's memory; 0 or less where it fits."""
+        """Bytes by which the trainer's peak passes the GPU's memory; 0 or less where it fits."""
         return self.peak.total - int(self.gpu.memory_gib * GIB)
+
+    @property
+    def engine_excess(self) -> int:
+        """Bytes by which an engine on GPUs of its own passes the GPU's memory; 0 or less where it fits."""
+        if self.engine is None or self.allocation.colocated:
+            return 0
+        return self.engine.total - int(self.gpu.memory_gib * GIB)
+
+    @property
+    def fits(self) -> bool:
+        """Whether trainer and engines fit."""
+        return self.excess <= 0 and self.engine_excess <= 0
 
 
 def make_plan(
-    model: str, facts: ModelFacts, allocation: Allocation, gpu: Gpu, work: Workload, notes: tuple[str, ...] = ()
-) -> Plan:
-    """Plan the trainer of an allocation.
+    model: str,
+    facts: ModelFacts,
+    allocation: Allocation,
+    gpu: Gpu,
+    work: Workload,
+    engine_work: EngineWork | None,
+    notes: tuple[str, ...] = (),
+) -> LayoutPlan:
+    """Plan trainer and rollout engines of an allocation.
+
+    Args:
+        engine_work: what each engine generates; None where its memory is not known.
 
     Raises:
         UserError: the model does not permit the layout, or the workload cannot be.
@@ -75,8 +100,12 @@ def make_plan(
     refuse(problems, f"{model} on {allocation.trainer}")
     time = predict_time(facts, layout, work, gpu)
     notes += tuple(f"{item.cause}; {item.fix}" for item in check_cluster(layout, gpu.per_node))
+    engine = None
+    if allocation.rollout is not None and engine_work is not None:
+        engine = predict_engine(facts, allocation.rollout, engine_work)
+        work = replace(work, engine=engine if allocation.colocated else None)
     memory = predict_memory(facts, layout, work)
-    return Plan(model, facts, allocation, gpu, work, pipeline_chunks(facts, layout), memory, time, notes)
+    return LayoutPlan(model, facts, allocation, gpu, work, pipeline_chunks(facts, layout), memory, engine, time, notes)
 
 
 def make_ranking(facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int) -> list[Candidate]:
@@ -112,24 +141,48 @@ def check_work(work: Workload) -> None:
         raise UserError(f"recompute: there is no {work.recompute!r}", f"use one of {', '.join(RECOMPUTE)}")
 
 
-def lighter(plan: Plan) -> str | None:
-    """The recomputation with which a plan that does not fit would, if there is one."""
-    limit = plan.gpu.memory_gib * GIB
-    for recompute in RECOMPUTE[RECOMPUTE.index(plan.work.recompute) + 1 :]:
-        if predict_peak(plan.facts, plan.layout, replace(plan.work, recompute=recompute)).total <= limit:
-            return recompute
+def lighter(plan: LayoutPlan) -> str | None:
+    """What would make a trainer fit that does not: recomputation, or an engine that sleeps; None if neither does."""
+    limit, engine = plan.gpu.memory_gib * GIB, plan.work.engine
+    asleep = None if engine is None else replace(engine, work=replace(engine.work, sleeps=True))
+    heavier = RECOMPUTE[RECOMPUTE.index(plan.work.recompute) + 1 :]
+    awake = engine is not None and not engine.work.sleeps
+    tries = [("rollout.sleep=true", replace(plan.work, engine=asleep))] if awake else []
+    tries += [(f"recompute {recompute}", replace(plan.work, recompute=recompute)) for recompute in heavier]
+    if awake:
+        tries += [
+            (f"rollout.sleep=true and recompute {recompute}", replace(plan.work, engine=asleep, recompute=recompute))
+            for recompute in heavier
+        ]
+    for change, work in tries:
+        if predict_peak(plan.facts, plan.layout, work).total <= limit:
+            return change
     return None
 
 
-def plan_to_json(plan: Plan) -> dict[str, Any]:
+def fewer_sequences(plan: LayoutPlan) -> int | None:
+    """How many sequences an engine on GPUs of its own could decode at once, if that would make it fit."""
+    if plan.engine is None or plan.allocation.rollout is None:
+        return None
+    sequences = plan.engine.work.sequences
+    while sequences > 1:
+        sequences //= 2
+        smaller = predict_engine(plan.facts, plan.allocation.rollout, replace(plan.engine.work, sequences=sequences))
+        if smaller.total <= plan.gpu.memory_gib * GIB:
+            return sequences
+    return None
+
+
+def plan_to_json(plan: LayoutPlan) -> dict[str, Any]:
     """Everything that a plan says, in plain values. Memory in bytes, times in seconds."""
     return {
         **_common(plan.model, plan.facts, plan.gpu, plan.work),
         "allocation": str(plan.allocation),
         "gpus": plan.allocation.world_size,
         "trainer_gpus": plan.layout.world,
-        "fits": plan.excess <= 0,
+        "fits": plan.fits,
         "excess_bytes": plan.excess,
+        "engine": _engine(plan),
         "microbatches": plan.work.microbatches,
         "bubble": plan.time.bubble,
         "step": _time(plan.time),
@@ -147,6 +200,19 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             for rank, chunks in zip(plan.memory, plan.chunks, strict=True)
         ],
         "notes": list(plan.notes),
+    }
+
+
+def _engine(plan: LayoutPlan) -> dict[str, Any] | None:
+    if plan.engine is None:
+        return None
+    return {
+        "component": str(plan.allocation.rollout),
+        "shares_gpus": plan.allocation.colocated,
+        **asdict(plan.engine.work),
+        "memory": dict(plan.engine.components),
+        "peak_bytes": plan.engine.total,
+        "excess_bytes": plan.engine_excess,
     }
 
 

@@ -16,7 +16,7 @@ from pentad.planning.cost import StepTime, predict_time
 from pentad.planning.gpus import Gpu
 from pentad.planning.memory import RankMemory, Workload, predict_peak
 
-# More would hardly be wanted: the search must answer at once.
+# Larger sizes are seldom useful, and would slow the search.
 _VIRTUAL = (1, 2, 4)
 _MOST_CONTEXT = 16
 
@@ -52,10 +52,10 @@ class Candidate:
         return self.excess <= 0
 
     def reason(self, best: "Candidate | None" = None) -> str:
-        """Why it stands where it stands, in a few words. `best` is the fastest that fits."""
+        """The reason for its place in the ranking, in a few words. `best` is the fastest that fits."""
         if not self.fits:
             part, size = max(self.peak.components.items(), key=lambda item: item[1])
-            return f"{self.excess / GIB:.1f} GiB too much; {part} take {size / GIB:.1f} GiB"
+            return f"{size_text(self.excess)} too much; most is {part}, {size / GIB:.1f} GiB"
         times = self.time.parts
         if best is None or best is self:
             shares = [(times["compute"], "computing"), self._blame(times)]
@@ -81,6 +81,11 @@ class Candidate:
         if layout.pipeline > 1:
             return f"p{layout.pipeline} divides the layers and the output layer less evenly"
         return "microbatches do not come out even, or kernels are too small for the GPU"
+
+
+def size_text(size: int) -> str:
+    """Bytes in GiB, or in MiB where that would read as 0.0."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.05 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 def rank_layouts(facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""Curves as inline SVG that take their colours and letters from the page around them.
+"""Curves as inline SVG that take their colours and fonts from the page around them.
 
 Invariant: a chart draws every finite value that it is given or a mean of neighbours, never a guess: a value that
 is missing or not finite is a gap.
@@ -24,7 +24,7 @@ _VARIABLES = {color: f"var(--series-{i})" for i, color in enumerate(_SERIES, sta
 _VARIABLES |= {_INK: "var(--ink-soft)", _GRID: "var(--grid)"}
 
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # letters stay letters
+    "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "pentad",  # the same data gives the same file
     "text.parse_math": False,
     "font.size": 9,

@@ -41,7 +41,7 @@ class JsonLines:
                 while data:
                     data = data[os.write(self._file, data) :]
             except OSError:
-                # Take back the half line, where the file can be cut at all (a device cannot).
+                # Remove the half line, where the file can be truncated (a device cannot).
                 with suppress(OSError):
                     os.ftruncate(self._file, start)
                 raise
@@ -54,7 +54,7 @@ class JsonLines:
 
 
 def read_jsonl(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file. An unfinished last line, as a killed process leaves it, is told in `notes`.
+    """Yield the rows of a file. An unfinished last line, as a killed process leaves it, is reported in `notes`.
 
     Raises:
         UserError: a line is no JSON object; it is named.

@@ -1,4 +1,4 @@
-"""Metrics: their names, the file that keeps them, and the places that show them.
+"""Metrics of a step: joined, timed, kept in a file, and sent to the places that show them.
 
 Invariant: metrics.jsonl is written first and holds everything; each line is valid JSON; no value of a step is
 ever replaced by another.
@@ -11,61 +11,23 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from pentad.errors import UserError
+from pentad.config.schema.data import is_eval_name
 from pentad.extras import require
 from pentad.record.jsonl import JsonLines
 from pentad.record.run_dir import RunDir
 
-# The names that the whole package agrees on. Counts and times are those of the one step. Seconds unless said.
-METRICS: dict[str, str] = {
-    "reward/mean": "mean reward of the step's samples",
-    "reward/std": "standard deviation of the step's rewards",
-    "reward/failures": "reward calls that raised an error or ran out of time (scored 0)",
-    "eval/<name>/accuracy": "mean reward on the evaluation set <name>; step 0 is the model before training",
-    "train/loss": "loss, averaged over the step's optimizer steps",
-    "train/grad_norm": "global gradient norm before clipping",
-    "train/grad_zeros": "elements of the gradient that are zero (megatron.optimizer.log_num_zeros_in_grad)",
-    "train/kl": "estimate of KL(policy || initial model) per token",
-    "train/entropy": "entropy of the policy per token, in nats",
-    "train/clip_fraction": "fraction of tokens whose ratio was clipped",
-    "train/lr": "learning rate of the step's last optimizer step",
-    "moe/load_max": "tokens of the fullest expert over the mean of its layer, in the layer where that is largest",
-    "moe/load_min": "tokens of the emptiest expert over the mean of its layer, in the layer where that is smallest",
-    "rollout/logprob_diff_max": "largest |log-prob of the engine - log-prob of the trainer| of a sampled token",
-    "rollout/response_length_mean": "tokens",
-    "rollout/truncated_fraction": "fraction of responses cut off at rollout.max_response_tokens",
-    "data/samples_generated": "samples that the engines produced",
-    "data/samples_consumed": "samples that were trained on",
-    "time/rollout": "generation",
-    "time/reward": "reward functions, where they are not hidden behind generation",
-    "time/train": "log-probs, forward, backward and optimizer",
-    "time/sync": "moving weights to the engines",
-    "time/eval": "evaluation",
-    "time/step": "the whole step",
-    "perf/tokens_per_s": "prompt and response tokens trained on, over time/step",
-}
-
 _NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)+")
-
-
-def describe(name: str) -> str:
-    """What METRICS says about a metric; empty for a name that is not among them."""
-    return METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name), "")
 
 
 def accuracy_name(eval_name: str) -> str:
     """`eval/<name>/accuracy` for a key of `data.eval`.
 
     Raises:
-        UserError: the name would not make a metric name.
+        ValueError: the name cannot be part of a metric's name; settings are checked for that when they are loaded.
     """
-    name = f"eval/{eval_name}/accuracy"
-    if not _NAME.fullmatch(name) or "/" in eval_name:
-        raise UserError(
-            f"data.eval: {eval_name!r} cannot be part of a metric name",
-            "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
-        )
-    return name
+    if not is_eval_name(eval_name):
+        raise ValueError(f"{eval_name!r} cannot be part of a metric's name")
+    return f"eval/{eval_name}/accuracy"
 
 
 def merge(*parts: Mapping[str, float]) -> dict[str, float]:
@@ -151,7 +113,7 @@ class MetricsLog:
 
 
 class Sinks:
-    """Several sinks as one, in order; closing closes all of them, whatever one of them says."""
+    """Several sinks as one, in order; closing closes all of them, even if one fails."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)

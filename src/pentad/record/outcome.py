@@ -1,6 +1,6 @@
-"""How a run can end before its last step, for whoever called it.
+"""How a run can end before its last step.
 
-Invariant: importing this costs nothing, so that the command line can name these without the packages of a run.
+Invariant: this module imports no package, so that the command line can import it at once.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,16 @@ class RunFailedError(Exception):
 
 
 class RunInterruptedError(KeyboardInterrupt):
-    """The run was stopped by a signal. The message says when; `facts` as those of `RunFailedError`."""
+    """The run was stopped by a signal. The message says when; `facts` as those of `RunFailedError`.
 
-    def __init__(self, message: str, facts: Mapping[str, str] | None = None) -> None:
+    Attributes:
+        exit_code: of the command: 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, facts: Mapping[str, str] | None = None, exit_code: int = 130) -> None:
         super().__init__(message)
         self.facts = dict(facts or {})
+        self.exit_code = exit_code
 
 
 class Status:

@@ -6,14 +6,14 @@ in metrics.jsonl is on the page; nothing that a model or a user wrote is taken f
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pentad.record.charts import line_chart, stacked_chart
-from pentad.record.metrics import describe
+from pentad.record.metric_table import METRICS, Metric, describe, find_metric
 from pentad.record.run_data import RunData, load_run, summarize
 from pentad.record.run_dir import RunDir
 
@@ -22,44 +22,7 @@ _KEY_PACKAGES = ("pentad", "torch", "megatron-core", "transformers", "ray", "vll
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A curve of the report: drawn when one of its metrics is in the file."""
-
-    title: str
-    names: tuple[str, ...]
-    caption: str
-    smooth: bool = True
-    percent: bool = False
-
-
-_CHARTS = (
-    Chart("Reward", ("reward/mean",), "Mean reward of the samples of each step."),
-    Chart("Loss", ("train/loss",), "Next to a reward, the loss is no measure of progress."),
-    Chart("KL to the initial model", ("train/kl",), "Estimate per token. A sudden rise is a first sign of collapse."),
-    Chart("Gradient norm", ("train/grad_norm",), "Before clipping."),
-    Chart("Response length", ("rollout/response_length_mean",), "Mean, in tokens."),
-    Chart(
-        "Truncated responses",
-        ("rollout/truncated_fraction",),
-        "Cut off at rollout.max_response_tokens.",
-        percent=True,
-    ),
-    Chart(
-        "Engine against trainer",
-        ("rollout/logprob_diff_max",),
-        "Largest log-prob difference of a sampled token. Growth over the steps points to a bad weight sync.",
-    ),
-    Chart("Entropy", ("train/entropy",), "Of the policy, per token, in nats."),
-    Chart("Clipped tokens", ("train/clip_fraction",), "Fraction whose ratio was clipped.", percent=True),
-    Chart("Throughput", ("perf/tokens_per_s",), "Tokens a second over the whole step."),
-    Chart("Learning rate", ("train/lr",), "", smooth=False),
-    Chart(
-        "Samples", ("data/samples_generated", "data/samples_consumed"), "Generated and trained on, each step.", False
-    ),
-    Chart("Reward spread", ("reward/std",), "Standard deviation. Near 0 there is nothing to learn from."),
-    Chart("Failed reward calls", ("reward/failures",), "Errors and time-outs, scored 0.", False),
-)
+_BESIDE_A_REWARD = "Next to a reward, the loss is no measure of progress."
 
 
 def write_report(run_dir: RunDir | Path | str) -> Path:
@@ -96,10 +59,13 @@ def _render(data: RunData, run_dir: RunDir) -> str:
         directory=str(run_dir.path),
         # Without a known end nothing can be said.
         unfinished=total is not None and last < total,
+        ended={"failed": ": it failed", "interrupted": ": it was interrupted"}.get(
+            str(data.outcome.get("outcome")), ": it was stopped, or is still going on"
+        ),
         facts=summarize(data),
         notes=data.notes,
         charts=_charts(data),
-        samples=[group[:_SHOWN_SAMPLES] for group in data.samples],
+        samples=[replace(group, items=group.items[:_SHOWN_SAMPLES]) for group in data.samples],
         versions={key: packages[key] for key in _KEY_PACKAGES if key in packages},
         machine={key: data.versions.get(key) for key in ("python", "platform", "cpus", "gpus", "git_commit")},
         settings=data.settings_text,
@@ -108,38 +74,39 @@ def _render(data: RunData, run_dir: RunDir) -> str:
 
 
 def _charts(data: RunData) -> list[dict[str, str]]:
-    """Evaluation and reward first, then health, then whatever else the run has written."""
-    names = data.names
-    drawn: set[str] = set()
-    charts: list[Chart] = []
-    accuracies = tuple(name for name in names if name.startswith("eval/") and name.endswith("/accuracy"))
-    evaluation = Chart("Evaluation", accuracies, "Accuracy; step 0 is the model before training.", False, percent=True)
-    for chart in (_CHARTS[0], evaluation, *_CHARTS[1:]):
-        if present := tuple(name for name in chart.names if data.values(name)):
-            charts.append(Chart(chart.title, present, chart.caption, chart.smooth, chart.percent))
-            drawn.update(chart.names)
-    parts = {name for name in names if name.startswith("time/")}
-    rest = [name for name in names if name not in drawn | parts and data.values(name)]
-    charts += [Chart(name, (name,), describe(name)) for name in rest]
-    done = [
-        {
-            "title": chart.title,
-            "caption": chart.caption,
-            "svg": Markup(
-                line_chart(
-                    chart.title,
-                    {_label(name): data.points(name) for name in chart.names},
-                    _span(data),
-                    smooth=chart.smooth,
-                    percent=chart.percent,
-                )
-            ),
-        }
-        for chart in charts
-    ]
+    """The curves of the table's metrics in its order, then of whatever else the run has written."""
+    names = [name for name in data.names if not name.startswith("time/") and data.values(name)]
+    order = {name: place for place, name in enumerate(METRICS)}
+    known = [(metric, name) for name in names if (metric := find_metric(name)) is not None]
+    known.sort(key=lambda pair: order[pair[0].name])
+    curves: dict[str, list[tuple[Metric, str]]] = {}
+    for metric, name in known:
+        curves.setdefault(metric.title or name, []).append((metric, name))
+    # Metrics without a title of their own come after those with one.
+    titled = sorted(curves.items(), key=lambda item: not item[1][0][0].title)
+    done = [_chart(data, title, [name for _, name in pairs], pairs[0][0]) for title, pairs in titled]
+    done += [_chart(data, name, [name]) for name in names if find_metric(name) is None]
     if times := _time_chart(data):
         done.insert(min(2, len(done)), times)
     return done
+
+
+def _chart(data: RunData, title: str, names: list[str], metric: Metric | None = None) -> dict[str, str]:
+    smooth, percent = (metric.smooth, metric.percent) if metric is not None else (True, False)
+    series = {_label(name): data.points(name) for name in names}
+    svg = line_chart(title, series, _span(data), smooth=smooth, percent=percent)
+    return {"title": title, "caption": _caption(data, metric, len(names)), "svg": Markup(svg)}
+
+
+def _caption(data: RunData, metric: Metric | None, curves: int) -> str:
+    if metric is None:
+        return ""
+    if metric.name == "train/loss" and data.values("reward/mean"):
+        return _BESIDE_A_REWARD
+    if metric.caption or curves > 1:
+        return metric.caption
+    text = f"{metric.meaning}, in {metric.unit}" if metric.unit else metric.meaning
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _time_chart(data: RunData) -> dict[str, str] | None:
@@ -167,7 +134,7 @@ def _span(data: RunData) -> tuple[int, int]:
 
 def _label(name: str) -> str:
     if name.startswith("eval/"):
-        return name.removeprefix("eval/").removesuffix("/accuracy")
+        return name.split("/")[1]
     return name.split("/")[-1].replace("_", " ")
 
 

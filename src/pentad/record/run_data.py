@@ -1,11 +1,11 @@
-"""What a run's files say, for the report and for the end of a run.
+"""The contents of a run's files, for the report.
 
 Invariant: it reads a finished run, half a run and a run with few metrics alike; what is missing is absent from the
 result, what is odd is in `notes`, and what is damaged is a UserError.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ import yaml
 from pentad.errors import UserError
 from pentad.record.jsonl import read_jsonl
 from pentad.record.run_dir import RunDir
+from pentad.record.sample_groups import SampleGroup, group_samples
 from pentad.record.terminal import duration
 
 
 @dataclass
 class RunData:
-    """What the files of a run directory say.
+    """The contents of a run directory.
 
     Attributes:
         rows: step -> name -> value, steps rising; None stands for a value that was not finite.
-        samples: rows of samples.jsonl, of the first and the last step that has any.
+        samples: those of samples.jsonl that are shown.
+        outcome: parsed outcome.json; empty if there is none, as while the run goes on.
         settings: parsed config.yaml; empty if there is none.
         settings_text: config.yaml as it is.
         versions: parsed versions.json; empty if there is none.
@@ -32,7 +34,8 @@ class RunData:
     """
 
     rows: dict[int, dict[str, float | None]] = field(default_factory=dict)
-    samples: list[list[dict[str, Any]]] = field(default_factory=list)
+    samples: list[SampleGroup] = field(default_factory=list)
+    outcome: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     settings_text: str = ""
     versions: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +56,7 @@ class RunData:
 
     @property
     def total_steps(self) -> int | None:
-        """`trainer.total_steps`, if config.yaml tells it."""
+        """`trainer.total_steps`, if config.yaml has it."""
         trainer = self.settings.get("trainer")
         total = trainer.get("total_steps") if isinstance(trainer, dict) else None
         return total if isinstance(total, int) else None
@@ -80,12 +83,14 @@ def load_run(run_dir: RunDir | Path | str) -> RunData:
         rows.setdefault(row["step"], {}).update(values)
     data.rows = dict(sorted(rows.items()))
     if run_dir.samples.is_file():
-        data.samples = _first_and_last(read_jsonl(run_dir.samples, data.notes))
+        data.samples = group_samples(read_jsonl(run_dir.samples, data.notes))
     if run_dir.config.is_file():
         data.settings_text = run_dir.config.read_text(encoding="utf-8")
         data.settings = _mapping(yaml.safe_load, data.settings_text, run_dir.config)
     if run_dir.versions.is_file():
         data.versions = _mapping(json.loads, run_dir.versions.read_text(encoding="utf-8"), run_dir.versions)
+    if run_dir.outcome.is_file():
+        data.outcome = _mapping(json.loads, run_dir.outcome.read_text(encoding="utf-8"), run_dir.outcome)
     data.notes += _health(data)
     return data
 
@@ -104,12 +109,12 @@ def summarize(data: RunData) -> dict[str, str]:
                 facts[label] += f" (best {best[0]:.1%} at step {-best[1]})"
     for label, name, form in (("Reward", "reward/mean", ".3f"), ("Loss", "train/loss", "#.3g")):
         if values := data.values(name):
-            n = max(1, min(10, len(values) // 10))
-            facts[label] = f"{sum(values[:n]) / n:{form}} → {sum(values[-n:]) / n:{form}}"
-            facts[label] += f" (means of {n} steps)" if n > 1 else ""
+            n = min(10, len(values) // 10)
+            facts[label] = f"{values[0]:{form}} → {values[-1]:{form}}"
+            if n > 1:
+                facts[label] += f" (first and last step; mean of the last {n}: {sum(values[-n:]) / n:{form}})"
             break  # the loss of a policy gradient says nothing next to the reward
-    if times := data.values("time/step"):
-        facts["Time"] = f"{duration(sum(times))} ({sum(times) / len(times):.1f} s a step)"
+    facts |= _times(data)
     if samples := sum(data.values("data/samples_consumed")):
         facts["Samples"] = f"{samples:,.0f}"
     tokens = [
@@ -117,13 +122,22 @@ def summarize(data: RunData) -> dict[str, str]:
         for row in data.rows.values()
         if (rate := row.get("perf/tokens_per_s")) is not None and (seconds := row.get("time/step")) is not None
     ]
-    if tokens and times:
+    if tokens and (times := data.values("time/step")):
         facts["Tokens"] = f"{sum(tokens):,.0f} ({sum(tokens) / sum(times):,.0f} a second)"
     return facts
 
 
+def _times(data: RunData) -> dict[str, str]:
+    """The time of the whole run, where it has ended; else that of its steps."""
+    times, seconds = data.values("time/step"), data.outcome.get("seconds")
+    each = f"{sum(times) / len(times):.1f} s a step" if times else ""
+    if isinstance(seconds, int | float):
+        return {"Time": f"{duration(seconds)} (from the command's start{'; ' + each if each else ''})"}
+    return {"Time of the steps": f"{duration(sum(times))} ({each})"} if times else {}
+
+
 def _health(data: RunData) -> list[str]:
-    """What a reader should not overlook."""
+    """Warnings about the data: values that are not finite, failed rewards, samples that were not used."""
     notes = []
     for name in data.names:
         if bad := [step for step, value in data.points(name) if value is None]:
@@ -135,20 +149,6 @@ def _health(data: RunData) -> list[str]:
     if generated and consumed and sum(generated) != sum(consumed):
         notes.append(f"{sum(generated):,.0f} samples were generated but {sum(consumed):,.0f} trained on.")
     return notes
-
-
-def _first_and_last(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The samples of the first and of the last step; one group where those are the same."""
-    first: list[dict[str, Any]] = []
-    last: list[dict[str, Any]] = []
-    for row in rows:
-        if not first or row["step"] == first[0]["step"]:
-            first.append(row)
-        if not last or row["step"] != last[0]["step"]:
-            last = []
-        last.append(row)
-    groups: Sequence[list[dict[str, Any]]] = (first,) if first == last else (first, last)
-    return [group for group in groups if group]
 
 
 def _mapping(parse: Callable[[str], Any], text: str, path: Path) -> dict[str, Any]:

@@ -1,27 +1,26 @@
 """The run directory: one run, one directory, every file in a known place.
 
-Invariant: a directory that holds a run is never written to by another run, and nothing in it is ever deleted;
-with `experiment.overwrite` it is moved aside as a whole. A run that is refused before it begins leaves no trace.
+Invariant: a directory that holds a run is never written to by another run; with `experiment.overwrite` it is moved
+aside as a whole, and the last few of those are kept (`pentad.record.old_runs`). A run that is refused before it begins
+leaves no trace.
 """
 
 import errno
 import fcntl
 import json
 import os
-import platform
 import shutil
-import subprocess
-import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.filesize import decimal
 
 from pentad.errors import UserError
+from pentad.record.machine import collect_versions
+from pentad.record.old_runs import move_aside, remove_oldest, why_not_movable
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OTHER_PLACE = "set experiment.dir to another directory"
@@ -34,6 +33,7 @@ class RunDir:
 
     Attributes:
         begun: whether `begin` has been called.
+        removed: earlier runs that `begin` has removed.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -44,12 +44,14 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples.jsonl"
         self.rewards_log = self.path / "rewards.log"
+        self.outcome = self.path / "outcome.json"
         self.report = self.path / "report.html"
         self.model = self.path / "model"
         self.begun = False
+        self.removed: list[Path] = []
         self._settings_yaml = ""
         self._lock: int | None = None
-        # What `reserve` has made, to be taken away again by a run that never begins.
+        # What `reserve` has made; removed again by a run that never begins.
         self._made: list[Path] = []
 
     @classmethod
@@ -59,26 +61,22 @@ class RunDir:
         Args:
             path: the directory; parents are made. A symbolic link is followed.
             settings_yaml: the effective settings, as they will stand in config.yaml.
-            overwrite: move a directory that already holds a run to `<path>.old-<time>` instead of refusing it.
+            overwrite: let `begin` move a directory that already holds a run to `<path>.old-<time>`.
             needed_bytes: what the run will write in all; checked against the free space.
 
         Raises:
-            UserError: the path is a file, cannot be written, holds a run, is in use by another process, or
-                lies on a file system with too little space.
+            UserError: the path is a file or the root of the file system, cannot be written, holds a run or files of
+                others, is in use by another process, or lies on a file system with too little space.
         """
         run_dir = cls(Path(path).absolute().resolve())
         run_dir._settings_yaml = settings_yaml
+        if run_dir.path == Path(run_dir.path.anchor):
+            raise UserError(f"the run directory is {run_dir.path}, the root of the file system", _OTHER_PLACE)
         with _writable(run_dir.path), run_dir.writing():
             _check_space(run_dir.path, needed_bytes)
             run_dir._take()
             try:
-                leftovers = run_dir._leftovers()
-                if leftovers and not overwrite:
-                    raise UserError(
-                        f"{run_dir.path} already holds {' and '.join(leftovers)}",
-                        "choose another experiment.name or experiment.dir, or set experiment.overwrite=true "
-                        "to move the old directory aside",
-                    )
+                run_dir._check_leftovers(overwrite)
             except BaseException:
                 run_dir.close()
                 raise
@@ -93,9 +91,20 @@ class RunDir:
         with _writable(self.path), self.writing():
             if self._leftovers():
                 self._move_aside()
+                self.removed = remove_oldest(self.path)
             self.config.write_text(self._settings_yaml, encoding="utf-8")
             self.begun = True
             self.versions.write_text(json.dumps(collect_versions(), indent=2) + "\n", encoding="utf-8")
+
+    def end(self, outcome: str, seconds: float) -> None:
+        """Write outcome.json: how the run ended, and how long it took.
+
+        Args:
+            outcome: `finished`, `failed` or `interrupted`.
+            seconds: from the start of the command.
+        """
+        with self.writing():
+            self.outcome.write_text(json.dumps({"outcome": outcome, "seconds": round(seconds, 1)}) + "\n")
 
     @property
     def moves_aside(self) -> bool:
@@ -117,7 +126,7 @@ class RunDir:
             ) from error
 
     def close(self) -> None:
-        """Give up the lock. The files of a run that has begun stay; of any other nothing does."""
+        """Release the lock; remove what `reserve` made if the run has not begun."""
         if self._lock is not None:
             if not self.begun:
                 self._unmake()
@@ -135,16 +144,30 @@ class RunDir:
         return self.path / ".lock"
 
     def _leftovers(self) -> list[str]:
-        """What of an earlier run, or of somebody else, this run would write over."""
+        """Names of the files in the directory that this run would overwrite."""
         found = [file.name for file in (self.metrics, self.samples, self.report, self.model) if file.exists()]
-        # Settings alone are left by a run that failed before its first step: that is no loss. Where versions.json
-        # is not ours too, though, config.yaml belongs to somebody else.
+        # A run that failed before its first step leaves config.yaml and versions.json, which may be replaced. A
+        # config.yaml without versions.json was not written by a run.
         if self.config.exists() and not self.versions.exists():
             found.append(self.config.name)
         return found
 
+    def _check_leftovers(self, overwrite: bool) -> None:
+        if not (leftovers := self._leftovers()):
+            return
+        holds, other = f"{self.path} already holds {' and '.join(leftovers)}", "choose another experiment.name or "
+        reason = why_not_movable(self.path)
+        if not overwrite:
+            advice = "" if reason else ", or set experiment.overwrite=true to move the old run aside"
+            raise UserError(holds, f"{other}experiment.dir{advice}")
+        if reason:
+            raise UserError(
+                f"{holds}, and experiment.overwrite=true must not move it aside: {reason}",
+                f"{other}experiment.dir, or move the files away yourself",
+            )
+
     def _unmake(self) -> None:
-        """Take away what `reserve` made, while the lock is held; not what somebody has put something into since."""
+        """Remove what `reserve` made, while the lock is held; directories that other files were put into stay."""
         for path in reversed(self._made):
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -185,57 +208,11 @@ class RunDir:
             os.close(lock)
 
     def _move_aside(self) -> None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        target = self.path.with_name(f"{self.path.name}.old-{stamp}")
-        count = 1
-        while target.exists():
-            count += 1
-            target = self.path.with_name(f"{self.path.name}.old-{stamp}-{count}")
-        self.path.rename(target)
+        move_aside(self.path)
         lock, self._lock = self._lock, None
         assert lock is not None
         os.close(lock)
         self._take()
-
-
-def collect_versions() -> dict[str, Any]:
-    """What ran: Python, platform, every installed package, the GPUs of this machine, pentad's git commit if any."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpus": _gpus(),
-        "git_commit": _git_commit(),
-        "packages": dict(sorted((dist.name, dist.version) for dist in metadata.distributions() if dist.name)),
-    }
-
-
-def _gpus() -> list[str]:
-    # nvidia-smi rather than torch: asking torch would initialise CUDA in the driver process, which trains nothing.
-    if not (tool := shutil.which("nvidia-smi")):
-        return []
-    return _output(tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader").splitlines()
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this file is tracked in, with "+changes" if it has been changed since."""
-    here = Path(__file__).parent
-    # A virtual environment may lie inside somebody else's repository: that repository's commit says nothing.
-    if not (shutil.which("git") and _output("git", "-C", str(here), "ls-files", Path(__file__).name)):
-        return None
-    commit = _output("git", "-C", str(here), "rev-parse", "--verify", "HEAD")
-    if not commit:
-        return None
-    return commit + ("+changes" if _output("git", "-C", str(here), "status", "--porcelain", "-uno") else "")
-
-
-def _output(*command: str) -> str:
-    """Standard output of a command; empty if it fails: what it would have told is then unknown, not wrong."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _check_space(path: Path, needed_bytes: int) -> None:

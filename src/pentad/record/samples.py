@@ -1,6 +1,6 @@
-"""A handful of completions a step, as text, for people to read.
+"""A few completions of each step, as text.
 
-Invariant: what stands in samples.jsonl is what the model was given and what it wrote, unabridged.
+Invariant: samples.jsonl holds prompts as the model got them and responses as it wrote them, unabridged.
 """
 
 import math

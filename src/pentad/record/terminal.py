@@ -1,7 +1,7 @@
-"""What a person sees while a run goes on.
+"""Progress and metrics of a run on the terminal.
 
-Invariant: on a terminal, a live display that is taken down whatever ends the block; anywhere else, plain lines
-without control codes. The display never ends a run: when nobody reads it any more, it falls silent.
+Invariant: on a terminal, a live display that is removed however the block ends; anywhere else, plain lines without
+control codes. A closed output never ends a run: the display then stops writing.
 """
 
 import math
@@ -17,20 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-# Heading, metric, format. A column is shown when a step has had its metric. Columns marked True give way on a
-# terminal of less than 100 columns.
-_COLUMNS: tuple[tuple[str, str, str, bool], ...] = (
-    ("reward", "reward/mean", ".3f", False),
-    ("reward failures", "reward/failures", ".0f", False),
-    ("loss", "train/loss", "#.3g", True),
-    ("KL", "train/kl", "#.2g", False),
-    ("grad norm", "train/grad_norm", "#.3g", False),
-    ("logprob diff", "rollout/logprob_diff_max", ".1e", True),
-    ("length", "rollout/response_length_mean", ".0f", True),
-    ("tokens/s", "perf/tokens_per_s", ",.0f", False),
-)
-# Shown only where it is not 0.
-_TROUBLE = "reward/failures"
+from pentad.record.metric_table import METRICS, Metric, find_metric
+
+_COLUMNS = tuple(metric for metric in METRICS.values() if metric.heading)
 _ROWS = 8
 _NARROW = 100
 _PLAIN_PHASE_S = 60.0
@@ -70,7 +59,7 @@ class Phase:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        # After an error the phase stays in view: it says where the run stopped.
+        # After an error the phase stays on the screen and shows where the run stopped.
         if kind is None:
             self._terminal._ended(self)
 
@@ -213,9 +202,10 @@ class Terminal:
         rows = self._rows
         narrow = self._console.width < _NARROW
         columns = [
-            (head, name, form)
-            for head, name, form, optional in _COLUMNS
-            if any(_is_shown(name, row) for _, row in rows) and not (narrow and optional and name != self._main(rows))
+            (metric.heading, metric.name, metric.form)
+            for metric in _COLUMNS
+            if any(_is_shown(metric, row) for _, row in rows)
+            and not (narrow and metric.wide and metric.name != _main_metric(rows))
         ]
         phases = dict.fromkeys(name for _, row in rows for name in row if name.startswith("time/"))
         phases.pop("time/step", None)
@@ -230,17 +220,17 @@ class Terminal:
             table.add_row(str(step), *(_cell(row.get(name), form) for _, name, form in columns))
         return table
 
-    @staticmethod
-    def _main(rows: tuple[tuple[int, dict[str, float]], ...]) -> str:
-        """The metric that the run is judged by; it is shown however narrow the terminal."""
-        return "reward/mean" if any("reward/mean" in row for _, row in rows) else "train/loss"
-
     def _clock(self) -> str:
         elapsed = duration(time.monotonic() - self._start)
         left = self._total - self._step
         if not self._step_times or left <= 0:
             return elapsed
         return f"{elapsed}, about {duration(left * sum(self._step_times) / len(self._step_times))} left"
+
+
+def _main_metric(rows: tuple[tuple[int, dict[str, float]], ...]) -> str:
+    """The metric that the run is judged by; it is shown however narrow the terminal."""
+    return "reward/mean" if any("reward/mean" in row for _, row in rows) else "train/loss"
 
 
 def duration(seconds: float) -> str:
@@ -252,8 +242,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _is_shown(name: str, metrics: Mapping[str, float]) -> bool:
-    return name in metrics and not (name == _TROUBLE and metrics[name] == 0)
+def _is_shown(metric: Metric, metrics: Mapping[str, float]) -> bool:
+    return metric.name in metrics and not (metric.only_if_set and metrics[metric.name] == 0)
+
+
+def _is_percent(name: str) -> bool:
+    metric = find_metric(name)
+    return metric is not None and metric.percent
 
 
 def _cell(value: float | None, form: str) -> Text:
@@ -268,11 +263,11 @@ def _eval_text(name: str, latest: float, best: float, at: int) -> str:
 
 def _plain_step(step: int, total: int, metrics: Mapping[str, float]) -> str:
     parts = [f"step {step}/{total}"]
-    parts += [f"{head} {metrics[name]:{form}}" for head, name, form, _ in _COLUMNS if _is_shown(name, metrics)]
-    evals = {name: value for name, value in metrics.items() if name.startswith("eval/")}
     parts += [
-        f"{name} {value:.1%}" if name.endswith("/accuracy") else f"{name} {value:.4g}" for name, value in evals.items()
+        f"{column.heading} {metrics[column.name]:{column.form}}" for column in _COLUMNS if _is_shown(column, metrics)
     ]
+    evals = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+    parts += [f"{name} {value:.1%}" if _is_percent(name) else f"{name} {value:.4g}" for name, value in evals.items()]
     times = [f"{n.removeprefix('time/')} {v:.1f}" for n, v in metrics.items() if n.startswith("time/")]
     times = [entry for entry in times if not entry.startswith("step ")]
     if "time/step" in metrics:

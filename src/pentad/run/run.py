@@ -5,8 +5,8 @@ the caller gets. What can be refused at once is refused before the slow imports;
 an earlier run where it was.
 """
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pentad.config.loading.load import LoadedSettings
@@ -14,6 +14,7 @@ from pentad.config.loading.notices import notices
 from pentad.config.loading.show import effective_yaml
 from pentad.errors import UserError
 from pentad.loops.scoring import reward_item
+from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import check_loggers
 from pentad.record.outcome import RunFailedError, RunInterruptedError, Status
 from pentad.record.run_dir import RunDir
@@ -47,7 +48,7 @@ def run(loaded: LoadedSettings) -> int:
         try:
             check_loggers(settings.trainer.logger)
             sources = find_sources(settings)
-            _print_notices([*notices(settings), *sources.notices])
+            _print_notices([*loaded.notices, *notices(settings), *sources.notices])
             rewards = _rewards(sources, stack)
             needed = _LOG_BYTES + (sources.model_bytes if settings.trainer.export else 0)
             run_dir = stack.enter_context(
@@ -61,7 +62,8 @@ def run(loaded: LoadedSettings) -> int:
             if signals.received is None:
                 raise
             facts = getattr(error, "facts", {})
-            raise RunInterruptedError(f"by {signals.received.name} during {status}", facts) from None
+            text = f"by {signals.received.name} during {status}"
+            raise RunInterruptedError(text, facts, signals.exit_code) from None
     return 0
 
 
@@ -82,7 +84,10 @@ def _train(
         _print_notices(prepared.notices)
         train(prepared, run_dir, rewards, status, signals)
     except BaseException as error:
-        signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
+        signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
+        if run_dir.begun:
+            with suppress(UserError, OSError):  # a full disk is not the first cause
+                run_dir.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", seconds_since_start())
         facts = {"report": _late_report(run_dir)}
         if isinstance(error, KeyboardInterrupt):
             raise RunInterruptedError("", facts) from None
@@ -116,17 +121,41 @@ def _late_report(run_dir: RunDir) -> str:
 
 
 def _check_apart(sources: Sources, run_dir: RunDir) -> None:
-    """Refuse to move the model that is to be trained aside with the run that made it."""
-    if not run_dir.moves_aside:
-        return
-    settings = sources.settings.model
-    for name, path in (("path", sources.directory), ("tokenizer", settings.tokenizer)):
-        if path is not None and Path(path).expanduser().resolve().is_relative_to(run_dir.path):
+    """Refuse a run directory that holds what the run reads, where it is moved aside or is a directory of data.
+
+    Raises:
+        UserError: it does.
+    """
+    for setting, path in _inputs(sources):
+        if run_dir.moves_aside and path.is_relative_to(run_dir.path):
             raise UserError(
-                f"model.{name} = {path} lies in the run directory {run_dir.path}, "
+                f"{setting} = {path} lies in the run directory {run_dir.path}, "
                 "which experiment.overwrite=true moves aside",
-                "choose another experiment.name or experiment.dir, or copy the model to a place of its own",
+                "choose another experiment.name or experiment.dir, or copy it to a place of its own",
             )
+        if path.is_dir() and (run_dir.path == path or (setting.startswith("data.") and path in run_dir.path.parents)):
+            raise UserError(
+                f"the run directory {run_dir.path} lies in {setting} = {path}, where the run's files do not belong",
+                "choose another experiment.name or experiment.dir",
+            )
+
+
+def _inputs(sources: Sources) -> Iterator[tuple[str, Path]]:
+    """Files and directories that the run reads, by the settings that name them; absolute, without links."""
+    settings = sources.settings
+    module, is_own, _ = settings.reward.name.rpartition(":")
+    file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
+    named: dict[str, str | Path | None] = {
+        "model.path": sources.directory,
+        "model.tokenizer": settings.model.tokenizer,
+        "model.chat_template": settings.model.chat_template,
+        "data.train": settings.data.train,
+        **{f"data.eval.{name}": source for name, source in settings.data.eval.items()},
+        "reward.name": file if is_own else None,
+    }
+    for setting, value in named.items():
+        if value is not None and (path := Path(value).expanduser()).exists():
+            yield setting, path.resolve()
 
 
 def _rewards(sources: Sources, stack: ExitStack) -> RewardPool | None:

@@ -1,7 +1,8 @@
 """Signals that ask a run to stop.
 
-Invariant: the first one ends the run by `KeyboardInterrupt`; further ones change nothing; once a run is ending, by a
-signal or a failure, its process is gone within `CLEANUP_S` seconds, whatever its clean-up waits for.
+Invariant: the first signal ends the run by `KeyboardInterrupt`; further ones change nothing; so does any signal after
+the results are written. Once a run is ending, by a signal or a failure, its process is gone within `CLEANUP_S` seconds,
+whatever its clean-up waits for.
 """
 
 import os
@@ -20,6 +21,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._ending = False
+        self._finished = False
         self._previous: dict[signal.Signals, Any] = {}
         self._timer: threading.Timer | None = None
 
@@ -44,6 +46,15 @@ class StopSignals:
         for number in self._previous:
             signal.signal(number, self._stop)
 
+    @property
+    def exit_code(self) -> int:
+        """Of a process that a signal ended: 128 and the signal's number, as in shells; 130 without a signal."""
+        return 128 + (signal.SIGINT if self.received is None else self.received)
+
+    def finished(self) -> None:
+        """The results are written: a signal from now on only limits the time of the clean-up, and the run succeeds."""
+        self._finished = True
+
     def ending(self, code: int) -> None:
         """The run is over: let nothing disturb its clean-up, and let that take `CLEANUP_S` at most.
 
@@ -61,8 +72,11 @@ class StopSignals:
         if self._ending:
             return
         self.received = signal.Signals(number)
+        if self._finished:
+            self.ending(0)
+            return
         # Armed here, because an interrupt that hits a destructor is swallowed there.
-        self.ending(130)
+        self.ending(self.exit_code)
         raise KeyboardInterrupt
 
     def _leave(self, code: int) -> None:

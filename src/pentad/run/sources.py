@@ -8,16 +8,17 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from pentad.config.loading.load import join
 from pentad.config.schema.run import RunSettings
 from pentad.data.dataset import load_eval_rows, load_train_rows, shared_prompts
 from pentad.data.rows import Rows
-from pentad.engines.vllm.arguments import passed_problems, sampling_problems
 from pentad.errors import UserError
-from pentad.extras import require
 from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
-from pentad.layout.validate import check_layout, check_supported, refuse
-from pentad.record.metrics import accuracy_name
+from pentad.layout.megatron_checks import check_transformer
+from pentad.layout.validate import check_layout, refuse
+from pentad.run.allocation import check_allocation
+from pentad.run.gpu_memory import check_gpus
 from pentad.weights.source import resolve_model
 
 
@@ -84,19 +85,19 @@ def find_sources(settings: RunSettings) -> Sources:
     Raises:
         UserError: something is missing, malformed, or does not fit.
     """
+    if problems := list(check_allocation(settings)):
+        raise join(problems, "allocation")
     allocation = parse_allocation(settings.allocation)
-    refuse(check_supported(allocation), "allocation")
-    _check_roles(settings, allocation)
-    _check_vllm(settings, allocation)
-    for name in settings.data.eval:
-        accuracy_name(name)
     chat_template = _read_template(settings.model.chat_template)
     evals = load_eval_rows(settings.data)
     train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
     directory = resolve_model(
         settings.model.path, Path("~/.cache/pentad/gguf").expanduser() / _key(settings.model.path)
     )
-    refuse(check_layout(facts_of(str(directory)), allocation.trainer.layout), f"allocation {allocation}")
+    facts, layout = facts_of(str(directory)), allocation.trainer.layout
+    refuse(check_layout(facts, layout), f"allocation {allocation}")
+    refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
+    check_gpus(settings, facts, allocation)
     return Sources(settings, allocation, directory, chat_template, train, evals)
 
 
@@ -105,46 +106,6 @@ def _key(path: str) -> str:
     file = Path(path).expanduser()
     stat = f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" if file.is_file() else path
     return hashlib.sha256(stat.encode()).hexdigest()[:16]
-
-
-def _check_roles(settings: RunSettings, allocation: Allocation) -> None:
-    if settings.algorithm.trains_on == "rollouts" and allocation.rollout is None:
-        raise UserError(
-            f"allocation {allocation} has no rollout engines, which {settings.algorithm.name} needs",
-            f"write hf:d{allocation.trainer.layout.world}|{allocation} to share the devices",
-        )
-    if settings.algorithm.trains_on == "examples" and allocation.rollout is not None and not settings.data.eval:
-        raise UserError(
-            f"allocation {allocation} has rollout engines, which {settings.algorithm.name} uses only to evaluate, and "
-            "data.eval is empty",
-            f"write allocation: {allocation.trainer}",
-        )
-    if settings.algorithm.trains_on == "examples" and allocation.rollout is None and settings.data.eval:
-        raise UserError(
-            f"data.eval needs rollout engines, and allocation {allocation} has none",
-            f"write allocation: hf:d{allocation.trainer.layout.world}|{allocation}, or leave data.eval out",
-        )
-
-
-def _check_vllm(settings: RunSettings, allocation: Allocation) -> None:
-    """Refuse what vLLM cannot do, and settings of its that nothing would read."""
-    rollout = settings.rollout
-    if allocation.rollout is None or allocation.rollout.backend != "vllm":
-        if rollout.vllm:
-            raise UserError(
-                f"rollout.vllm is set, but allocation {allocation} generates without vLLM",
-                "remove rollout.vllm, or write vllm: in allocation",
-            )
-        return
-    require("vllm", "vllm", f"allocation {allocation}", "generate with hf:")
-    problems = [
-        *sampling_problems(rollout.temperature, rollout.top_p, rollout.eval_temperature),
-        *passed_problems(rollout.vllm),
-    ]
-    for problem in problems:
-        raise problem
-    if rollout.dtype == "fp32":
-        raise UserError("rollout.dtype is fp32; vLLM engines compute in bfloat16", "set rollout.dtype to auto or bf16")
 
 
 def _read_template(path: Path | None) -> str | None:

@@ -4,15 +4,16 @@ Invariant: when `train` is left, however, none of its processes is.
 """
 
 import asyncio
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engines import Engines
 from pentad.cluster.mailbox import Mailbox
+from pentad.cluster.notices import fetch_notices
 from pentad.cluster.object_store import ObjectStore
 from pentad.cluster.publication import PublishedPolicy
 from pentad.cluster.trainers import RoleTrainer, Trainers
@@ -20,11 +21,14 @@ from pentad.config.schema.algorithms.base import Role
 from pentad.loops.journal import Journal
 from pentad.loops.loop import Loop
 from pentad.loops.roles import Trainer
-from pentad.record.metrics import open_sinks
+from pentad.record.machine import seconds_since_start
+from pentad.record.metrics import Sinks, open_sinks
+from pentad.record.notices import NoticeBoard
+from pentad.record.old_runs import KEPT
 from pentad.record.outcome import Status
 from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
-from pentad.record.terminal import Terminal
+from pentad.record.terminal import Terminal, duration
 from pentad.rewards.pool import RewardPool
 from pentad.run.assemble import assemble
 from pentad.run.prepare import Prepared
@@ -50,7 +54,7 @@ def train(
         UserError: something the user can put right.
         RunFailedError: a process failed.
     """
-    settings, start = prepared.settings, time.monotonic()
+    settings = prepared.settings
     with ExitStack() as stack:
         terminal = stack.enter_context(Terminal(settings.trainer.total_steps, settings.experiment.name))
         devices = f"{prepared.allocation.world_size} device{'s' if prepared.allocation.world_size > 1 else ''}"
@@ -58,12 +62,16 @@ def train(
         terminal.phase("start-up")
         cluster = stack.enter_context(Cluster(settings.ray, prepared.allocation))
         signals.install()
+        for note in cluster.notes:
+            terminal.message(note)
         try:
-            asyncio.run(_train(prepared, run_dir, rewards, status, terminal, cluster, stack))
+            asyncio.run(_train(prepared, run_dir, rewards, status, terminal, cluster, signals, stack))
         except BaseException as error:
-            signals.ending(130 if isinstance(error, KeyboardInterrupt) else 1)
+            signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
             raise
-        terminal.summary(_summary(run_dir, settings.trainer.export, rewards, time.monotonic() - start))
+        seconds = seconds_since_start()
+        run_dir.end("finished", seconds)
+        terminal.summary(_summary(run_dir, settings.trainer.export, rewards, seconds))
 
 
 async def _train(
@@ -73,21 +81,25 @@ async def _train(
     status: Status,
     terminal: Terminal,
     cluster: Cluster,
+    signals: StopSignals,
     stack: ExitStack,
 ) -> None:
     settings = prepared.settings
     policy, trainers, engines = await _start(prepared, cluster, terminal)
     # A run that could not be started has not touched the one that it would take the place of.
     run_dir.begin()
+    for path in run_dir.removed:
+        terminal.message(f"removed {path}: of earlier runs the last {KEPT} are kept")
     if rewards is not None:
         rewards.log_to(run_dir.rewards_log)
-    sinks = open_sinks(
+    written = open_sinks(
         run_dir,
         settings.trainer.logger,
         console=terminal,
         name=settings.experiment.name,
         settings=settings.model_dump(mode="json"),
     )
+    sinks = Sinks([written, NoticeBoard(partial(fetch_notices, cluster.processes.actors), terminal.message)])
     stack.callback(sinks.close)
     samples = SampleLog(run_dir)
     stack.callback(samples.close)
@@ -99,6 +111,7 @@ async def _train(
     if settings.trainer.export:
         status.phase = "export"
         await policy.export(prepared.directory, run_dir.model)
+    signals.finished()
 
 
 async def _start(
@@ -127,7 +140,7 @@ async def _start(
 
 
 def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, seconds: float) -> Mapping[str, str]:
-    facts: dict[str, str] = {"time": f"{seconds:.0f} s"}
+    facts: dict[str, str] = {"time": f"{duration(seconds)} (from the command's start)"}
     failures = {kind: count for kind, count in (rewards.failures if rewards else {}).items() if count}
     if rewards and failures:
         facts["reward failures"] = ", ".join(f"{count} {kind}" for kind, count in failures.items())

@@ -1,4 +1,4 @@
-"""The batch that every layout computes: ragged, packed, with all that GRPO reads.
+"""The batches that every layout computes, one for each optimizer step: ragged, packed, with all that GRPO reads.
 
 Invariant: equal arguments give equal batches. No token is near a place where the loss has a kink, and the loss is
 not a small difference of large numbers, so that rounding stays rounding.
@@ -12,7 +12,10 @@ from pentad.samples.batch import Batch
 
 TEMPERATURE = 0.9
 LOSS = GRPOSettings(clip_low=0.2, clip_high=0.25, kl_coef=0.1)
-TOKENS_PER_MICROBATCH = 64
+# Several packs of several sequences on each of four data-parallel ranks.
+TOKENS_PER_MICROBATCH = 96
+# A second step is what sees wrong moments of the optimizer, and gradients that an earlier step left behind.
+STEPS = 2
 
 _SEQUENCES, _GROUP = 24, 4
 _LONGEST_PROMPT, _LONGEST_RESPONSE = 9, 37
@@ -22,7 +25,11 @@ _OBJECTIVE_SEED = 7
 
 
 def make_batch(vocabulary: int, seed: int = 1) -> Batch:
-    """24 sequences of 2 to 46 random tokens in groups of 4; one of them without a response."""
+    """24 sequences of 2 to 46 random tokens in groups of 4; one of them without a response.
+
+    Args:
+        seed: the number of the optimizer step, from 1.
+    """
     random = torch.Generator().manual_seed(seed)
 
     def tokens(count: int) -> Tensor:

@@ -21,7 +21,7 @@ class Bounds:
         loss: relative.
         grad_norm: relative.
         gradients: of a parameter, norm of the difference over norm.
-        weights: of an element after the step, absolute, or relative to one that is above 1. The step moves most
+        weights: of an element after the last step, absolute, or relative to one that is above 1. A step moves most
             elements by about 0.01.
     """
 
@@ -46,19 +46,21 @@ class RankFindings:
 
     Attributes:
         stage: its pipeline stage.
-        exported: checkpoint tensor -> whether the export before the step is equal to it bit for bit.
-        logprobs: sample id -> largest difference of a token.
-        gradients: parameter -> norm of the difference over norm.
-        weights: parameter -> largest difference of an element.
-        trained: ids of the samples that this rank alone answers for.
+        exported: checkpoint tensor -> whether the export before the first step is equal to it bit for bit.
+        logprobs: sample id -> largest difference of a token before the first step.
+        losses: step -> relative difference.
+        grad_norms: step -> relative difference.
+        gradients: parameter -> norm of the difference over norm, in the first step.
+        weights: parameter -> largest difference of an element after the last step.
+        trained: ids of the samples that this rank alone answers for in the first step.
         seconds: by phase.
     """
 
     stage: int
-    loss: float
-    grad_norm: float
     exported: dict[str, bool] = field(default_factory=dict)
     logprobs: dict[int, float] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+    grad_norms: dict[int, float] = field(default_factory=dict)
     gradients: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     trained: list[int] = field(default_factory=list)
@@ -180,9 +182,9 @@ def judge(
         samples: ids of the samples that must be trained, each once.
     """
     quantities = {
-        "log-probs": _by_sample(ranks, bounds.logprobs),
-        "loss": Quantity.of({"": max((rank.loss for rank in ranks), key=_badness)}, bounds.loss),
-        "gradient norm": Quantity.of({"": max((rank.grad_norm for rank in ranks), key=_badness)}, bounds.grad_norm),
+        "log-probs": Quantity.of(_worst(named("sample", rank.logprobs) for rank in ranks), bounds.logprobs),
+        "loss": Quantity.of(_worst(named("step", rank.losses) for rank in ranks), bounds.loss),
+        "gradient norm": Quantity.of(_worst(named("step", rank.grad_norms) for rank in ranks), bounds.grad_norm),
         "gradients": Quantity.of(_worst(rank.gradients for rank in ranks), bounds.gradients),
         "weights": Quantity.of(_worst(rank.weights for rank in ranks), bounds.weights),
     }
@@ -205,13 +207,13 @@ def _worst(findings: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return worst
 
 
-def _by_sample(ranks: Sequence[RankFindings], bound: float) -> Quantity:
-    worst = _worst({f"sample {key}": value for key, value in rank.logprobs.items()} for rank in ranks)
-    return Quantity.of(worst, bound)
+def named(kind: str, differences: Mapping[int, float]) -> dict[str, float]:
+    """Differences by number, as the user reads them: `sample 3`, `step 2`."""
+    return {f"{kind} {number}": value for number, value in differences.items()}
 
 
 def _check_owners(ranks: Sequence[RankFindings], expected: set[str]) -> list[str]:
-    """Every tensor is exported, and has a gradient and a weight after the step, on exactly one stage."""
+    """Every tensor is exported, and has a gradient and a weight after the steps, on exactly one stage."""
     faults = []
     for kind in ("exported", "gradients", "weights"):
         stages: dict[str, set[int]] = {}

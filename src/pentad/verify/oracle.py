@@ -1,6 +1,7 @@
-"""The same computation by transformers and autograd, which know nothing of packs, ranks or Megatron.
+"""The first step by transformers and autograd, which know nothing of packs, ranks or Megatron.
 
-Invariant: one sequence at a time, in float32, by the plainest implementation that transformers has.
+Invariant: one sequence at a time, in float32, by the plainest implementation that transformers has; the loss is written
+out here, and shares nothing with the one that is trained with.
 """
 
 from pathlib import Path
@@ -11,8 +12,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from pentad.algorithms.grpo import GRPOLoss
-from pentad.algorithms.protocol import Outputs
 from pentad.platform.device import find_platform
 from pentad.samples.batch import Batch
 from pentad.verify.batch import LOSS, TEMPERATURE, make_batch, with_objective
@@ -40,16 +39,17 @@ def consult(rank: int, meeting: str, checkpoint: Path, reference: Path, gradient
     batch = make_batch(model.config.vocab_size).to(device)
     with torch.no_grad():
         logprobs = _logprobs(model, batch)
-    expected = ours.logprobs.to(device)
-    findings = RankFindings(stage=0, loss=0.0, grad_norm=0.0, logprobs=by_sample(batch, logprobs, expected))
+    expected = ours.logprobs(1).to(device)
+    findings = RankFindings(stage=0, logprobs=by_sample(batch, logprobs, expected))
     if gradients:
-        loss = _differentiate(model, with_objective(batch.to("cpu"), expected.cpu()).to(device))
+        loss = _grpo(_logprobs(model, batch), with_objective(batch.to("cpu"), expected.cpu()).to(device))
+        loss.backward()
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
         # transformers holds the experts of a layer as one parameter; a checkpoint does not.
         findings.gradients = ours.gradient_differences(revert_weight_conversion(model, found).items())
         norm = float(torch.stack([gradient.double().norm() for gradient in found.values()]).norm())
-        findings.loss = relative_number(loss, ours.loss)
-        findings.grad_norm = relative_number(norm, ours.grad_norm)
+        findings.losses = {1: relative_number(float(loss.detach()), ours.losses[0])}
+        findings.grad_norms = {1: relative_number(norm, ours.grad_norms[0])}
     return findings
 
 
@@ -63,9 +63,13 @@ def _logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:
     return torch.cat(parts) * batch.loss_mask
 
 
-def _differentiate(model: PreTrainedModel, batch: Batch) -> float:
-    loss = GRPOLoss(LOSS)
-    logprobs = _logprobs(model, batch)
-    value = loss(Outputs(logprobs, torch.zeros_like(logprobs)), batch)[0] / loss.denominator(batch)
-    value.backward()
-    return float(value.detach())
+def _grpo(logprobs: Tensor, batch: Batch) -> Tensor:
+    """DeepSeekMath, https://arxiv.org/abs/2402.03300, eq. 3, with its KL estimate (eq. 4); a mean over all tokens."""
+    logprobs, old, reference, advantages = (
+        values[batch.loss_mask].double()
+        for values in (logprobs, *(batch.per_token[name] for name in ("old_logprobs", "ref_logprobs", "advantages")))
+    )
+    ratio = torch.exp(logprobs - old)
+    clipped = torch.clamp(ratio, 1 - LOSS.clip_low, 1 + LOSS.clip_high)
+    kl = torch.exp(reference - logprobs) - (reference - logprobs) - 1
+    return (LOSS.kl_coef * kl - torch.minimum(ratio * advantages, clipped * advantages)).mean()

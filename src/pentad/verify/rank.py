@@ -1,4 +1,4 @@
-"""What one rank does: load, export, score, differentiate, step, and compare each with the reference.
+"""What one rank does: load, export, score, take two optimizer steps, and compare each with the reference.
 
 Invariant: the rank uses the trainer as training does, with nothing switched off; the distributed optimizer is on.
 """
@@ -25,7 +25,7 @@ from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan, plan_microbatches
 from pentad.trainers.megatron.parallel import join_ranks, make_groups
 from pentad.trainers.megatron.trainer import Trainer
-from pentad.verify.batch import LOSS, TEMPERATURE, TOKENS_PER_MICROBATCH, make_batch, with_objective
+from pentad.verify.batch import LOSS, STEPS, TEMPERATURE, TOKENS_PER_MICROBATCH, make_batch, with_objective
 from pentad.verify.findings import RankFindings
 from pentad.verify.reference import Reference, relative_number
 from pentad.weights.hf_files import CheckpointReader
@@ -75,7 +75,7 @@ def compute(rank: int, meeting: str, job: Job) -> RankFindings:
     groups = make_groups(job.layout, _SEED, job.deadline_s)
     watch.lap("join")
     config = load_config(job.checkpoint)
-    trainer = Trainer(config, job.layout, groups, platform, _settings(config, job.dtype), job.megatron, 1)
+    trainer = Trainer(config, job.layout, groups, platform, _settings(config, job.dtype), job.megatron, STEPS)
     watch.lap("build")
     reader = CheckpointReader(job.checkpoint)
     trainer.load(reader)
@@ -110,7 +110,7 @@ def _settings(config: PreTrainedConfig, dtype: DTypeName) -> TrainerSettings:
     optimizer = OptimizerSettings(
         lr=_LEARNING_RATE, eps=_GRAD_CLIP / math.sqrt(elements), weight_decay=0.1, grad_clip=_GRAD_CLIP
     )
-    return TrainerSettings(total_steps=1, dtype=dtype, optimizer=optimizer)
+    return TrainerSettings(total_steps=STEPS, dtype=dtype, optimizer=optimizer)
 
 
 def _plan(batch: Batch, layout: Layout) -> Plan:
@@ -120,47 +120,70 @@ def _plan(batch: Batch, layout: Layout) -> Plan:
 
 
 def _write(trainer: Trainer, job: Job, config: PreTrainedConfig, watch: _Stopwatch) -> RankFindings:
+    """Leave everything that other layouts are compared with."""
     reference, batch = Reference(job.reference), make_batch(config.vocab_size)
-    plan = _plan(batch, job.layout)
-    logprobs, _ = trainer.logprobs(batch, plan, TEMPERATURE)
-    reference.write_logprobs(logprobs)
+    logprobs, _ = trainer.logprobs(batch, _plan(batch, job.layout), TEMPERATURE)
+    reference.write_logprobs(1, logprobs)
     watch.lap("log-probs")
-    metrics = trainer.forward_backward(with_objective(batch, logprobs), plan, GRPOLoss(LOSS), TEMPERATURE)
+    loss = _differentiate(trainer, job, batch, logprobs)
+    trained = trainer.trained_samples
     watch.lap("gradients")
     reference.write_tensors("gradients", trainer.gradients())
-    stepped = trainer.step()
+    losses, norms = [loss], [trainer.step()["train/grad_norm"]]
+    for step in range(2, STEPS + 1):
+        batch = make_batch(config.vocab_size, step)
+        logprobs, _ = trainer.logprobs(batch, _plan(batch, job.layout), TEMPERATURE)
+        reference.write_logprobs(step, logprobs)
+        losses.append(_differentiate(trainer, job, batch, logprobs))
+        norms.append(trainer.step()["train/grad_norm"])
+    watch.lap("later steps")
     reference.write_tensors("weights", trainer.weights())
+    reference.write_numbers(losses, norms)
     watch.lap("write")
-    reference.write_numbers(metrics["train/loss"], stepped["train/grad_norm"])
-    return RankFindings(stage=0, loss=0.0, grad_norm=0.0, trained=trainer.trained_samples)
+    return RankFindings(stage=0, trained=trained)
 
 
 def _compare(
     trainer: Trainer, job: Job, config: PreTrainedConfig, reader: CheckpointReader, watch: _Stopwatch
 ) -> RankFindings:
+    """Log-probs, loss and gradients of the first step, and the weights after the last."""
     reference, batch = Reference(job.reference), make_batch(config.vocab_size)
-    plan = _plan(batch, job.layout)
-    exported = {name: _is_exact(tensor, reader, name) for name, tensor in trainer.weights()}
+    found = RankFindings(stage=trainer.groups.pp.rank())
+    found.exported = {name: _is_exact(tensor, reader, name) for name, tensor in trainer.weights()}
     watch.lap("export")
-    logprobs, _ = trainer.logprobs(batch, plan, TEMPERATURE)
+    logprobs, _ = trainer.logprobs(batch, _plan(batch, job.layout), TEMPERATURE)
+    expected = reference.logprobs(1)
+    found.logprobs = by_sample(batch, logprobs, expected)
     watch.lap("log-probs")
-    expected = reference.logprobs
-    metrics = trainer.forward_backward(with_objective(batch, expected), plan, GRPOLoss(LOSS), TEMPERATURE)
+    losses = [_differentiate(trainer, job, batch, expected)]
+    found.trained = trainer.trained_samples
     watch.lap("gradients")
-    gradients = reference.gradient_differences(trainer.gradients())
-    stepped = trainer.step()
-    weights = reference.weight_differences(trainer.weights())
+    found.gradients = reference.gradient_differences(trainer.gradients())
+    norms = [trainer.step()["train/grad_norm"]]
     watch.lap("compare")
-    return RankFindings(
-        stage=trainer.groups.pp.rank(),
-        loss=relative_number(metrics["train/loss"], reference.loss),
-        grad_norm=relative_number(stepped["train/grad_norm"], reference.grad_norm),
-        exported=exported,
-        logprobs=by_sample(batch, logprobs, expected),
-        gradients=gradients,
-        weights=weights,
-        trained=trainer.trained_samples,
-    )
+    for step in range(2, STEPS + 1):
+        batch = make_batch(config.vocab_size, step)
+        losses.append(_differentiate(trainer, job, batch, reference.logprobs(step)))
+        norms.append(trainer.step()["train/grad_norm"])
+    watch.lap("later steps")
+    found.losses = by_step(losses, reference.losses)
+    found.grad_norms = by_step(norms, reference.grad_norms)
+    found.weights = reference.weight_differences(trainer.weights())
+    watch.lap("weights")
+    return found
+
+
+def _differentiate(trainer: Trainer, job: Job, batch: Batch, logprobs: Tensor) -> float:
+    """Gradients of the objective around some log-probs, which are the same on every layout; returns the loss."""
+    objective = with_objective(batch, logprobs)
+    metrics = trainer.forward_backward(objective, _plan(batch, job.layout), GRPOLoss(LOSS), TEMPERATURE)
+    return metrics["train/loss"]
+
+
+def by_step(numbers: list[float], expected: list[float]) -> dict[int, float]:
+    """Relative difference of one number a step, by step."""
+    pairs = zip(numbers, expected, strict=True)
+    return {step: relative_number(one, other) for step, (one, other) in enumerate(pairs, start=1)}
 
 
 def by_sample(batch: Batch, logprobs: Tensor, expected: Tensor) -> dict[int, float]:

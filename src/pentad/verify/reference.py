@@ -21,36 +21,36 @@ _NEGLIGIBLE = 1e-6
 
 
 class Reference:
-    """A directory with log-probs, loss, gradients and weights of one process."""
+    """A directory with log-probs, losses, gradients and weights of one process."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def write_logprobs(self, logprobs: Tensor) -> None:
-        """Float32 `[T]`."""
+    def write_logprobs(self, step: int, logprobs: Tensor) -> None:
+        """Float32 `[T]`, before an optimizer step; steps count from 1."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        save_file({"logprobs": logprobs.contiguous()}, self.directory / "logprobs.safetensors")
+        save_file({"logprobs": logprobs.contiguous()}, self._logprobs(step))
 
     def write_tensors(self, kind: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """`kind` is `gradients` or `weights`."""
+        """`kind` is `gradients`, of the first step, or `weights`, after the last."""
         whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors}
         save_file(whole, self.directory / f"{kind}.safetensors")
 
-    def write_numbers(self, loss: float, grad_norm: float) -> None:
-        (self.directory / "numbers.json").write_text(json.dumps({"loss": loss, "grad_norm": grad_norm}))
+    def write_numbers(self, losses: list[float], grad_norms: list[float]) -> None:
+        """One of each for every step."""
+        (self.directory / "numbers.json").write_text(json.dumps({"losses": losses, "grad_norms": grad_norms}))
 
-    @property
-    def logprobs(self) -> Tensor:
-        with safe_open(self.directory / "logprobs.safetensors", framework="pt") as handle:
+    def logprobs(self, step: int) -> Tensor:
+        with safe_open(self._logprobs(step), framework="pt") as handle:
             return handle.get_tensor("logprobs")
 
     @property
-    def loss(self) -> float:
-        return self._numbers()["loss"]
+    def losses(self) -> list[float]:
+        return self._numbers()["losses"]
 
     @property
-    def grad_norm(self) -> float:
-        return self._numbers()["grad_norm"]
+    def grad_norms(self) -> list[float]:
+        return self._numbers()["grad_norms"]
 
     def names(self) -> list[str]:
         """Hugging Face names of all parameters."""
@@ -59,7 +59,7 @@ class Reference:
 
     def gradient_differences(self, gradients: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
         """Norm of the difference over norm, by name; infinite where there is no such parameter or shape."""
-        floor = _NEGLIGIBLE * self.grad_norm
+        floor = _NEGLIGIBLE * self.grad_norms[0]
         return self._differences("gradients", gradients, lambda one, other: relative(one, other, floor))
 
     def weight_differences(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
@@ -79,7 +79,10 @@ class Reference:
                 found[name] = measure(tensor, other.to(tensor.device)) if same else math.inf
         return found
 
-    def _numbers(self) -> dict[str, float]:
+    def _logprobs(self, step: int) -> Path:
+        return self.directory / f"logprobs-{step}.safetensors"
+
+    def _numbers(self) -> dict[str, list[float]]:
         return json.loads((self.directory / "numbers.json").read_text())
 
 

@@ -16,7 +16,7 @@ from pentad.errors import UserError
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
 from pentad.verify.batch import make_batch
-from pentad.verify.findings import BOUNDS, Quantity, Report, judge
+from pentad.verify.findings import BOUNDS, Quantity, Report, judge, named
 from pentad.verify.oracle import consult
 from pentad.verify.processes import RankFailedError, Ranks
 from pentad.verify.rank import Job, compute, warm_up
@@ -94,12 +94,11 @@ class Verification:
             found = self._call(consult, 1, self.checkpoint, self._reference, exact)[0]
         except RankFailedError as error:
             return Report("transformers", 1, time.monotonic() - started, error=str(error))
-        samples = {f"sample {sample}": value for sample, value in found.logprobs.items()}
-        quantities = {"log-probs": Quantity.of(samples, self.bounds.logprobs)}
+        quantities = {"log-probs": Quantity.of(named("sample", found.logprobs), self.bounds.logprobs)}
         if exact:
             quantities |= {
-                "loss": Quantity.of({"": found.loss}, self.bounds.loss),
-                "gradient norm": Quantity.of({"": found.grad_norm}, self.bounds.grad_norm),
+                "loss": Quantity.of(named("step", found.losses), self.bounds.loss),
+                "gradient norm": Quantity.of(named("step", found.grad_norms), self.bounds.grad_norm),
                 "gradients": Quantity.of(found.gradients, self.bounds.gradients),
             }
         return Report("transformers", 1, time.monotonic() - started, quantities)

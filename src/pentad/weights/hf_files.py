@@ -161,7 +161,10 @@ def _write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, shard_
 
     def flush() -> None:
         if held:
-            save_file(held, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
+            shard = directory / f"shard-{len(shards)}"
+            save_file(held, shard, metadata={"format": "pt"})
+            # safetensors makes files that only their owner may read; whoever may read the directory may read this.
+            shard.chmod(directory.stat().st_mode & 0o666)
             shards.append(list(held))
             held.clear()
 

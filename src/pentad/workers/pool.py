@@ -1,7 +1,8 @@
 """A pool of worker processes that survives whatever they run.
 
 Invariant: `run` gives one outcome for each job, in order, whatever users' code does: a call that hangs or ends its
-process costs that one job. After `close`, or after the death of this process, no worker is left.
+process costs that one job. After `close`, which another thread than that of `run` may call, and after the death of this
+process, no worker is left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from pentad.workers.output import OutputLog, last_line
 from pentad.workers.process import WorkerDied, WorkerProcess
 
 MAX_RESTARTS = 2
+_CLOSE_S = 30.0
+
+
+class PoolClosedError(RuntimeError):
+    """The pool was closed before all jobs had outcomes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class WorkerPool:
 
     Attributes:
         log: takes what the workers print.
+        closed: whether `close` was called.
     """
 
     def __init__(
@@ -52,7 +59,8 @@ class WorkerPool:
         self.workers: list[WorkerProcess] = []
         self.log = OutputLog()
         self._handler = handler
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self.closed = False
         try:
             for _ in range(workers):
                 self.workers.append(WorkerProcess(handler))
@@ -69,6 +77,7 @@ class WorkerPool:
         Raises:
             UserError: a handler refused its request.
             PreparationError: a preparation ended its process or took too long.
+            PoolClosedError: the pool is closed, or was closed meanwhile by another thread.
         """
         with self._lock:
             try:
@@ -78,17 +87,24 @@ class WorkerPool:
                     self.log.write(worker.output.take())
 
     def close(self) -> None:
-        """End all workers; may be called again."""
+        """End all workers, and with them a round of jobs that another thread runs; may be called again."""
+        self.closed = True
         for worker in self.workers:
-            self.log.write(worker.output.take())
-            worker.kill()
+            worker.end()
+        # That thread still uses the connections; it ends as soon as it sees that its workers did.
+        held = self._lock.acquire(timeout=_CLOSE_S)
+        for slot in range(len(self.workers)):
+            self.replace(slot)
         self.workers = []
+        if held:
+            self._lock.release()
 
     def replace(self, slot: int) -> None:
-        """End a worker, and start another in its place."""
+        """End a worker, and start another in its place unless the pool is closed."""
         self.log.write(self.workers[slot].output.take())
         self.workers[slot].kill()
-        self.workers[slot] = WorkerProcess(self._handler)
+        if not self.closed:
+            self.workers[slot] = WorkerProcess(self._handler)
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,7 @@ class _Round:
         """Outcomes in the order of the jobs."""
         try:
             while len(self._outcomes) < len(self._jobs):
+                self._check_open()
                 self._deal()
                 self._collect()
         except BaseException:
@@ -124,6 +141,10 @@ class _Round:
                 self._pool.replace(slot)
             raise
         return [self._outcomes[index] for index in range(len(self._jobs))]
+
+    def _check_open(self) -> None:
+        if self._pool.closed:
+            raise PoolClosedError("the pool is closed")
 
     def _deal(self) -> None:
         for slot in range(len(self._pool.workers)):
@@ -143,6 +164,7 @@ class _Round:
             else:
                 worker.send(job.request)
         except WorkerDied as death:
+            self._check_open()
             # It died idle, from what an earlier call left behind; this job has not been tried yet.
             self._pool.replace(slot)
             self._restarts[index] += 1
@@ -174,6 +196,7 @@ class _Round:
         try:
             answer = worker.receive()
         except WorkerDied as death:
+            self._check_open()
             output = worker.output.take()
             self._pool.log.write(output)
             last = f"{death}; it last wrote: {line}" if (line := last_line(output)) else str(death)

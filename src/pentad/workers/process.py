@@ -35,6 +35,7 @@ class WorkerProcess:
     """
 
     def __init__(self, handler: str) -> None:
+        self._ended = False
         self.prepared: set[str] = set()
         self.output = WorkerOutput()
         self.connection, theirs = Pipe()
@@ -81,10 +82,16 @@ class WorkerProcess:
             return "connection closed"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
+    def end(self) -> None:
+        """End the process and all that it started; its connection stays and gives `WorkerDied`. May be repeated."""
+        if not self._ended:
+            self._ended = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def kill(self) -> None:
-        """End the process and all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """`end`, and give up all file descriptors. May be called again."""
+        self.end()
         self._process.wait()
         self.connection.close()
         self.output.close()

@@ -1,11 +1,12 @@
-"""What the settings of verl, siiRL, AReaL and SkyRL are called here, for the messages about unknown keys.
+"""What the settings of verl, siiRL, AReaL, SkyRL and TRL are called here, for the messages about unknown keys.
 
-Each target is a setting of ours, or an empty text when there is none; the note says what differs.
+Each target is one of Pentad's settings, or an empty text when there is none; the note says what differs.
 """
 
 import re
 from dataclasses import dataclass
 
+from pentad.config.dialects import trl
 from pentad.config.loading.keys import known_keys
 
 
@@ -54,7 +55,7 @@ _TABLE: tuple[tuple[str, Translation], ...] = (
     (r"actor_rollout_ref\.rollout\.name", Translation("allocation", "the engine: hf:d1")),
     (
         r"actor_rollout_ref\.rollout\.tensor_model_parallel_size",
-        Translation("allocation", "in the engine's layout, such as vllm:t2"),
+        Translation("allocation", "engines and their layout stand before the trainer's, such as hf:d2+megatron:t2"),
     ),
     (r"algorithm\.adv_estimator", Translation("algorithm.name")),
     (r"algorithm\.norm_adv_by_std_in_grpo", Translation("algorithm.advantage_std")),
@@ -70,7 +71,8 @@ _TABLE: tuple[tuple[str, Translation], ...] = (
     (r"trainer\.default_local_dir", Translation("experiment.dir")),
     (r"trainer\.(n_gpus_per_node|nnodes)", _BY_LAYOUT),
     (r"trainer\.(total_epochs|total_training_steps|epochs)", Translation("trainer.total_steps", "counted in steps")),
-    (r"trainer\.(save_freq|resume_mode|max_actor_ckpt_to_keep)", _NO_SAVE),
+    (r"trainer\.(save_freq|resume_mode)", _NO_SAVE),
+    (r"(.*\.)?(max_\w*ckpt_to_keep|save_steps|save_total_limit|save_strategy)", _NO_SAVE),
     # AReaL
     (r"experiment_name|trial_name", Translation("experiment.name")),
     (r"allocation_mode|(actor|rollout)\.backend", Translation("allocation")),
@@ -139,9 +141,12 @@ _TABLE: tuple[tuple[str, Translation], ...] = (
 )
 
 
+_TRL = tuple((rf"(?:(?:{trl.SECTIONS})\.)?(?:{word})", Translation(*target)) for word, target in trl.SETTINGS.items())
+
+
 def translate(name: str) -> Translation | None:
-    """Our counterpart of a key of verl, siiRL, AReaL or SkyRL, or None if the key is not one of theirs."""
-    for pattern, target in _TABLE:
+    """Our counterpart of a key of verl, siiRL, AReaL, SkyRL or TRL, or None if the key is not one of theirs."""
+    for pattern, target in (*_TABLE, *_TRL):
         if match := re.fullmatch(pattern, name):
             key = match.expand(target.key)
             return None if key == name else Translation(key, target.note)
@@ -150,10 +155,10 @@ def translate(name: str) -> Translation | None:
 
 def targets() -> frozenset[str]:
     """The settings that the table points at, with the choices of a pattern left out."""
-    return frozenset(target.key for _, target in _TABLE if target.key and "\\" not in target.key)
+    return frozenset(target.key for _, target in (*_TABLE, *_TRL) if target.key and "\\" not in target.key)
 
 
 def is_ours(name: str) -> bool:
-    """Whether a translation's key is one of our settings, or lies in a free mapping of ours."""
+    """Whether a translation's key is one of Pentad's settings, or lies in one of its free mappings."""
     keys = known_keys()
     return name in keys or any(key.free and name.startswith(key.name + ".") for key in keys.values())

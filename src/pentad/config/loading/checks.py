@@ -3,22 +3,17 @@
 Invariant: a setting that a user wrote is read by the run, or refused here with the reason.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 from pentad.config.loading.keys import known_keys
+from pentad.config.loading.megatron import check_megatron
+from pentad.config.schema.data import is_eval_name
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 
-# Fields of Megatron's TransformerConfig that follow from the allocation.
-_FROM_ALLOCATION = {
-    "tensor_model_parallel_size": "t",
-    "pipeline_model_parallel_size": "p",
-    "virtual_pipeline_model_parallel_size": "v",
-    "context_parallel_size": "c",
-    "expert_model_parallel_size": "e",
-    "expert_tensor_parallel_size": "x",
-    "sequence_parallel": "t",
-}
+# Words that a variable with a secret has in its name.
+_SECRET = {"TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
 
 
 def check(settings: RunSettings, origins: Mapping[str, str]) -> list[UserError]:
@@ -73,6 +68,25 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
         yield ("trainer.schedule.min_lr_ratio",), why, use
 
 
+def _environment(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
+    for name, value in settings.ray.env.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield UserError(
+                f"{named(f'ray.env.{name}')}: {name!r} cannot name an environment variable",
+                "use letters, digits and '_'",
+            )
+        elif name == "CUDA_VISIBLE_DEVICES":
+            yield UserError(
+                f"{named(f'ray.env.{name}')} is set by Ray for each process",
+                "remove it; CUDA_VISIBLE_DEVICES where Ray is started limits the GPUs that are used",
+            )
+        elif value is not None and _SECRET & set(name.upper().split("_")):
+            yield UserError(
+                f"{named(f'ray.env.{name}')} looks like a secret; settings are kept in the run directory and shown",
+                f"set ray.env.{name} to null, and export {name} where the run is started",
+            )
+
+
 def _keys_of(section: str) -> tuple[str, ...]:
     return tuple(name for name in known_keys() if name.startswith(section + "."))
 
@@ -87,6 +101,7 @@ def _unread_but_set(settings: RunSettings, origins: Mapping[str, str]) -> Iterat
 
 def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
+    yield from _environment(settings, named)
     if algorithm.trains_on == "rollouts":
         yield from _rollouts(settings, named)
     elif trainer.tokens_per_microbatch <= data.max_prompt_tokens:
@@ -110,21 +125,16 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
                     f"name a source, such as data.eval={{test: FILE}}, or remove trainer.{key}",
                 )
     for name in data.eval:
-        if not name or set(name) & set("/ \t\n"):
+        if not is_eval_name(name):
             yield UserError(
                 f"{named(f'data.eval.{name}')}: {name!r} cannot name the metric eval/<name>/accuracy",
-                "use a name without spaces and slashes",
+                "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
             )
     if len(set(trainer.logger)) < len(trainer.logger):
         yield UserError(f"{named('trainer.logger')} names a logger twice", "name each logger once")
     if any(not text for text in rollout.stop):
         yield UserError(f"{named('rollout.stop')} holds an empty text, which would end every response", "remove it")
-    for field, letter in _FROM_ALLOCATION.items():
-        if field in settings.megatron.transformer:
-            yield UserError(
-                f"{named(f'megatron.transformer.{field}')} follows from the allocation",
-                f"remove it, and give the size as {letter} in allocation",
-            )
+    yield from check_megatron(settings.megatron, named)
 
 
 def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:

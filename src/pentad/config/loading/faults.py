@@ -39,7 +39,7 @@ def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> I
         inside = key.free and len(path) > len(key.name.split("."))
         expected = "text" if inside else key.expected
         cause = f"{name} ({place(path)}): expected {expected}, got {_shown(given)}"
-        yield UserError(cause, _fix(key, name, given))
+        yield UserError(cause, _fix(key, name, given, item=list in key.types and len(path) > len(key.name.split("."))))
 
 
 def _without_tag(path: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -66,9 +66,11 @@ def _section(name: str, given: Any, place: str) -> UserError:
     return UserError(f"{name} ({place}): expected a section (keys {keys}), got {_shown(given)}", fix)
 
 
-def _fix(key: Key, name: str, given: Any) -> str:
+def _fix(key: Key, name: str, given: Any, *, item: bool) -> str:
+    """What to write instead of `given`, which is the value of `key` or, with `item`, one item of its list."""
     if key.choices:
-        return f"write {_nearest_choice(key.choices, given)}"
+        nearest = _nearest_choice(key.choices, given)
+        return f"write [{nearest}]" if list in key.types and not item else f"write {nearest}"
     if isinstance(given, str):
         meant = read_word(given.strip())
         if (type(meant) in key.types and type(meant) is not str) or (float in key.types and type(meant) is int):

@@ -15,6 +15,7 @@ from pentad.config.loading.checks import check
 from pentad.config.loading.faults import describe
 from pentad.config.loading.interpolate import resolve
 from pentad.config.loading.keys import known_keys
+from pentad.config.loading.megatron import complete, describe_added
 from pentad.config.loading.overrides import apply_overrides
 from pentad.config.loading.unknown import take_unknown
 from pentad.config.loading.yaml_io import KeyPath, read_file
@@ -36,12 +37,14 @@ class LoadedSettings:
             have entries of their own.
         path: the configuration file.
         overrides: the overrides as they were given.
+        notices: what was assumed, in sentences that the user is to see.
     """
 
     settings: RunSettings
     origins: Mapping[str, str]
     path: Path
     overrides: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = (), checks: Iterable[Check] = ()) -> LoadedSettings:
@@ -70,6 +73,8 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), checks: Itera
     problems += apply_overrides(values, origins, overrides)
     problems += resolve(values, place)
     problems += take_unknown(values, place)
+    added = complete(values)
+    origins |= dict.fromkeys(added, "assumed for recompute_granularity=full")
     for section in _required_sections():
         values.setdefault(section, {})
     try:
@@ -82,7 +87,8 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), checks: Itera
         for rule in checks:
             problems += rule(settings)
         if not problems:
-            return LoadedSettings(settings, named, path, tuple(overrides))
+            notices = tuple(filter(None, [describe_added(added)]))
+            return LoadedSettings(settings, named, path, tuple(overrides), notices)
     raise join(problems, str(path))
 
 

@@ -29,6 +29,8 @@ _CORE_SCHEMA = (
     ),
 )
 
+_DEEPEST = 50
+_TOO_DEEP = f"values are nested more than {_DEEPEST} deep"
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -77,7 +79,7 @@ def read_file(path: Path) -> Document:
     text = _read_text(path)
     loader = CoreLoader(text)
     try:
-        node = loader.get_single_node()
+        node = _compose(loader)
         if node is None:
             raise UserError(f"{path} is empty", "write at least experiment.name, model.path, data.train, ...")
         if not isinstance(node, yaml.MappingNode):
@@ -103,7 +105,7 @@ def read_value(text: str) -> Any:
     """
     loader = CoreLoader(text)
     try:
-        node = loader.get_single_node()
+        node = _compose(loader)
         if isinstance(node, yaml.ScalarNode) and node.style is None and node.tag.endswith(":str"):
             return text.strip()
         if node is None or text[node.end_mark.index :].strip():
@@ -131,6 +133,13 @@ def write_value(value: Any) -> str:
     """One value as YAML on one line."""
     text = yaml.dump(value, Dumper=CoreDumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _compose(loader: CoreLoader) -> yaml.Node | None:
+    try:
+        return loader.get_single_node()
+    except RecursionError:
+        raise MarkedYAMLError(None, None, _TOO_DEEP, loader.get_mark()) from None
 
 
 def _read_text(path: Path) -> str:
@@ -161,6 +170,8 @@ def _not_yaml(path: Path, error: yaml.YAMLError) -> UserError:
 def _value(
     loader: CoreLoader, node: yaml.Node, path: KeyPath, document: Document, file: str, above: tuple[yaml.Node, ...]
 ) -> Any:
+    if len(above) >= _DEEPEST:
+        raise MarkedYAMLError(None, None, _TOO_DEEP, node.start_mark)
     if node in above:
         raise MarkedYAMLError(None, None, "an alias refers to itself", node.start_mark)
     if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:

@@ -1,4 +1,4 @@
-"""What every settings class has in common: unknown keys are refused, no value is converted, none changes later."""
+"""The base of all settings classes: unknown keys are refused; values are not converted and never change."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,10 +1,19 @@
 """Settings that say which prompts are trained and evaluated on."""
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field
 
 from pentad.config.schema.base import Settings
+
+# What may stand in the name of a metric, eval/<name>/accuracy.
+_EVAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def is_eval_name(name: str) -> bool:
+    """Whether a key of `data.eval` can be part of a metric's name."""
+    return _EVAL_NAME.fullmatch(name) is not None
 
 
 class DataSettings(Settings):
@@ -13,7 +22,10 @@ class DataSettings(Settings):
     train: str = Field(
         description="a .jsonl or .parquet file, a directory of them, hf:NAME[:CONFIG][:SPLIT], or reasoning_gym:TASK"
     )
-    eval: dict[str, str] = Field(default_factory=dict, description="name -> source; each gives eval/<name>/accuracy")
+    eval: dict[str, str] = Field(
+        default_factory=dict,
+        description="name -> source; each gives eval/<name>/accuracy, the part of responses with a reward of 1",
+    )
     eval_limit: int | None = Field(None, ge=1, description="use only the first so many rows of each eval source")
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of a reasoning_gym task")
     prompt_column: str = Field("prompt", description="column with a string or a list of {role, content}")

@@ -14,7 +14,9 @@ class ExperimentSettings(Settings):
     dir: Path | None = Field(None, strict=False, description="run directory; default runs/<name>")
     seed: int = Field(1, ge=0, description="seeds data order, sampling and any random initialisation")
     overwrite: bool = Field(
-        False, description="allow a run directory that already holds a run; the old one is moved aside"
+        False,
+        description="allow a run directory that already holds a run: that run is moved to <dir>.old-TIME, of which the "
+        "last three are kept",
     )
 
     @property

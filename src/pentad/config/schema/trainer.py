@@ -50,4 +50,9 @@ class TrainerSettings(Settings):
     deadline_s: float = Field(
         1800.0, gt=0, description="longest time that any rank may take for one command, in seconds"
     )
+    check_replicas_freq: int = Field(
+        10,
+        ge=0,
+        description="optimizer steps between checks that ranks which should hold the same weights still do; 0: never",
+    )
     export: bool = Field(True, description="write the trained model to <run>/model at the end")

@@ -20,72 +20,11 @@ from pentad.config.schema.megatron import MegatronSettings
 from pentad.families.facts import ModelFacts
 from pentad.families.hf_config import facts_from_config, transformer_fields
 from pentad.layout import Layout
+from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.pipeline import stage_layers
-from pentad.trainers.megatron.passthrough import Supported, make_config
+from pentad.layout.validate import refuse
+from pentad.trainers.megatron.passthrough import make_config
 from pentad.trainers.megatron.provider import block_spec
-
-# What the layout, the model or the precision settles; a user who sets it in a dictionary would contradict them.
-_SETTLED = {
-    "num_layers": "model.path",
-    "hidden_size": "model.path",
-    "num_attention_heads": "model.path",
-    "num_query_groups": "model.path",
-    "kv_channels": "model.path",
-    "ffn_hidden_size": "model.path",
-    "tensor_model_parallel_size": "allocation",
-    "pipeline_model_parallel_size": "allocation",
-    "context_parallel_size": "allocation",
-    "expert_model_parallel_size": "allocation",
-    "expert_tensor_parallel_size": "allocation",
-    "pipeline_model_parallel_layout": "allocation",
-    "num_moe_experts": "model.path",
-    "moe_layer_freq": "model.path",
-    "moe_router_topk": "model.path",
-    "moe_ffn_hidden_size": "model.path",
-    "sequence_parallel": "allocation",
-    "params_dtype": "trainer.dtype",
-    "bf16": "trainer.dtype",
-    "fp16": "trainer.dtype",
-    "calculate_per_token_loss": "algorithm.loss_mean",
-    **dict.fromkeys(
-        (
-            "normalization",
-            "layernorm_epsilon",
-            "layernorm_zero_centered_gamma",
-            "gated_linear_unit",
-            "activation_func",
-            "add_bias_linear",
-            "add_qkv_bias",
-            "qk_layernorm",
-            "window_size",
-            "softmax_scale",
-            "softmax_type",
-            "multi_latent_attention",
-            "mtp_num_layers",
-            "moe_shared_expert_intermediate_size",
-            "moe_shared_expert_gate",
-            "moe_router_pre_softmax",
-            "moe_router_score_function",
-        ),
-        "model.path",
-    ),
-    "pipeline_dtype": "trainer.dtype",
-    "variable_seq_lengths": "Pentad, whose packs differ in length",
-    "attention_dropout": "Pentad, whose attention has none",
-    "deterministic_mode": "megatron.use_deterministic_algorithms",
-}
-
-_SUPPORTED: Supported = {
-    "recompute_granularity": None,
-    "recompute_method": None,
-    "recompute_num_layers": None,
-    "recompute_modules": ("core_attn", "mlp", "moe", "shared_experts"),
-    "deallocate_pipeline_outputs": None,
-    "moe_shared_expert_overlap": None,
-    "moe_router_load_balancing_type": ("none", "aux_loss"),
-    "moe_aux_loss_coeff": None,
-    "moe_z_loss_coeff": None,
-}
 
 
 def transformer_config(
@@ -143,14 +82,9 @@ def transformer_config(
         **_mixture(facts),
         **transformer_fields(config.to_dict()),
     }
-    return make_config(
-        TransformerConfig,
-        settings,
-        megatron.transformer,
-        prefix="megatron.transformer",
-        settled=_SETTLED,
-        supported=_SUPPORTED,
-    )
+    made = make_config(TransformerConfig, settings, megatron.transformer, "transformer")
+    refuse(check_transformer(facts, layout, megatron.transformer), "megatron.transformer")
+    return made
 
 
 def _pipeline(facts: ModelFacts, layout: Layout) -> dict[str, Any]:

@@ -10,44 +10,14 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pentad.config.schema.trainer import OptimizerSettings, ScheduleSettings
 from pentad.errors import UserError
-from pentad.trainers.megatron.passthrough import Supported, check_kept, make_config
-
-_SETTLED_BY_TRAINER = {
-    "lr": "trainer.optimizer.lr",
-    "min_lr": "trainer.schedule.min_lr_ratio",
-    "weight_decay": "trainer.optimizer.weight_decay",
-    "adam_beta1": "trainer.optimizer.betas",
-    "adam_beta2": "trainer.optimizer.betas",
-    "adam_eps": "trainer.optimizer.eps",
-    "clip_grad": "trainer.optimizer.grad_clip",
-    "bf16": "trainer.dtype",
-    "fp16": "trainer.dtype",
-    "params_dtype": "trainer.dtype",
-    "use_distributed_optimizer": "megatron.ddp.use_distributed_optimizer",
-}
-
-_SUPPORTED_BY_TRAINER: Supported = {"decoupled_weight_decay": None, "log_num_zeros_in_grad": None}
-
-_SETTLED_FOR_DDP = {
-    # With it, other ranks' parts of the weights would arrive only in the next forward pass.
-    "overlap_param_gather": "Pentad, which reads the weights after every step",
-}
-
-
-_SUPPORTED_FOR_DDP: Supported = {
-    "bucket_size": None,
-    "check_for_nan_in_grad": None,
-    "grad_reduce_in_fp32": None,
-    "overlap_grad_reduce": None,
-    "pad_buckets_for_high_nccl_busbw": None,
-    "use_distributed_optimizer": None,
-}
+from pentad.trainers.megatron.passthrough import check_kept, make_config
 
 
 def ddp_config(overrides: dict[str, Any]) -> DistributedDataParallelConfig:
@@ -65,14 +35,7 @@ def ddp_config(overrides: dict[str, Any]) -> DistributedDataParallelConfig:
             "megatron.ddp.bucket_size has no effect without megatron.ddp.overlap_grad_reduce",
             "remove it, or set megatron.ddp.overlap_grad_reduce=true",
         )
-    return make_config(
-        DistributedDataParallelConfig,
-        defaults,
-        overrides,
-        prefix="megatron.ddp",
-        settled=_SETTLED_FOR_DDP,
-        supported=_SUPPORTED_FOR_DDP,
-    )
+    return make_config(DistributedDataParallelConfig, defaults, overrides, "ddp")
 
 
 def wrap_data_parallel(
@@ -129,9 +92,7 @@ def optimizer_config(
             "use_distributed_optimizer": distributed,
         },
         overrides,
-        prefix="megatron.optimizer",
-        settled=_SETTLED_BY_TRAINER,
-        supported=_SUPPORTED_BY_TRAINER,
+        "optimizer",
     )
 
 
@@ -176,3 +137,30 @@ def make_schedule(
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
+
+
+def prepare_gradients(optimizer: MegatronOptimizer) -> float:
+    """Bring the reduced gradients to the masters; returns their global norm.
+
+    `clip_and_update` then does the rest of `MegatronOptimizer.step`, which looks at the norm only to clip by it, and
+    would write what is not finite into the weights.
+    """
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def clip_and_update(optimizer: MegatronOptimizer, norm: float) -> int | None:
+    """Clip the prepared gradients and update the weights.
+
+    Args:
+        norm: what `prepare_gradients` returned; finite.
+
+    Returns:
+        how many elements of the gradient are zero, if `megatron.optimizer.log_num_zeros_in_grad` asks for it.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if part.config.clip_grad > 0 and (parameters := part.get_parameters()):
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, norm)
+    zeros = optimizer.count_zeros() if optimizer.config.log_num_zeros_in_grad else None
+    optimizer.step_with_ready_grads()
+    return zeros

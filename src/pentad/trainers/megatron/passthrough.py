@@ -9,46 +9,31 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from pentad.config.schema.megatron_fields import NEEDS_TRANSFORMER_ENGINE, SETTLED, SUPPORTED, Field
 from pentad.errors import UserError
-
-# Fields that are shown to work, and the values that are; none means all that Megatron takes.
-Supported = Mapping[str, tuple[Any, ...] | None]
-
-# What Megatron without Transformer Engine accepts and then does not do, or only refuses in mid-run.
-_NEEDS_TRANSFORMER_ENGINE = (
-    "fp8",
-    "fp4",
-    "apply_rope_fusion",
-    "moe_permute_fusion",
-    "gradient_accumulation_fusion",
-    "use_precision_aware_optimizer",
-)
 
 
 def make_config[T](
     dataclass: type[T],
     defaults: Mapping[str, Any],
     overrides: Mapping[str, Any],
-    *,
-    prefix: str,
-    settled: Mapping[str, str],
-    supported: Supported,
+    part: str,
 ) -> T:
-    """One of Megatron's configurations, of Pentad's settings and the user's.
+    """One of Megatron's configurations, made of Pentad's settings and the user's.
 
     Args:
         dataclass: Megatron's configuration class.
         defaults: what Pentad sets.
         overrides: what the user sets.
-        prefix: where that stands in the configuration, as `megatron.transformer`.
-        settled: fields that the user may not set, and which setting decides them.
-        supported: fields that the user may set. Of all others Megatron has many that would do nothing here, fail in
-            the ranks, or train another model than the one that is read, generated with and exported.
+        part: where that stands below `megatron`: transformer, ddp or optimizer. Only fields in `SUPPORTED[part]` may
+            be changed: many others would do nothing here, fail in the ranks, or train another model than the one that
+            is read, generated with and exported.
 
     Raises:
         UserError: a field does not exist, is settled elsewhere or not supported, or is refused by Megatron.
     """
-    _check(dataclass, overrides, prefix, settled, supported)
+    prefix, supported = f"megatron.{part}", SUPPORTED[part]
+    _check(dataclass, overrides, prefix, SETTLED[part], supported)
     _check_supported(dataclass(**defaults), overrides, prefix, supported)
     try:
         config = dataclass(**{**defaults, **overrides})
@@ -73,7 +58,11 @@ def check_kept(config: object, overrides: Mapping[str, Any], prefix: str) -> Non
 
 
 def _check(
-    dataclass: type, overrides: Mapping[str, Any], prefix: str, settled: Mapping[str, str], supported: Supported
+    dataclass: type,
+    overrides: Mapping[str, Any],
+    prefix: str,
+    settled: Mapping[str, str],
+    supported: Mapping[str, Field],
 ) -> None:
     known = {field.name for field in fields(dataclass)}
     for key, value in overrides.items():
@@ -85,14 +74,14 @@ def _check(
             )
         if key in settled:
             raise UserError(f"{prefix}.{key} is settled by {settled[key]}", f"remove {prefix}.{key}")
-        if key in _NEEDS_TRANSFORMER_ENGINE and value:
+        if key in NEEDS_TRANSFORMER_ENGINE and value:
             raise UserError(
                 f"{prefix}.{key} needs Transformer Engine or Apex, which Pentad does without", f"remove {prefix}.{key}"
             )
 
 
-def _check_supported(plain: object, overrides: Mapping[str, Any], prefix: str, supported: Supported) -> None:
-    """What changes nothing may be said of any field."""
+def _check_supported(plain: object, overrides: Mapping[str, Any], prefix: str, supported: Mapping[str, Field]) -> None:
+    """Refuse fields and values that are not supported; a value that changes nothing is accepted for any field."""
     for key, value in overrides.items():
         if value == getattr(plain, key):
             continue
@@ -101,10 +90,5 @@ def _check_supported(plain: object, overrides: Mapping[str, Any], prefix: str, s
                 f"{prefix}.{key} is not supported: nothing shows that training with it is right",
                 f"remove {prefix}.{key}; what may be set here is {', '.join(sorted(supported))}",
             )
-        known = supported[key]
-        wrong = [item for item in (value if isinstance(value, list) else [value]) if known and item not in known]
-        if wrong:
-            raise UserError(
-                f"{prefix}.{key}={wrong[0]!r} is not supported",
-                f"use {' or '.join(map(str, known or ()))}",
-            )
+        if not supported[key].accepts(value):
+            raise UserError(f"{prefix}.{key}={value!r} is not supported", f"give {supported[key].expected}")

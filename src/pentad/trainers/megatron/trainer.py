@@ -33,7 +33,13 @@ from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
 from pentad.trainers.megatron.gradients import reduced_gradients
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
-from pentad.trainers.megatron.optimizer import make_optimizer, make_schedule, wrap_data_parallel
+from pentad.trainers.megatron.optimizer import (
+    clip_and_update,
+    make_optimizer,
+    make_schedule,
+    prepare_gradients,
+    wrap_data_parallel,
+)
 from pentad.trainers.megatron.rotary import RotaryTable
 from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.mapping import WeightMapping
@@ -214,13 +220,11 @@ class Trainer:
         Raises:
             FloatingPointError: the gradient is not finite; nothing was updated.
         """
-        # Megatron looks at the norm only to clip by it, and would write what is not finite into the weights.
-        self.optimizer.prepare_grads()
-        norm = float(self.optimizer.get_grad_norm())
+        norm = prepare_gradients(self.optimizer)
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}")
         self.schedule.step(increment=1)
-        _, _, zeros = self.optimizer.step()
+        zeros = clip_and_update(self.optimizer, norm)
         counted = {} if zeros is None else {"train/grad_zeros": float(zeros)}
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
 

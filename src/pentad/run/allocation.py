@@ -1,0 +1,38 @@
+"""Whether an allocation suits the other settings: one check for `pentad config` and for the run. No torch."""
+
+from collections.abc import Iterator
+
+from pentad.config.schema.run import RunSettings
+from pentad.errors import UserError
+from pentad.layout import parse_allocation
+from pentad.layout.validate import check_supported
+from pentad.run.vllm_checks import check_vllm
+
+
+def check_allocation(settings: RunSettings) -> Iterator[UserError]:
+    """What is wrong with the allocation, by itself and for the algorithm."""
+    try:
+        allocation = parse_allocation(settings.allocation)
+    except UserError as problem:
+        yield problem
+        return
+    for problem in check_supported(allocation):
+        yield UserError(f"allocation: {problem.cause}", problem.fix)
+    yield from check_vllm(settings, allocation)
+    if allocation.rollout is None:
+        engine = f"hf:d{allocation.trainer.layout.world}"
+        fix = f"write {engine}|{allocation.trainer} (same devices) or hf:d1+{allocation.trainer} (separate devices)"
+        if settings.algorithm.trains_on == "rollouts":
+            name = settings.algorithm.name
+            yield UserError(f"allocation: algorithm {name} generates samples, but there is no rollout engine", fix)
+        elif settings.data.eval:
+            yield UserError(
+                "allocation: data.eval is evaluated by generating, but there is no rollout engine",
+                f"{fix}, or remove data.eval",
+            )
+    elif settings.algorithm.trains_on == "examples" and not settings.data.eval:
+        yield UserError(
+            f"allocation: {allocation.rollout} would do nothing: algorithm {settings.algorithm.name} generates "
+            "only for data.eval, which is empty",
+            f"write {allocation.trainer}, or name a data.eval source",
+        )

@@ -1,0 +1,139 @@
+"""Real trainer ranks on two pipeline stages and a real engine: roles, publication and export."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import channels
+import pytest
+import torch
+from channels import FaultyTransport
+from pentad.config.schema.algorithm import AlgorithmSettings
+from ray import cloudpickle
+from tiny import transformers_logprobs
+from transformers import AutoModelForCausalLM
+
+from pentad.algorithms.sft import SFTLoss
+from pentad.cluster.engines import Engines
+from pentad.cluster.object_store import ObjectStore, StoreTransport
+from pentad.cluster.processes import DeadlineError
+from pentad.cluster.publication import PublishedPolicy
+from pentad.cluster.trainers import Trainers
+from pentad.config.schema.run import RunSettings
+from pentad.errors import UserError
+from pentad.samples.batch import Batch
+from pentad.weights.proof import SyncError
+
+# Workers cannot import the folders of tests.
+cloudpickle.register_pickle_by_value(channels)
+LOSS = SFTLoss(AlgorithmSettings(name="sft"))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Trainer ranks with a policy and a reference model, an engine, and buckets far smaller than the weights."""
+
+    model: Path
+    trainers: Trainers
+    engines: Engines
+    transport: StoreTransport
+
+
+@pytest.fixture(scope="module")
+def parts(gangs: Any, quickstart: Path) -> Parts:
+    model = quickstart / "model"
+    settings = RunSettings.model_validate(
+        {
+            "experiment": {"name": "parts"},
+            "allocation": str(gangs.cluster.allocation),
+            "model": {"path": str(model)},
+            "data": {"train": "unused"},
+            "trainer": {"total_steps": 5, "optimizer": {"lr": 1e-2}, "deadline_s": 120.0},
+        }
+    )
+    store = ObjectStore(gangs.mailbox.actors[0], 60.0, bucket_bytes=2_000, in_flight=2)
+    trainers = Trainers(settings, model, gangs.cluster, {"policy": 5, "reference": None}, store)
+    engines = Engines(settings, model, str(model), gangs.cluster)
+
+    async def build() -> None:
+        await gangs.cluster.processes.started(120.0)
+        await asyncio.gather(trainers.build(), engines.build())
+
+    asyncio.run(build())
+    return Parts(model, trainers, engines, StoreTransport(store, senders=2, receivers=1, dtype=engines.dtype))
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[Parts, Path], None]:
+    def run(parts: Parts, tmp_path: Path) -> None:
+        asyncio.run(test(parts, tmp_path))
+
+    return run
+
+
+def batch() -> Batch:
+    random = torch.Generator().manual_seed(3)
+    return Batch.from_sequences([(torch.randint(1, 9, (3,), generator=random), torch.arange(1, 6)) for _ in range(4)])
+
+
+def silent(done: int) -> None:
+    pass
+
+
+@in_loop
+async def test_what_is_trained_is_published_and_exported(parts: Parts, folder: Path) -> None:
+    policy, reference = (
+        PublishedPolicy(parts.trainers, parts.engines, parts.transport),
+        parts.trainers.role("reference"),
+    )
+    trained = await policy.train(batch(), LOSS, 1.0, silent)
+    assert sorted(trained.sample_ids) == batch().sample_ids.tolist()
+    assert trained.metrics["train/grad_norm"] > 0
+    await policy.publish(1)
+    mine, theirs = await asyncio.gather(policy.logprobs(batch(), 1.0, silent), reference.logprobs(batch(), 1.0, silent))
+    scored = torch.cat((await parts.engines.logprobs(batch().tokens.split(batch().lengths), 1.0))[0])
+    assert float((scored * batch().loss_mask - mine).abs().max()) <= 1e-4
+    await policy.export(parts.model, folder / "exported")
+    for directory, found in ((parts.model, theirs), (folder / "exported", mine)):
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        with torch.no_grad():
+            assert float((transformers_logprobs(model, batch())[0] - found).abs().max()) <= 1e-4
+    assert float((mine - theirs).abs().max()) > 1e-2, "the step did nothing; the test shows nothing"
+    assert (folder / "exported" / "tokenizer.json").exists()
+    with pytest.raises(ValueError, match="no critic model"):
+        parts.trainers.role("critic")
+
+
+@in_loop
+async def test_weights_that_arrive_changed_end_the_run(parts: Parts, folder: Path) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    transport = FaultyTransport(parts.transport, "changed", name, folder)
+    with pytest.raises(SyncError, match=f"to rollout engine 0 failed: {name} arrived changed$"):
+        await PublishedPolicy(parts.trainers, parts.engines, transport).publish(2)
+
+
+@in_loop
+async def test_a_late_engine_and_the_tensor_that_it_is_at_are_named(parts: Parts, folder: Path) -> None:
+    name, gang = "model.embed_tokens.weight", parts.trainers.gang
+    transport = FaultyTransport(parts.transport, "late", name, folder / "go on")
+    usual, gang.deadline_s = gang.deadline_s, 2.0
+    try:
+        with pytest.raises(DeadlineError, match=rf"rollout engine 0 \(loading {name}\)") as caught:
+            await PublishedPolicy(parts.trainers, parts.engines, transport).publish(3)
+    finally:
+        gang.deadline_s = usual
+        (folder / "go on").touch()
+    assert "did not finish weight synchronisation within 2 s" in str(caught.value)
+    assert "trainer rank 0 (gathering model.layers.0." in str(caught.value)
+    assert len(asyncio.all_tasks()) == 1
+
+
+@in_loop
+async def test_an_export_that_cannot_be_written_ends_the_sending(parts: Parts, folder: Path) -> None:
+    policy = PublishedPolicy(parts.trainers, parts.engines, parts.transport)
+    with pytest.raises(UserError, match="exists already"):
+        await policy.export(parts.model, folder)
+    assert len(asyncio.all_tasks()) == 1
+    # The ranks were told, and work on.
+    await policy.publish(4)
