@@ -42,14 +42,14 @@ def make_vllm(spec: EngineSpec) -> VllmEngine:
     from vllm.platforms import current_platform
 
     from pentad.engines.hf.model import as_list
-    from pentad.weights.facts import model_facts
+    from pentad.families.hf_config import facts_from_config
     from pentad.weights.mapping import expected_shapes
     from pentad.weights.source import load_config, load_tokenizer
 
     config = load_config(spec.directory)
     setup = replace(
         setup_of(spec.settings, spec.directory, spec.tokenizer, spec.longest),
-        is_mixture=model_facts(config).num_experts is not None,
+        is_mixture=facts_from_config(config.to_dict()).num_experts is not None,
         seed=spec.seed,
         shares_gpu=spec.shares_device,
     )
