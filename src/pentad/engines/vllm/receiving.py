@@ -4,7 +4,7 @@ Invariant: `receive` returns only where the workers have shown that they hold th
 """
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -68,7 +68,7 @@ class WorkerWeights:
         return self._certificate.check([holding.sums for holding in holdings], sent) if certify else {}
 
     @contextmanager
-    def relay(self, receivers: int) -> Iterator[LocalTransport]:
+    def relay(self, receivers: int) -> Generator[LocalTransport]:
         """A transport from this process to its workers, through host memory."""
         sizes = [torch.Size(shape).numel() * torch.bfloat16.itemsize for shape in self._expected.values()]
         relay = LocalTransport(
