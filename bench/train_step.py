@@ -1,16 +1,20 @@
 """One training step at real model sizes: peak memory against `pentad plan`'s prediction, time, tokens/s, MFU.
 
     python bench/train_step.py                       # every case that the GPUs here have room for
-    python bench/train_step.py --cases 1.5b-d1 --json result.json
+    python bench/train_step.py --cases 1.5b-d1 --kernels auto torch --json result.json
 
-Random weights, random tokens. A step is `--microbatches` microbatches of `--tokens` packed tokens a data-parallel rank
-(sequences of 512 to 1,536), forward, backward and AdamW. The first step warms up, the second is measured.
+Random weights, random tokens. A step is `--microbatches` full packs a data-parallel rank (16,384 tokens, in sequences
+of 512 to 1,536), forward, backward and AdamW. Times are medians of `--steps` steps after two that warm up; the forward
+pass alone is that of log-probs. `--profile FOLDER` writes a table of the kernels of one step without AdamW.
 """
 
 import argparse
 import json
+import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -80,32 +84,50 @@ CASES: dict[str, Case] = {
 }
 
 
-def measure(rank: int, meeting: str, case: Case, microbatches: int) -> dict[str, Any]:
-    """One rank's part of a case; returns its peak bytes and the seconds of the second step."""
+@dataclass(frozen=True)
+class Job:
+    """What a rank measures.
+
+    Attributes:
+        steps: how many are timed.
+        kernels: `trainer.kernels`.
+        profile: a file for the table of kernels; empty for none.
+    """
+
+    case: Case
+    microbatches: int
+    steps: int
+    kernels: Any
+    profile: str = ""
+
+
+def measure(rank: int, meeting: str, job: Job) -> dict[str, Any]:
+    """One rank's part of a case: its peak bytes, and median seconds of forward and backward, forward, and AdamW."""
     from pentad.algorithms.sft import SFTLoss
     from pentad.config.schema.algorithms import SFTSettings
     from pentad.config.schema.megatron import MegatronSettings
     from pentad.config.schema.trainer import TrainerSettings
     from pentad.platform.device import enter_platform
     from pentad.samples.batch import Batch
-    from pentad.samples.packing import plan_microbatches
+    from pentad.samples.packing import Plan
     from pentad.trainers.megatron.parallel import join_ranks, make_groups
     from pentad.trainers.megatron.trainer import Trainer
 
+    case = job.case
     platform = enter_platform(rank)
     layout = parse_allocation(f"megatron:{case.layout}").trainer.layout
     join_ranks(platform, rank, layout.world, meeting, 120)
     try:
         groups = make_groups(layout, 1)
-        settings = TrainerSettings(total_steps=10, tokens_per_microbatch=case.tokens)
+        settings = TrainerSettings(total_steps=10, tokens_per_microbatch=case.tokens, kernels=job.kernels)
         config = MODELS[case.model]
-        trainer = Trainer(config, layout, groups, platform, settings, MegatronSettings(transformer=case.overrides), 10)
+        trainer = Trainer(config, layout, groups, platform, settings, MegatronSettings(transformer=case.overrides), 99)
         with torch.no_grad():
             for _, parameter in trainer.parameters():
                 torch.nn.init.normal_(parameter, std=0.02)
         trainer.optimizer.reload_model_params()
         generator = torch.Generator().manual_seed(0)
-        lengths = _lengths(case.tokens, microbatches * layout.data, generator)
+        packs = [_pack(case.tokens, generator) for _ in range(job.microbatches * layout.data)]
         vocabulary = config.vocab_size
         batch = Batch.from_sequences(
             [
@@ -113,94 +135,131 @@ def measure(rank: int, meeting: str, case: Case, microbatches: int) -> dict[str,
                     torch.randint(vocabulary, (length // 4,), generator=generator),
                     torch.randint(vocabulary, (length - length // 4,), generator=generator),
                 )
-                for length in lengths
+                for pack in packs
+                for length in pack
             ]
         )
-        plan = plan_microbatches(batch.lengths, layout.data, case.tokens)
+        numbers = iter(range(batch.num_sequences))
+        places = [tuple(next(numbers) for _ in pack) for pack in packs]
+        dealt = tuple(tuple(places[first :: layout.data]) for first in range(layout.data))
+        plan = Plan(microbatches=dealt, max_tokens_used=case.tokens, balance=1.0)
         loss = SFTLoss(SFTSettings())
-        times = []
-        for _ in range(2):
-            if platform.is_cuda:
-                torch.cuda.reset_peak_memory_stats()
+
+        def timed(run: Callable[[], Any]) -> float:
             platform.synchronize()
             start = time.perf_counter()
-            trainer.forward_backward(batch, plan, loss)
+            run()
             platform.synchronize()
-            middle = time.perf_counter()
-            trainer.step()
-            platform.synchronize()
-            times.append((middle - start, time.perf_counter() - middle))
+            return time.perf_counter() - start
+
+        def step() -> tuple[float, float]:
+            return timed(lambda: trainer.forward_backward(batch, plan, loss)), timed(trainer.step)
+
+        for _ in range(2):
+            step()
+        if platform.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        times = [step() for _ in range(job.steps)]
         peak = torch.cuda.max_memory_allocated() if platform.is_cuda else 0
-        stage = groups.pp.rank()
+        forward = [timed(lambda: trainer.logprobs(batch, plan, 1.0)) for _ in range(job.steps)]
+        if job.profile and rank == 0:
+            _profile(lambda: trainer.forward_backward(batch, plan, loss), job.profile)
         return {
-            "peak": peak, "stage": stage, "seconds": times[-1][0], "step": times[-1][1], "tokens": batch.num_tokens,
-            "microbatches": plan.num_microbatches, "pack": plan.max_tokens_used,
+            "peak": peak, "stage": groups.pp.rank(), "seconds": median(first for first, _ in times),
+            "step": median(second for _, second in times), "forward": median(forward), "tokens": batch.num_tokens,
+            "microbatches": plan.num_microbatches, "pack": plan.max_tokens_used, "kernels": vars(trainer.kernels),
+            "allocation_retries": torch.cuda.memory_stats()["num_alloc_retries"] if platform.is_cuda else 0,
         }  # fmt: skip
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _lengths(tokens: int, packs: int, generator: torch.Generator) -> list[int]:
-    """Sequences that fill `packs` packs of `tokens` tokens to the last one."""
+def _pack(tokens: int, generator: torch.Generator) -> list[int]:
+    """Sequences of 512 to 1,536 tokens that fill a pack to the last one."""
     lengths = []
-    for _ in range(packs):
-        left = tokens
-        while left > 0:
-            length = min(left, int(torch.randint(512, 1537, (1,), generator=generator)))
-            length = left if left - length < 512 else length
-            lengths.append(length)
-            left -= length
+    while (left := tokens - sum(lengths)) > 0:
+        length = min(left, int(torch.randint(512, 1537, (1,), generator=generator)))
+        lengths.append(left if left - length < 512 else length)
     return lengths
+
+
+def _profile(run: Callable[[], Any], file: str) -> None:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    averages = profile.key_averages()
+    kernels = sorted((e for e in averages if e.device_type.name == "CUDA"), key=lambda e: -e.self_device_time_total)
+    busy = sum(event.self_device_time_total for event in kernels) / 1e3
+    with open(file, "w") as out:
+        print(f"wall {wall * 1e3:.1f} ms under the profiler; kernels {busy:.1f} ms", file=out)
+        for event in kernels[:60]:
+            print(f"{event.self_device_time_total / 1e3:9.3f} ms {event.count:6} {event.key[:150]}", file=out)
+        print(averages.table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60), file=out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=[name for name in CASES if not name.startswith("tiny")])
     parser.add_argument("--microbatches", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--kernels", nargs="*", choices=["auto", "torch"], default=["auto"])
+    parser.add_argument("--profile", default="", help="folder for tables of kernels")
     parser.add_argument("--gpu", default="h200")
     parser.add_argument("--json")
     options = parser.parse_args()
     gpus = torch.cuda.device_count()
-    peak_flops = gpu_of(options.gpu).tflops["bf16"] * 1e12
     print(
-        f"{'case':16} {'predicted':>10} {'measured':>10} {'ratio':>6} {'fwd+bwd':>9} {'step':>8} {'tok/s/GPU':>10} MFU"
+        f"{'case':16} {'kernels':7} {'predicted':>10} {'measured':>10} {'ratio':>6} {'fwd+bwd':>9} {'fwd':>7} "
+        f"{'step':>8} {'tok/s/GPU':>10} MFU; fwd+bwd and fwd for each pack of a rank"
     )
     rows = []
     for name in options.cases:
-        case = CASES[name]
-        layout = parse_allocation(f"megatron:{case.layout}").trainer.layout
-        if layout.world > (gpus or 2):
-            print(f"{name:16} needs {layout.world} GPUs")
-            continue
-        facts = facts_from_config(MODELS[case.model].to_dict())
-        # New processes for each case: what an earlier model left in memory would be measured, too.
-        try:
-            with Ranks(layout.world, "spawn") as ranks:
-                results = ranks.call(measure, layout.world, case, options.microbatches, deadline_s=240)
-        except RankFailedError as error:
-            print(f"{name:16} failed: {str(error).splitlines()[0]}", flush=True)
-            continue
-        first, dtype = results[0], "bf16" if gpus else "fp32"
-        work = Workload(first["pack"], first["microbatches"], 1024, dtype, case.recompute)
-        predicted = predict_memory(facts, layout, work)
-        pairs = [(predicted[result["stage"]].allocated, result["peak"]) for result in results]
-        expected, found = max(pairs, key=lambda pair: pair[1])
-        seconds = max(result["seconds"] for result in results)
-        speed = results[0]["tokens"] / seconds / layout.world
-        mfu = speed * flops_per_token(facts, 1024) / peak_flops
-        step = max(result["step"] for result in results)
-        ratio = expected / found if found else float("nan")
-        print(
-            f"{name:16} {expected / 2**30:9.2f}G {found / 2**30:9.2f}G {ratio:6.3f} {seconds * 1e3:7.0f}ms "
-            f"{step * 1e3:6.0f}ms {speed:10,.0f} {mfu:.1%}",
-            flush=True,
-        )
-        components = dict(predicted[results[0]["stage"]].components)
-        rows.append({"case": name, **asdict(case), "ranks": results, "predicted": pairs, "components": components,
-                     "tokens_per_s_per_gpu": speed, "mfu": mfu})  # fmt: skip
-        if options.json:
-            with open(options.json, "w") as file:
-                json.dump(rows, file, indent=1)
+        for kernels in options.kernels:
+            layout = parse_allocation(f"megatron:{CASES[name].layout}").trainer.layout
+            if layout.world > (gpus or 2):
+                print(f"{name:16} needs {layout.world} GPUs")
+                continue
+            profile = os.path.join(options.profile, f"{name}-{kernels}.txt") if options.profile else ""
+            job = Job(CASES[name], options.microbatches, options.steps, kernels, profile)
+            # New processes for each case: what an earlier model left in memory would be measured, too.
+            try:
+                with Ranks(layout.world, "spawn") as ranks:
+                    results = ranks.call(measure, layout.world, job, deadline_s=240)
+            except RankFailedError as error:
+                print(f"{name:16} {kernels:7} failed: {str(error)[-1500:]}", flush=True)
+                continue
+            rows.append(report(name, kernels, results, gpu_of(options.gpu).tflops["bf16"] * 1e12, bool(gpus)))
+            if options.json:
+                with open(options.json, "w") as file:
+                    json.dump(rows, file, indent=1)
+
+
+def report(name: str, kernels: str, results: list[dict[str, Any]], peak_flops: float, on_gpus: bool) -> dict[str, Any]:
+    """Print the line of a case, and return what is written of it."""
+    case = CASES[name]
+    layout = parse_allocation(f"megatron:{case.layout}").trainer.layout
+    facts = facts_from_config(MODELS[case.model].to_dict())
+    first = results[0]
+    work = Workload(first["pack"], first["microbatches"], 1024, "bf16" if on_gpus else "fp32", case.recompute)
+    predicted = predict_memory(facts, layout, work)
+    pairs = [(predicted[result["stage"]].allocated, result["peak"]) for result in results]
+    expected, found = max(pairs, key=lambda pair: pair[1])
+    seconds, forward, step = (max(result[what] for result in results) for what in ("seconds", "forward", "step"))
+    speed = first["tokens"] / seconds / layout.world
+    mfu = speed * flops_per_token(facts, 1024) / peak_flops
+    ratio = expected / found if found else float("nan")
+    packs = first["microbatches"]
+    print(
+        f"{name:16} {kernels:7} {expected / 2**30:9.2f}G {found / 2**30:9.2f}G {ratio:6.3f} "
+        f"{seconds * 1e3 / packs:7.1f}ms {forward * 1e3 / packs:5.1f}ms {step * 1e3:6.1f}ms {speed:10,.0f} {mfu:.1%}",
+        flush=True,
+    )
+    components = dict(predicted[first["stage"]].components)
+    return {"case": name, "kernels": kernels, **asdict(case), "ranks": results, "predicted": pairs,
+            "components": components, "tokens_per_s_per_gpu": speed, "mfu": mfu}  # fmt: skip
 
 
 if __name__ == "__main__":

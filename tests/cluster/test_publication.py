@@ -10,7 +10,6 @@ import channels
 import pytest
 import torch
 from channels import FaultyTransport
-from pentad.config.schema.algorithm import AlgorithmSettings
 from ray import cloudpickle
 from tiny import transformers_logprobs
 from transformers import AutoModelForCausalLM
@@ -21,6 +20,7 @@ from pentad.cluster.object_store import ObjectStore, StoreTransport
 from pentad.cluster.processes import DeadlineError
 from pentad.cluster.publication import PublishedPolicy
 from pentad.cluster.trainers import Trainers
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.samples.batch import Batch
@@ -28,7 +28,7 @@ from pentad.weights.proof import SyncError
 
 # Workers cannot import the folders of tests.
 cloudpickle.register_pickle_by_value(channels)
-LOSS = SFTLoss(AlgorithmSettings(name="sft"))
+LOSS = SFTLoss(SFTSettings())
 
 
 @dataclass(frozen=True)

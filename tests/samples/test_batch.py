@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,25 +8,25 @@ from hypothesis import strategies as st
 
 from pentad.samples.batch import Batch
 from pentad.samples.completion import Completion
-
-
-def completion(response: int, version: int = 3) -> Completion:
-    return Completion(
-        response_tokens=torch.arange(response) + 100,
-        response_logprobs=-torch.arange(1, response + 1, dtype=torch.float32),
-        versions=torch.full((response,), version, dtype=torch.int32),
-        finish_reason="stop",
-    )
+from pentad.samples.trajectory import Trajectory
 
 
 @pytest.fixture
 def batch() -> Batch:
-    prompts = [torch.arange(2), torch.arange(1), torch.arange(3)]
-    completions = [completion(1), completion(3, 4), completion(2)]
-    return Batch.from_completions(prompts, completions, sample_ids=[7, 8, 9], group_ids=[0, 0, 1], rewards=[1, 0.5, 0])
+    trajectories = []
+    for number, (prompt, response, version) in enumerate([(2, 1, 3), (1, 3, 4), (3, 2, 3)]):
+        completion = Completion(
+            response_tokens=torch.arange(response) + 100,
+            response_logprobs=-torch.arange(1, response + 1, dtype=torch.float32),
+            versions=torch.full((response,), version, dtype=torch.int32),
+            finish_reason="stop",
+        )
+        made = Trajectory.of_completion(torch.arange(prompt), completion, group=number // 2, episode=7 + number)
+        trajectories.append(replace(made, reward=[1, 0.5, 0][number]))
+    return Batch.from_trajectories(trajectories)
 
 
-def test_from_completions_puts_each_value_at_its_token(batch: Batch) -> None:
+def test_each_value_stands_at_its_token(batch: Batch) -> None:
     assert batch.tokens.tolist() == [0, 1, 100, 0, 100, 101, 102, 0, 1, 2, 100, 101]
     assert batch.cu_seqlens.tolist() == [0, 3, 7, 12]
     assert batch.cu_seqlens.dtype == torch.int32
@@ -62,22 +63,6 @@ def test_select_agrees_with_python_slices(data: st.DataObject, lengths: list[int
         assert get(chosen).tolist() == expected, name
     assert chosen.lengths == [lengths[i] for i in indices]
     assert chosen.sample_ids.tolist() == indices
-
-
-def test_concat_undoes_select(batch: Batch) -> None:
-    joined = Batch.concat([batch.select([0]), batch.select([1, 2])])
-    assert joined.tokens.equal(batch.tokens)
-    assert joined.cu_seqlens.equal(batch.cu_seqlens)
-    assert joined.cu_seqlens.dtype == torch.int32
-    for name, value in batch.per_token.items():
-        assert joined.per_token[name].equal(value)
-    for name, value in batch.per_sequence.items():
-        assert joined.per_sequence[name].equal(value)
-
-
-def test_concat_refuses_batches_with_other_names(batch: Batch) -> None:
-    with pytest.raises(ValueError, match="old_logprobs not in all"):
-        Batch.concat([batch, batch.with_per_token("old_logprobs", torch.zeros(12))])
 
 
 def test_with_per_token_leaves_the_old_batch_alone(batch: Batch) -> None:
@@ -128,11 +113,57 @@ def test_bad_arguments_are_refused(batch: Batch) -> None:
         batch.select([3])
     with pytest.raises(IndexError, match="sequence -1"):
         batch.select([-1])
-    with pytest.raises(ValueError, match="2 group_ids"):
-        Batch.from_completions([torch.arange(1)], [completion(1)], [0], [0, 1], [0.0])
 
 
 def test_empty_batch_is_consistent(batch: Batch) -> None:
     empty = batch.select([])
     assert (empty.num_sequences, empty.num_tokens) == (0, 0)
     assert empty.position_ids().tolist() == []
+
+
+def trajectory(number: int, response: int, **changes: object) -> Trajectory:
+    """Two prompt tokens and some sampled ones, each sampled by another version."""
+    length = 2 + response
+    sampled = torch.arange(length) >= 2
+    versions = torch.where(sampled, torch.arange(length) + number, torch.tensor(-1)).to(torch.int32)
+    values = {
+        "tokens": torch.arange(length) + 10 * number,
+        "sampled": sampled,
+        "logprobs": -0.5 * sampled,
+        "versions": versions,
+        "group": number // 2,
+        "episode": 6 + number,
+        "reward": float(number),
+    }
+    return Trajectory(**{**values, **changes})
+
+
+def test_trajectories_become_a_batch() -> None:
+    batch = Batch.from_trajectories([trajectory(0, 3), trajectory(1, 1, status="failed"), trajectory(2, 2)])
+    assert batch.lengths == [5, 3, 4]
+    assert batch.tokens.tolist() == [0, 1, 2, 3, 4, 10, 11, 12, 20, 21, 22, 23]
+    assert batch.sample_ids.tolist() == [6, 7, 8]
+    # A failed trajectory is not trained on; its log-probs stay where they are.
+    assert batch.loss_mask.tolist() == [False] * 2 + [True] * 3 + [False] * 3 + [False] * 2 + [True] * 2
+    assert batch.per_sequence["scored"].tolist() == [True, False, True]
+    assert batch.per_sequence["rewards"].tolist() == [0.0, 1.0, 2.0]
+    assert batch.per_sequence["group_ids"].tolist() == [0, 0, 1]
+    assert batch.per_sequence["weight_versions"].tolist() == [2, 3, 4], "the oldest of each"
+    with pytest.raises(ValueError, match="at least one"):
+        Batch.from_trajectories([])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampled": torch.tensor([True, False, True])},
+        {"versions": torch.tensor([-1, -1, -1], dtype=torch.int32)},
+        {"logprobs": torch.zeros(2)},
+        {"tokens": torch.tensor([1])},
+        {"extras": {"experts": torch.zeros(2, 1)}},
+    ],
+    ids=["first token sampled", "version without sampling", "length", "one token", "extras"],
+)
+def test_trajectory_parts_must_agree(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        trajectory(0, 1, **changes)

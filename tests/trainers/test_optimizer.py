@@ -22,8 +22,8 @@ from pentad.samples.batch import Batch
 from pentad.samples.packing import plan_microbatches
 
 LOSS = SFTLoss(SFTSettings())
-# Of an element after a few steps of 1e-3 each.
-BOUND = 2e-6
+# Of an element after a few steps of 1e-3 each; processors round differently.
+BOUND = 5e-6
 
 
 def train(

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pentad.config.schema.algorithm import AlgorithmSettings
 from ranks import Rank, run_on
 from tiny import ragged_batch
 
 from pentad.algorithms.sft import SFTLoss
+from pentad.config.schema.algorithms import SFTSettings
 from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
@@ -25,11 +25,9 @@ def drift(rank: Rank, directory: Path, batch: Batch, planted: list[tuple[str, in
 
     settings = TrainerSettings(total_steps=3, optimizer=OptimizerSettings(lr=1e-2))
     trainer = rank.trainer(directory, settings, optimizer_steps=3)
-    tied = trainer.mapping.geometry.tied
+    tied = trainer.mapping.facts.tied
     for _ in range(2):
-        trainer.forward_backward(
-            batch, plan_microbatches(batch.lengths, rank.layout.data, 64), SFTLoss(AlgorithmSettings(name="sft"))
-        )
+        trainer.forward_backward(batch, plan_microbatches(batch.lengths, rank.layout.data, 64), SFTLoss(SFTSettings()))
         trainer.step()
     said = []
     for name, number in [("", 0), *planted]:

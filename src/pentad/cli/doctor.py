@@ -23,7 +23,13 @@ _NEEDED = {
     "math-verify": "math_verify",
     "tensorboard": "tensorboard",
 }
-_OPTIONAL = {"reasoning-gym": "reasoning_gym", "wandb": "wandb", "vllm": "vllm"}
+_OPTIONAL = {
+    "reasoning-gym": "reasoning_gym",
+    "wandb": "wandb",
+    "vllm": "vllm",
+    "quack-kernels": "quack",
+    "flash-attn-4": "flash_attn.cute",
+}
 
 
 def examine() -> int:
@@ -45,6 +51,8 @@ def examine() -> int:
     console.print(table)
     console.print(_machine())
     console.print(_accelerators() if "torch" not in failures else "GPU: unknown, as torch cannot be imported")
+    if "torch" not in failures:
+        console.print(_kernels())
     if failures:
         console.print(f"Not working: {', '.join(failures)}. Run `make bootstrap`, or reinstall them with uv sync.")
         return 1
@@ -91,6 +99,22 @@ def _machine() -> str:
         f"CPU: {cores} cores; memory {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free; "
         f"disk {disk.free / 2**30:.1f} GiB free here"
     )
+
+
+def _kernels() -> str:
+    """Which version of each operation of a bfloat16 training step runs here, and what a faster one needs."""
+    import torch
+
+    from pentad.kernels.selection import explain, select_kernels
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        return "Kernels: plain PyTorch, as there is no GPU"
+    lines = ["Kernels (trainer.kernels=auto):"]
+    for reason in explain(select_kernels(device, torch.bfloat16), device):
+        faster = f"; faster with {reason.missing}" if reason.missing else ""
+        lines.append(f"  {reason.operation}: {reason.version}{faster}")
+    return "\n".join(lines)
 
 
 def _accelerators() -> str:

@@ -179,7 +179,7 @@ def _parse_response(row_id: str, record: Mapping[str, Any], column: str) -> str:
         found = "empty" if response == "" else f"of type {type(response).__name__}"
         raise UserError(
             f"{row_id}: column {column!r} is {found}; supervised training needs text to learn from",
-            "set data.response_column to a column of strings, or mend the row",
+            "set data.response_column to a column of strings, or fix the row",
         )
     check_text(response, f"{row_id}: column {column!r}")
     return response

@@ -52,7 +52,7 @@ def _find(source: str, setting: str) -> list[Path]:
 
 
 def _nearby(path: Path) -> str:
-    """A fix that names what is there instead."""
+    """A fix that names the files that are there."""
     parent = path if path.is_dir() else path.parent
     while not parent.is_dir():
         parent = parent.parent
@@ -82,7 +82,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield f"{path.name}:{line_number}", row
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}:{line_number}: not JSON: {error.msg} at column {error.colno}", "mend or remove the line"
+            f"{path}:{line_number}: not JSON: {error.msg} at column {error.colno}", "fix or remove the line"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(

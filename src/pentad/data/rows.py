@@ -105,7 +105,7 @@ def check_text(text: str, where: str) -> None:
         raise UserError(
             f"{where} has half a surrogate pair, \\u{ord(text[error.start]):04x}, as character {error.start + 1}; "
             "that is not text",
-            "mend or remove the row; what cut the text must not cut within a character",
+            "fix or remove the row; what cut the text must not cut within a character",
         ) from None
 
 

@@ -1,7 +1,7 @@
 """The order in which prompts are trained on.
 
 Invariant: the order is a function of the seed and the number of rows alone; each epoch takes every row once; a
-sampler that loads another's state goes on exactly where that one stood.
+sampler that loads the state of another goes on exactly where that one stood.
 """
 
 from __future__ import annotations

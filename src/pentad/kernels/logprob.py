@@ -4,13 +4,16 @@ Invariant: the vocabulary may be split over tensor-parallel ranks; every rank ge
 chunk of logits, forward and backward, whatever the number of tokens. Logits and reductions are float32.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce
 
+from pentad.kernels.fused_logprob import FusedLogprob
 from pentad.kernels.matmul import mm_float32
+
+Version = Literal["plain", "triton"]
 
 # Elements of one chunk of logits: 64 M float32, a quarter of a gigabyte.
 _CHUNK_ELEMENTS = 1 << 26
@@ -117,6 +120,7 @@ def vocab_parallel_logprobs(
     vocab_size: int,
     group: ProcessGroup | None,
     differentiates_entropy: bool = False,
+    version: Version = "plain",
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution.
 
@@ -128,6 +132,7 @@ def vocab_parallel_logprobs(
         temperature: divides the logits.
         vocab_size: the real vocabulary; rows behind it are padding and have probability 0.
         group: the tensor-parallel group.
+        version: `triton` is `pentad.kernels.fused_logprob`.
         differentiates_entropy: the entropies carry a gradient, too.
 
     Returns:
@@ -135,6 +140,5 @@ def vocab_parallel_logprobs(
     """
     rank = group.rank() if group is not None else 0
     start = rank * weight.shape[0]
-    return _VocabParallelLogprob.apply(
-        hidden, weight, targets, temperature, start, vocab_size, group, differentiates_entropy
-    )
+    function = FusedLogprob if version == "triton" else _VocabParallelLogprob
+    return function.apply(hidden, weight, targets, temperature, start, vocab_size, group, differentiates_entropy)

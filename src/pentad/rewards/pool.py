@@ -140,7 +140,7 @@ class RewardPool:
         if all(result.failure == "timeout" for result in results):
             fix = f"raise reward.timeout_s (now {self._settings.timeout_s:g}), or make the reward faster"
         else:
-            fix = f"mend reward.name={self._settings.name}, or set reward.name to one that suits the data"
+            fix = f"change reward.name={self._settings.name}, or set reward.name to one that suits the data"
         raise UserError(
             f"all {len(results)} calls of the reward failed; the first ({first.failure}): {first.line}", fix
         )

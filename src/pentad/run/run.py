@@ -110,7 +110,7 @@ def _report(run_dir: RunDir) -> None:
 
 def _late_report(run_dir: RunDir) -> str:
     """Write the report of half a run; where that fails, say so, and leave the first cause its place."""
-    # Before the run has begun, what is there is another's.
+    # Before the run has begun, files here belong to an earlier run.
     if not (run_dir.begun and run_dir.metrics.exists() and run_dir.metrics.stat().st_size):
         return "none, as no step was finished"
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pentad.samples.completion import Completion
+from pentad.platform.device import to_device
 from pentad.samples.tensors import PicklesAsNumpy, check_tensor
 from pentad.samples.trajectory import Trajectory
 
@@ -142,10 +142,10 @@ class Batch(PicklesAsNumpy):
         return replace(self, per_sequence={**self.per_sequence, name: value})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """This batch with all tensors on `device`."""
+        """This batch with all tensors on `device`; `non_blocking` copies to a GPU behind the work that it has."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+            return to_device(tensor, torch.device(device)) if non_blocking else tensor.to(device)
 
         return Batch(
             tokens=move(self.tokens),
@@ -154,71 +154,6 @@ class Batch(PicklesAsNumpy):
             sample_ids=move(self.sample_ids),
             per_token={name: move(value) for name, value in self.per_token.items()},
             per_sequence={name: move(value) for name, value in self.per_sequence.items()},
-        )
-
-    @staticmethod
-    def concat(batches: Sequence[Batch]) -> Batch:
-        """All sequences of `batches` in order.
-
-        Raises:
-            ValueError: no batch is given, or they do not carry the same names.
-        """
-        if not batches:
-            raise ValueError("Batch.concat needs at least one batch")
-        first = batches[0]
-        for kind in ("per_token", "per_sequence"):
-            names = [set(getattr(batch, kind)) for batch in batches]
-            if any(other != names[0] for other in names):
-                differing = sorted(set.union(*names) - set.intersection(*names))
-                raise ValueError(f"batches to concatenate differ in {kind}: {', '.join(differing)} not in all of them")
-        return Batch(
-            tokens=torch.cat([batch.tokens for batch in batches]),
-            cu_seqlens=_cu_seqlens(torch.cat([batch.cu_seqlens.diff() for batch in batches])),
-            loss_mask=torch.cat([batch.loss_mask for batch in batches]),
-            sample_ids=torch.cat([batch.sample_ids for batch in batches]),
-            per_token={name: torch.cat([batch.per_token[name] for batch in batches]) for name in first.per_token},
-            per_sequence={
-                name: torch.cat([batch.per_sequence[name] for batch in batches]) for name in first.per_sequence
-            },
-        )
-
-    @staticmethod
-    def from_completions(
-        prompts: Sequence[Tensor],
-        completions: Sequence[Completion],
-        sample_ids: Sequence[int],
-        group_ids: Sequence[int],
-        rewards: Sequence[float],
-    ) -> Batch:
-        """The training batch of `S` prompts, int64 each, and the completion of each.
-
-        Sets `per_token["rollout_logprobs"]` (0 on prompts) and, per sequence, `rewards` (float32),
-        `weight_versions` (the oldest of the completion) and `group_ids` (int64). The group is the prompt that the
-        completion answers.
-
-        Raises:
-            ValueError: the arguments differ in length.
-        """
-        counts = {
-            "prompts": len(prompts),
-            "completions": len(completions),
-            "sample_ids": len(sample_ids),
-            "group_ids": len(group_ids),
-            "rewards": len(rewards),
-        }
-        if len(set(counts.values())) != 1:
-            raise ValueError(f"one entry a completion is needed: {', '.join(f'{n} {k}' for k, n in counts.items())}")
-        pairs = list(zip(prompts, completions, strict=True))
-        batch = Batch.from_sequences([(prompt, c.response_tokens) for prompt, c in pairs], sample_ids)
-        logprobs = [part for prompt, c in pairs for part in (torch.zeros(len(prompt)), c.response_logprobs)]
-        return replace(
-            batch,
-            per_token={"rollout_logprobs": torch.cat(logprobs) if logprobs else torch.zeros(0)},
-            per_sequence={
-                "rewards": torch.tensor(rewards, dtype=torch.float32),
-                "weight_versions": torch.tensor([int(c.versions.min()) for c in completions], dtype=torch.int64),
-                "group_ids": torch.tensor(group_ids, dtype=torch.int64),
-            },
         )
 
     @staticmethod

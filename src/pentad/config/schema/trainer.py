@@ -40,6 +40,9 @@ class TrainerSettings(Settings):
     dtype: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: fp32 on CPU, bf16 with fp32 masters on GPU"
     )
+    kernels: Literal["auto", "torch"] = Field(
+        "auto", description="auto: the fastest that is installed (pentad[kernels]); torch: only what torch brings"
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     test_freq: int = Field(0, ge=0, description="evaluate every so many steps, and at the end; 0: only at the end")

@@ -1,4 +1,4 @@
-"""Causal self-attention over packed sequences with PyTorch's own kernels.
+"""Causal self-attention over packed sequences.
 
 Invariant: a token attends to itself and to earlier tokens of its own sequence, and to nothing else, whatever else
 is in the pack, and however the pack is split over context-parallel ranks. Grouped key/value heads are repeated only
@@ -15,11 +15,12 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
+from pentad.kernels.attention import attention_plain, packed_attention
+from pentad.kernels.rotary import rotate
+from pentad.kernels.selection import PLAIN, Kernels
 from pentad.trainers.megatron.packing import PackedInputs
-from pentad.trainers.megatron.rotary import rotate
 
 # A padded rectangle may hold this many times the tokens of the pack before sequences are taken one by one.
 _MOST_PADDING = 3.0
@@ -46,8 +47,10 @@ class PackedAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
+        kernels: Kernels = PLAIN,
     ) -> None:
         super().__init__(config=config)
+        self.kernels = kernels
         if attention_dropout or config.attention_dropout:
             raise ValueError("attention dropout is not supported")
         if pg_collection is None:
@@ -83,20 +86,20 @@ class PackedAttention(MegatronModule):
         if self.context.size() > 1:
             query = self._tokens_for_heads(query)
             key, value = self._tokens_for_heads(self._replicate(key)), self._tokens_for_heads(self._replicate(value))
-        query, key = rotate(query, packed.cos, packed.sin), rotate(key, packed.cos, packed.sin)
+        query, key = (rotate(x, packed.cos, packed.sin, version=self.kernels.rotary) for x in (query, key))
         if needs_padding(query.device, query.dtype):
             output = self._padded(query, key, value, packed)
         else:
-            output = varlen_attn(
+            output = packed_attention(
                 query,
                 key,
-                value.contiguous(),
-                packed.cu_seqlens_q,
-                packed.cu_seqlens_kv,
-                packed.max_seqlen_q,
-                packed.max_seqlen_kv,
+                value,
+                cu_seqlens_q=packed.cu_seqlens_q,
+                cu_seqlens_k=packed.cu_seqlens_kv,
+                max_seqlen_q=packed.max_seqlen_q,
+                max_seqlen_k=packed.max_seqlen_kv,
                 scale=self.softmax_scale,
-                window_size=(-1, 0),
+                version="flash4" if self.kernels.attention == "flash4" else "varlen",
             )
         if self.context.size() > 1:
             output = self._heads_for_tokens(output)
@@ -124,7 +127,7 @@ class PackedAttention(MegatronModule):
         """Attention on `[S, longest]`; causality alone keeps real tokens from seeing the padding behind them."""
         tokens, longest = query.shape[0], packed.max_seqlen_q
         if len(packed.lengths) * longest > _MOST_PADDING * tokens:
-            return self._one_by_one(query, key, value, packed)
+            return attention_plain(query, key, value, list(packed.lengths), self.softmax_scale)
 
         def rectangle(x: Tensor) -> Tensor:
             padded = torch.cat((x, x.new_zeros(1, *x.shape[1:])))
@@ -132,11 +135,6 @@ class PackedAttention(MegatronModule):
 
         output = self._dense(rectangle(query), rectangle(key), rectangle(value))
         return output.transpose(1, 2).flatten(0, 1)[packed.flat_index]
-
-    def _one_by_one(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedInputs) -> Tensor:
-        parts = zip(*(x.split(list(packed.lengths)) for x in (query, key, value)), strict=True)
-        outputs = [self._dense(*(x.transpose(0, 1)[None] for x in part))[0].transpose(0, 1) for part in parts]
-        return torch.cat(outputs)
 
     def _dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return scaled_dot_product_attention(

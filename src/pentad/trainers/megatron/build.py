@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.families.facts import ModelFacts
 from pentad.families.hf_config import facts_from_config, transformer_fields
+from pentad.kernels.selection import PLAIN, Kernels
 from pentad.layout import Layout
 from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.pipeline import stage_layers
@@ -131,9 +132,17 @@ class Chunk:
 
 
 def build_chunks(
-    config: PreTrainedConfig, megatron: TransformerConfig, layout: Layout, groups: ProcessGroupCollection
+    config: PreTrainedConfig,
+    megatron: TransformerConfig,
+    layout: Layout,
+    groups: ProcessGroupCollection,
+    kernels: Kernels = PLAIN,
 ) -> list[Chunk]:
-    """The layers of this rank, with uninitialised weights, on the current device: one chunk a virtual stage."""
+    """The layers of this rank, with uninitialised weights, on the current device: one chunk a virtual stage.
+
+    Args:
+        kernels: which version of each operation is used.
+    """
     facts = facts_from_config(config.to_dict())
     rank, stages = groups.pp.rank(), groups.pp.size()
     chunks = []
@@ -143,7 +152,7 @@ def build_chunks(
         layers = range(first, first + get_num_layers_to_build(megatron, stage, rank))
         module = GPTModel(
             config=megatron,
-            transformer_layer_spec=block_spec(megatron, [facts.has_experts(layer) for layer in layers]),
+            transformer_layer_spec=block_spec(megatron, [facts.has_experts(layer) for layer in layers], kernels),
             vocab_size=facts.padded_vocab(layout.tensor),
             max_sequence_length=config.max_position_embeddings,
             pre_process=rank == 0 and virtual == 0,

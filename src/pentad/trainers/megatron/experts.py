@@ -11,6 +11,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import grouped_mm, silu
 
+from pentad.kernels.selection import PLAIN, Kernels
+from pentad.kernels.swiglu import swiglu
+
 
 class GroupedExperts(MegatronModule):
     """Gated experts: `w2 (silu(w1_gate x) * w1_up x)`, times the router's weight for the token.
@@ -18,6 +21,7 @@ class GroupedExperts(MegatronModule):
     Args:
         num_local_experts: experts of this expert-parallel rank.
         pg_collection: `expt_tp` splits the experts' inner width.
+        kernels: which version of each operation is used.
     """
 
     def __init__(
@@ -27,8 +31,10 @@ class GroupedExperts(MegatronModule):
         *,
         pg_collection: ProcessGroupCollection,
         name: str | None = None,
+        kernels: Kernels = PLAIN,
     ) -> None:
         super().__init__(config=config)
+        self.kernels = kernels
         ranks = pg_collection.expt_tp.size()
         width = config.moe_ffn_hidden_size // ranks
         # weight1: [experts, gate then up, hidden]; weight2: [experts, hidden, inner].
@@ -60,8 +66,12 @@ class GroupedExperts(MegatronModule):
             `[n, hidden_size]` (this rank's part of a sum over `expt_tp`), and no bias.
         """
         self.load += tokens_per_expert.to(self.load.device)
-        gate, up = _grouped(hidden, self.weight1, tokens_per_expert).chunk(2, dim=-1)
-        inner = (silu(gate) * up * weights[:, None]).to(hidden.dtype)
+        first = _grouped(hidden, self.weight1, tokens_per_expert)
+        if self.kernels.experts == "triton":
+            inner = swiglu(first, weights, version="triton")
+        else:
+            gate, up = first.chunk(2, dim=-1)
+            inner = (silu(gate) * up * weights[:, None]).to(hidden.dtype)
         return _grouped(inner, self.weight2, tokens_per_expert), None
 
     def backward_dw(self) -> None:

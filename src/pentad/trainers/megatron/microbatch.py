@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pentad.platform.device import to_device
 from pentad.samples.batch import Batch
 from pentad.trainers.megatron.attention import needs_padding
 from pentad.trainers.megatron.packing import PackedInputs
@@ -69,10 +70,10 @@ def make_microbatch(
     )
     run = len(tokens) // ranks
     return Microbatch(
-        batch=part.to(device),
-        tokens=tokens[None, rank * run : (rank + 1) * run].to(device, non_blocking=True),
+        batch=part.to(device, non_blocking=True),
+        tokens=to_device(tokens[None, rank * run : (rank + 1) * run], device),
         start=rank * run,
         packed=packed,
-        targets=part.loss_mask.nonzero().squeeze(-1).to(device, non_blocking=True),
+        targets=to_device(part.loss_mask.nonzero().squeeze(-1), device),
         sample_ids=part.sample_ids.tolist(),
     )

@@ -7,7 +7,8 @@ that each saw a part of the tokens.
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn import functional
+
+from pentad.kernels.norm import rms_norm, rms_norm_plain
 
 
 class RMSNorm(torch.nn.Module):
@@ -21,4 +22,11 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., hidden_size]` to the same."""
-        return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm_plain(x, self.weight, self.eps)
+
+
+class FastRMSNorm(RMSNorm):
+    """The same by Triton."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)

@@ -17,6 +17,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pentad.config.schema.trainer import OptimizerSettings, ScheduleSettings
 from pentad.errors import UserError
+from pentad.kernels.selection import PLAIN, Kernels
+from pentad.trainers.megatron.fused_step import use_fused_adamw
 from pentad.trainers.megatron.passthrough import check_kept, make_config
 
 
@@ -102,15 +104,20 @@ def make_optimizer(
     schedule: ScheduleSettings,
     dtype: torch.dtype,
     overrides: dict[str, Any],
+    kernels: Kernels = PLAIN,
 ) -> MegatronOptimizer:
     """AdamW with float32 masters and moments.
 
     Args:
         overrides: fields that the user sets (`megatron.optimizer`).
+        kernels: which version of each operation is used.
     """
     distributed = chunks[0].ddp_config.use_distributed_optimizer
     config = optimizer_config(settings, schedule, dtype, overrides, distributed=distributed)
-    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
+    optimizer = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
+    if kernels.optimizer == "fused":
+        use_fused_adamw(optimizer)
+    return optimizer
 
 
 def make_schedule(

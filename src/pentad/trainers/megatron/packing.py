@@ -11,6 +11,8 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from pentad.platform.device import to_device
+
 
 @dataclass
 class PackedInputs(PackedSeqParams):
@@ -55,10 +57,10 @@ class PackedInputs(PackedSeqParams):
             flat_index = sequence * longest + positions
             padded_index = torch.full((len(lengths) * longest,), total, dtype=torch.int64)
             padded_index[flat_index] = torch.arange(total)
-            padded_index = padded_index.view(len(lengths), longest).to(device, non_blocking=True)
-            flat_index = flat_index.to(device, non_blocking=True)
-        positions = positions.to(device, non_blocking=True)
-        cu_seqlens = cu_seqlens.to(device, non_blocking=True)
+            padded_index = to_device(padded_index.view(len(lengths), longest), device)
+            flat_index = to_device(flat_index, device)
+        positions = to_device(positions, device)
+        cu_seqlens = to_device(cu_seqlens, device)
         return cls(
             qkv_format="sbhd",
             cu_seqlens_q=cu_seqlens,

@@ -26,18 +26,3 @@ class RotaryTable:
             cos, sin = self._module(like, positions)
             self._tables = (cos[0], sin[0])
         return self._tables
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each head by its token's position (half-split convention, as in transformers).
-
-    Args:
-        x: `[T, heads, head_dim]`.
-        cos, sin: `[T, head_dim]`.
-
-    Returns:
-        `[T, heads, head_dim]`, in x's dtype.
-    """
-    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin

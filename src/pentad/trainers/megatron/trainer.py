@@ -25,12 +25,14 @@ from pentad.algorithms.protocol import Loss, Mean, Outputs
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.kernels.logprob import vocab_parallel_logprobs
+from pentad.kernels.selection import select_kernels
 from pentad.layout import Layout
 from pentad.platform.device import Platform
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
 from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
+from pentad.trainers.megatron.fused_step import fused_clip_and_update
 from pentad.trainers.megatron.gradients import reduced_gradients
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import (
@@ -41,6 +43,7 @@ from pentad.trainers.megatron.optimizer import (
     wrap_data_parallel,
 )
 from pentad.trainers.megatron.rotary import RotaryTable
+from pentad.trainers.megatron.rows import take_rows
 from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.mapping import WeightMapping
 
@@ -49,6 +52,11 @@ Progress = Callable[[int], None]
 
 def _no_progress(done: int) -> None:
     pass
+
+
+def _finalize(models: list[Any], num_tokens: Tensor | None = None, **rest: Any) -> None:
+    """Megatron's, without its division by the tokens: the loss is divided by its denominator already."""
+    finalize_model_grads(models, None, **rest)
 
 
 class Trainer:
@@ -79,7 +87,10 @@ class Trainer:
         self.dtype = platform.dtype(settings.dtype)
         self.mapping = WeightMapping(config, groups)
         self.megatron = transformer_config(config, layout, self.dtype, megatron)
-        self.chunks = build_chunks(config, self.megatron, layout, groups)
+        self.kernels = select_kernels(
+            platform.device, self.dtype, settings.kernels, deterministic=megatron.use_deterministic_algorithms
+        )
+        self.chunks = build_chunks(config, self.megatron, layout, groups, self.kernels)
         for chunk in self.chunks:
             chunk.module.to(platform.device)
         self._rotary = RotaryTable(config, platform.device)
@@ -91,10 +102,10 @@ class Trainer:
         if optimizer_steps is not None:
             self.models = wrap_data_parallel(self.models, self.megatron, megatron.ddp, groups)
             self.optimizer = make_optimizer(
-                self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer
+                self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer, self.kernels
             )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
-            self.megatron.finalize_model_grads_func = finalize_model_grads
+            self.megatron.finalize_model_grads_func = _finalize
             # Overlapped reduction must wait for the last microbatch, whatever their number was in the step before.
             waits = [model.no_sync for model in self.models]
             self.megatron.no_sync_func = waits if len(waits) > 1 else waits[0]
@@ -200,13 +211,16 @@ class Trainer:
                 "train/entropy": Mean(outputs[1].detach().sum(), microbatch.batch.loss_mask.sum()),
                 **means,
             }
-            # Megatron divides by the sum of the second value, at least 1: nothing is left for it to do.
+            # Megatron would divide gradients by the sum of the second value; see `_finalize`.
             nothing = outputs.new_zeros((), dtype=torch.int)
             return loss_sum / denominator, nothing, _as_pairs(means)
 
         mine = self._my_microbatches(plan)
         results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
         self._differentiates_entropy = False
+        if self.kernels.optimizer == "fused":
+            # Takes the host a few milliseconds, while the GPU still works.
+            self.optimizer.prepare_grads()
         sums = self._sum_over_microbatches(results)
         sums["train/loss"] = (sums["train/loss"][0], denominator)
         metrics = {name: total / divisor if divisor else 0.0 for name, (total, divisor) in sums.items()}
@@ -220,12 +234,25 @@ class Trainer:
         Raises:
             FloatingPointError: the gradient is not finite; nothing was updated.
         """
+        if self.kernels.optimizer == "fused":
+            return self._fused_step()
         norm = prepare_gradients(self.optimizer)
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}")
         self.schedule.step(increment=1)
         zeros = clip_and_update(self.optimizer, norm)
         counted = {} if zeros is None else {"train/grad_zeros": float(zeros)}
+        return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
+
+    def _fused_step(self) -> dict[str, float]:
+        self.schedule.step(increment=1)
+        counted = {}
+        if self.optimizer.config.log_num_zeros_in_grad:
+            counted["train/grad_zeros"] = float(self.optimizer.count_zeros())
+        norm = fused_clip_and_update(self.optimizer, self.settings.optimizer.grad_clip)
+        if not math.isfinite(norm):
+            self.schedule.step(increment=-1)
+            raise FloatingPointError(f"the gradient norm is {norm}")
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
 
     def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, tuple[float, float]]:
@@ -333,12 +360,13 @@ class Trainer:
         if self.groups.cp.size() > 1:  # each is predicted by the rank that has the token before it
             targets = targets[(targets > first) & (targets <= last)]
         logprobs, entropies = vocab_parallel_logprobs(
-            hidden_states[:, 0][targets - 1 - first],
+            take_rows(hidden_states[:, 0], targets - 1 - first),
             weight,
             microbatch.batch.tokens[targets],
             temperature=temperature,
             vocab_size=self.mapping.facts.vocab_size,
             group=self.groups.tp,
+            version=self.kernels.logprob,
             differentiates_entropy=self._differentiates_entropy,
         )
         places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
