@@ -59,7 +59,11 @@ REFUSED = {
     "wrong type": (["rollout.n=few"], "expected a whole number >= 1, got few (text)", "the default is 8"),
     "broken rule": (["rollout.n=1"], "a group of one sample", "2 or more"),
     "wrong allocation": (["allocation=megatron:d2d8"], "d (data) is given twice", "as in megatron:d2"),
-    "allocation that cannot run yet": (["allocation=vllm:d1+megatron:p2"], "vllm is not available yet", "write hf:d1"),
+    "allocation that cannot run yet": (
+        ["allocation=sglang:d1+megatron:p2"],
+        "sglang is not available yet",
+        "write hf:d1",
+    ),
     "no engine": (["allocation=megatron:t2"], "no rollout engine", "hf:d2|megatron:t2 (same devices)"),
     "no engine to evaluate with": (
         ["algorithm.name=sft", "allocation=megatron:t2", "data.eval={a: b}"],

@@ -119,7 +119,7 @@ def test_supported(text: str) -> None:
     [
         ("hf:t2|megatron:d2", ["t2 is not possible; an hf engine is one device"], "write hf:d2"),
         ("hf:p2|megatron:d2", ["p2 is not possible"], "write hf:d2"),
-        ("vllm:t2|megatron:d2", ["backend vllm is not available yet"], "write hf:d2"),
+        ("vllm:t2|megatron:d2", ["a whole run with it has not been"], "write hf:d2"),
         ("sglang:d1+megatron:d2", ["backend sglang is not available yet"], "write hf:d1"),
     ],
 )

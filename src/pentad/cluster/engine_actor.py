@@ -46,6 +46,9 @@ class EngineActor(Process):
         settings: RolloutSettings,
         seed: int,
         user_directory: Path,
+        longest: int,
+        shares_device: bool,
+        deadline_s: float,
         neighbours: int,
     ) -> tuple[torch.dtype, EngineFeatures]:
         """Make the engine, without weights; returns the dtype that it takes weights in, and what it can do.
@@ -55,6 +58,9 @@ class EngineActor(Process):
             directory: of the model, absolute.
             tokenizer: an absolute directory or a hub id.
             user_directory: where the module of `rollout.engine` is looked for first.
+            longest: most tokens of a sequence.
+            shares_device: whether a trainer uses the same device.
+            deadline_s: longest time of one call besides generation, in seconds.
             neighbours: engines on this machine, this one among them.
 
         Raises:
@@ -67,7 +73,9 @@ class EngineActor(Process):
         if not platform.is_cuda:
             torch.set_num_threads(thread_share(neighbours))
         dtype = platform.dtype(settings.dtype)
-        spec = EngineSpec(directory, tokenizer, settings, dtype, platform.device, seed, self.rank)
+        spec = EngineSpec(
+            directory, tokenizer, settings, dtype, platform.device, seed, self.rank, longest, shares_device, deadline_s
+        )
         # Imported here, because the driver, which imports this file, has no use for it.
         from pentad.engines.load import make_engine
 
@@ -113,7 +121,10 @@ class EngineActor(Process):
         Raises:
             WeightMismatchError: a tensor is missing, unknown, repeated or misshapen.
         """
-        return await self._engine.load_weights(_Noted(channel, self._noting), version)
+        engine = self._engine
+        # Where other processes receive, this one does not see the tensors.
+        given = channel if engine.features.workers_receive else _Noted(channel, self._noting)
+        return await engine.load_weights(given, version)
 
     async def sleep(self) -> None:
         """Release the accelerator's memory; see `Engine.sleep`."""

@@ -33,6 +33,7 @@ class Engines:
         settings: of the run.
         directory: the model as a Hugging Face directory.
         tokenizer: an absolute directory or a hub id.
+        longest: most tokens of a sequence.
         cluster: where they are placed.
 
     Attributes:
@@ -40,15 +41,24 @@ class Engines:
         features: what every engine can do; known once they are built.
     """
 
-    def __init__(self, settings: RunSettings, directory: Path, tokenizer: str, cluster: Cluster) -> None:
+    def __init__(self, settings: RunSettings, directory: Path, tokenizer: str, longest: int, cluster: Cluster) -> None:
         component = cluster.allocation.rollout
         if component is None:
             raise UserError(f"allocation {cluster.allocation} has no rollout engines")
         self._gang = cluster.spawn(EngineActor, "rollout engine", component, settings.trainer.deadline_s)
         self._replicas = [Replica(self._gang, rank) for rank in range(len(self._gang))]
         self._sleeps = settings.rollout.sleep
-        seed = settings.experiment.seed
-        self._arguments = (component.backend, directory, tokenizer, settings.rollout, seed, Path.cwd())
+        self._arguments = (
+            component.backend,
+            directory,
+            tokenizer,
+            settings.rollout,
+            settings.experiment.seed,
+            Path.cwd(),
+            longest,
+            cluster.allocation.colocated,
+            settings.trainer.deadline_s,
+        )
         self._arrived: list[Order] = []
         self.dtype = torch.float32
         self.features = EngineFeatures(frozenset())

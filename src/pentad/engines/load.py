@@ -10,6 +10,7 @@ from typing import Any
 
 from pentad.engines.protocol import Engine, EngineSpec, MakeEngine
 from pentad.errors import UserError
+from pentad.extras import require
 from pentad.user_code import load_object, where
 
 _VERBS = ("generate", "logprobs", "pause", "resume", "load_weights", "sleep", "wake", "close")
@@ -46,7 +47,14 @@ def _embedded(spec: EngineSpec) -> Engine:
     )
 
 
-_BACKENDS: Mapping[str, Callable[[EngineSpec], Engine]] = {"hf": _embedded}
+def _vllm(spec: EngineSpec) -> Engine:
+    require("vllm", "vllm", "vllm: in allocation", "generate with hf: in allocation")
+    from pentad.engines.vllm.make import make_vllm
+
+    return make_vllm(spec)
+
+
+_BACKENDS: Mapping[str, Callable[[EngineSpec], Engine]] = {"hf": _embedded, "vllm": _vllm}
 
 
 def _users(name: str, spec: EngineSpec, user_directory: Path) -> Engine:

@@ -39,12 +39,14 @@ class EngineFeatures:
         adapters: it takes LoRA adapters without the weights that they adapt.
         routed_experts: completions say which experts each token was sent to.
         scores_at_any_temperature: `logprobs` takes temperatures other than 1.
+        workers_receive: processes of its own receive weights, so it is given the channel as it was opened.
     """
 
     transports: frozenset[str]
     adapters: bool = False
     routed_experts: bool = False
     scores_at_any_temperature: bool = True
+    workers_receive: bool = False
 
 
 class Engine(Protocol):
@@ -139,6 +141,9 @@ class EngineSpec:
         device: where to compute.
         seed: goes into every random number; the same for all replicas.
         replica: number of this engine, from 0.
+        longest: most tokens of a prompt and its response, and of a sequence that is scored.
+        shares_device: whether a trainer uses the same devices.
+        deadline_s: longest time of one call besides `generate`, in seconds.
     """
 
     directory: Path
@@ -148,6 +153,9 @@ class EngineSpec:
     device: torch.device
     seed: int
     replica: int
+    longest: int = 4096
+    shares_device: bool = False
+    deadline_s: float = 600.0
 
 
 class MakeEngine(Protocol):

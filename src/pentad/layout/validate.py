@@ -38,6 +38,9 @@ def check_supported(allocation: Allocation) -> list[Problem]:
     """What this version cannot run yet, though the string is right; empty when all is well."""
     if (rollout := allocation.rollout) is None:
         return []
+    if rollout.backend == "vllm":
+        cause = f"{rollout}: the vllm engine has been shown on a GPU by itself; a whole run with it has not been yet"
+        return [Problem(cause, f"write hf:d{rollout.layout.world}")]
     if rollout.backend != "hf":
         cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with hf"
         return [Problem(cause, f"write hf:d{rollout.layout.world}")]

@@ -6,6 +6,7 @@ from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.layout import parse_allocation
 from pentad.layout.validate import check_supported
+from pentad.run.vllm_checks import check_vllm
 
 
 def check_allocation(settings: RunSettings) -> Iterator[UserError]:
@@ -17,6 +18,7 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
         return
     for problem in check_supported(allocation):
         yield UserError(f"allocation: {problem.cause}", problem.fix)
+    yield from check_vllm(settings, allocation)
     if allocation.rollout is None:
         engine = f"hf:d{allocation.trainer.layout.world}"
         fix = f"write {engine}|{allocation.trainer} (same devices) or hf:d1+{allocation.trainer} (separate devices)"

@@ -122,7 +122,8 @@ def _publication(
         probes=probes,
         # Every data-parallel rank, and every stage of an interleaved pipeline, needs a sequence.
         copies=layout.data * layout.pipeline,
-        temperature=prepared.settings.rollout.temperature,
+        # Not every engine scores given tokens at another.
+        temperature=1.0,
         dtype=dtype,
     )
 

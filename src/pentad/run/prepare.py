@@ -42,6 +42,16 @@ class Prepared:
     eval: dict[str, EncodedPrompts]
 
     @property
+    def longest(self) -> int:
+        """Most tokens of a sequence that an engine samples or scores."""
+        response = self.settings.rollout.max_response_tokens
+        prompts = [tokens for data in self.eval.values() for tokens in data.tokens]
+        if isinstance(self.train, EncodedPrompts):
+            return max(len(tokens) for tokens in [*prompts, *self.train.tokens]) + response
+        examples = [len(prompt) + len(answer) for prompt, answer in self.train.examples]
+        return max([*examples, *(len(tokens) + response for tokens in prompts)])
+
+    @property
     def notices(self) -> list[str]:
         """How many rows `data.too_long=drop` has dropped, of each source."""
         sources = {"data.train": self.train, **{f"data.eval.{name}": prompts for name, prompts in self.eval.items()}}

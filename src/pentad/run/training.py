@@ -14,7 +14,7 @@ from pentad.cluster.cluster import Cluster
 from pentad.cluster.engines import Engines
 from pentad.cluster.mailbox import Mailbox
 from pentad.cluster.notices import fetch_notices
-from pentad.cluster.object_store import ObjectStore, StoreTransport
+from pentad.cluster.object_store import ObjectStore
 from pentad.cluster.publication import PublishedPolicy
 from pentad.cluster.trainers import RoleTrainer, Trainers
 from pentad.config.schema.algorithms.base import Role
@@ -33,6 +33,7 @@ from pentad.rewards.pool import RewardPool
 from pentad.run.assemble import assemble
 from pentad.run.prepare import Prepared
 from pentad.run.signals import StopSignals
+from pentad.run.transport import choose_transport
 
 
 def train(
@@ -84,7 +85,7 @@ async def _train(
     stack: ExitStack,
 ) -> None:
     settings = prepared.settings
-    policy, trainers, engines = await _start(prepared, cluster)
+    policy, trainers, engines = await _start(prepared, cluster, terminal)
     # A run that could not be started has not touched the one that it would take the place of.
     run_dir.begin()
     for path in run_dir.removed:
@@ -113,7 +114,9 @@ async def _train(
     signals.finished()
 
 
-async def _start(prepared: Prepared, cluster: Cluster) -> tuple[RoleTrainer, Trainers, Engines | None]:
+async def _start(
+    prepared: Prepared, cluster: Cluster, terminal: Terminal
+) -> tuple[RoleTrainer, Trainers, Engines | None]:
     """The policy, all models of the trainer, and the engines, as far as the run needs them."""
     settings, allocation = prepared.settings, prepared.allocation
     deadline_s = settings.trainer.deadline_s
@@ -125,13 +128,14 @@ async def _start(prepared: Prepared, cluster: Cluster) -> tuple[RoleTrainer, Tra
     trainers = Trainers(settings, prepared.directory, cluster, steps, store)
     engines = None
     if allocation.rollout is not None:
-        engines = Engines(settings, prepared.directory, prepared.tokenizer_path, cluster)
+        engines = Engines(settings, prepared.directory, prepared.tokenizer_path, prepared.longest, cluster)
     await cluster.processes.started(deadline_s)
     await asyncio.gather(*(part.build() for part in (trainers, engines) if part is not None))
     policy = trainers.role("policy")
     if engines is not None:
-        stages = allocation.trainer.layout.pipeline
-        policy = PublishedPolicy(trainers, engines, StoreTransport(store, stages, len(engines.names), engines.dtype))
+        transport = choose_transport(prepared, store, engines)
+        terminal.message(f"weights go to the engines by {transport.name}")
+        policy = PublishedPolicy(trainers, engines, transport)
     return policy, trainers, engines
 
 

@@ -4,6 +4,7 @@ Invariant: the answer is a directory that transformers can load; a model on the 
 brought into that form.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,7 @@ def _from_hub(name: str) -> Path:
 def _from_gguf(file: Path, target: Path) -> Path:
     """Dequantise once; a finished directory is used again."""
     if (target / "config.json").is_file():
+        _forget_quantization(target / "config.json")
         return target
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,8 +93,16 @@ def _from_gguf(file: Path, target: Path) -> Path:
     model.hf_quantizer = None
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    _forget_quantization(partial / "config.json")
     partial.rename(target)
     return target
+
+
+def _forget_quantization(file: Path) -> None:
+    """The configuration still says what the file was; engines would look for quantised weights."""
+    config = json.loads(file.read_text())
+    if config.pop("quantization_config", None) is not None:
+        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_config(directory: Path) -> "PreTrainedConfig":

@@ -24,4 +24,8 @@ class RolloutSettings(Settings):
     eval_temperature: float = Field(0.0, ge=0, description="0 is greedy")
     batch_size: int = Field(64, ge=1, description="sequences that one engine decodes at once")
     dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: fp32 on CPU, bf16 on GPU")
+    vllm: dict[str, Any] = Field(
+        default_factory=dict,
+        description="with vllm: in allocation, arguments of vLLM's engine, as gpu_memory_utilization, enforce_eager",
+    )
     sleep: bool = Field(False, description="release the engines' GPU memory while the trainer works")

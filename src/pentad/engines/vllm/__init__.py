@@ -1,0 +1,1 @@
+"""Generation with vLLM: arguments, engine, worker extension, and the certificate of the weights that it holds."""

@@ -1,0 +1,157 @@
+"""What Pentad adds to every vLLM worker: taking weights from the trainer and saying what is held afterwards.
+
+Invariant: at the first synchronisation weights enter through the model's own `load_weights`, in place, and every copy
+that it makes is recorded; later ones make the same copies. Each time the memory that was recorded is summed up, not
+what was sent.
+
+vLLM mixes `PentadWorkerExtension` into its worker class (`worker_extension_cls`); its methods are called through
+`collective_rpc`. Arguments and results are pickled here, as vLLM's own messages carry plain data only.
+"""
+
+import pickle
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pentad.engines.vllm.certificate import HeldSlice
+from pentad.engines.vllm.lifetime import die_with_leader
+from pentad.engines.vllm.places import WeightPlaces
+from pentad.engines.vllm.recorder import CopyRecorder
+from pentad.weights.transport.channel import LocalChannel
+from pentad.weights.transport.memory import device_uuid
+
+die_with_leader()
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Weights that can be had now.
+
+    Attributes:
+        channel: where they come from.
+        expected: shape of every tensor of the checkpoint, by name.
+        record: find out again where the model puts them; otherwise they go where they went before.
+        certify: sum up what is held.
+    """
+
+    channel: LocalChannel
+    expected: Mapping[str, tuple[int, ...]]
+    record: bool
+    certify: bool = True
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a worker says after it has taken a publication.
+
+    Attributes:
+        sent: shape of every tensor that arrived, by name.
+        repeated: names that arrived again.
+        checksums: of the tensors as they left the senders.
+        problems: parameters that were not written as they must be, each by name.
+        slices: what the worker holds; None where that has not changed since it was told.
+        sums: int64 `[slices]`.
+        seconds: of receiving and loading, and of summing up.
+    """
+
+    sent: Mapping[str, tuple[int, ...]]
+    repeated: tuple[str, ...]
+    checksums: Mapping[str, int]
+    problems: tuple[str, ...]
+    slices: tuple[HeldSlice, ...] | None
+    sums: np.ndarray
+    seconds: Mapping[str, float]
+
+
+@dataclass
+class WeightKeeper:
+    """The weights of one worker's model.
+
+    Attributes:
+        model: vLLM's.
+        device: its GPU.
+    """
+
+    model: Any
+    device: torch.device
+    name: str = "engine worker"
+    _places: WeightPlaces | None = None
+
+    @torch.no_grad()
+    def receive(self, publication: Publication) -> Holding:
+        """Take all tensors into the model, and sum up what it holds then.
+
+        Raises:
+            TransportError: the weights did not come.
+        """
+        begin = time.perf_counter()
+        if publication.record:
+            self._places = None
+        if self._places:
+            self._places.fill()
+        recorder = CopyRecorder(self.model.named_parameters()) if self._places is None else None
+        reception = publication.channel.reception(self.device, self.name)
+        sent: dict[str, tuple[int, ...]] = {}
+        repeated: list[str] = []
+        for bucket in reception.buckets():
+            wanted = []
+            for name, tensor in bucket:
+                if name in sent:
+                    repeated.append(name)
+                elif publication.expected.get(name) == tuple(tensor.shape):
+                    wanted.append((name, tensor))
+                sent.setdefault(name, tuple(tensor.shape))
+            self._load(wanted, recorder)
+        loaded = time.perf_counter()
+        problems, slices = (), None
+        if recorder:
+            problems = tuple(recorder.problems())
+            slices = tuple(HeldSlice(record.name, record.part) for record in recorder.slices)
+            self._places = WeightPlaces(recorder.slices, recorder.fills)
+        certify = publication.certify and self._places is not None
+        sums = self._places.sums().cpu().numpy() if certify else np.zeros(0, dtype=np.int64)
+        seconds = {"load": loaded - begin, "certify": time.perf_counter() - loaded}
+        return Holding(sent, tuple(repeated), reception.checksums, problems, slices, sums, seconds)
+
+    def _load(self, tensors: list[tuple[str, Tensor]], recorder: CopyRecorder | None) -> None:
+        if recorder is None:
+            self._places.load(tensors)
+            return
+        recorder.announce(tensors)
+        with recorder:
+            self.model.load_weights(iter(tensors))
+
+
+class PentadWorkerExtension:
+    """Methods of every worker; their names begin with `pentad_`, as the worker's own must not be hidden."""
+
+    def pentad_describe(self) -> dict[str, Any]:
+        """What this worker computes with: plain data."""
+        worker: Any = self
+        config = worker.model_config
+        model = worker.get_model()
+        processor = getattr(model, "logits_processor", None)
+        return {
+            "device": device_uuid(worker.device),
+            "head_dtype": str(getattr(processor, "head_dtype", None) or config.dtype).removeprefix("torch."),
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "quantization": config.quantization,
+            "v2_runner": bool(getattr(worker, "use_v2_model_runner", False)),
+        }
+
+    def pentad_receive(self, request: bytes) -> bytes:
+        """`WeightKeeper.receive`: a pickled `Publication` gives a pickled `Holding`."""
+        return pickle.dumps(self._pentad_keeper().receive(pickle.loads(request)))
+
+    def _pentad_keeper(self) -> WeightKeeper:
+        worker: Any = self
+        keeper = worker.__dict__.get("_pentad_weights")
+        if keeper is None:
+            keeper = WeightKeeper(worker.get_model(), worker.device, f"engine worker {worker.rank}")
+            worker.__dict__["_pentad_weights"] = keeper
+        return keeper
