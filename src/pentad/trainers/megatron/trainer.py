@@ -6,7 +6,7 @@ nor the packing can change a gradient. The verbs know nothing of any algorithm.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
 from pentad.trainers.megatron.fused_step import fused_clip_and_update
 from pentad.trainers.megatron.gradients import reduced_gradients
+from pentad.trainers.megatron.last_stage import as_pairs, is_last_stage, send_from_last_stage, sum_over_microbatches
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import (
     clip_and_update,
@@ -162,14 +163,14 @@ class Trainer:
 
         results = self._run(batch, mine, temperature, collect, progress, forward_only=True)
         starts, lengths = batch.cu_seqlens.tolist(), batch.lengths
-        for indices, result in zip(mine, results, strict=self._is_last_stage):
+        for indices, result in zip(mine, results, strict=is_last_stage(self.groups)):
             offset = 0
             for index in indices:
                 end = offset + lengths[index]
                 both[:, starts[index] : starts[index + 1]] = result["both"][:, offset:end]
                 offset = end
         torch.distributed.all_reduce(both, group=self.groups.dp)
-        self._from_last_stage(both)
+        send_from_last_stage(both, self.groups)
         both = both.cpu()
         return both[0], both[1]
 
@@ -213,7 +214,7 @@ class Trainer:
             }
             # Megatron would divide gradients by the sum of the second value; see `_finalize`.
             nothing = outputs.new_zeros((), dtype=torch.int)
-            return loss_sum / denominator, nothing, _as_pairs(means)
+            return loss_sum / denominator, nothing, as_pairs(means)
 
         mine = self._my_microbatches(plan)
         results = self._run(batch, mine, temperature, reduce, progress, forward_only=False)
@@ -221,7 +222,7 @@ class Trainer:
         if self.kernels.optimizer == "fused":
             # Takes the host a few milliseconds, while the GPU still works.
             self.optimizer.prepare_grads()
-        sums = self._sum_over_microbatches(results)
+        sums = sum_over_microbatches(results, self.groups, self.platform.device)
         sums["train/loss"] = (sums["train/loss"][0], denominator)
         metrics = {name: total / divisor if divisor else 0.0 for name, (total, divisor) in sums.items()}
         if experts := self.mapping.facts.num_experts:
@@ -255,29 +256,9 @@ class Trainer:
             raise FloatingPointError(f"the gradient norm is {norm}")
         return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
 
-    def _sum_over_microbatches(self, results: list[dict[str, Tensor]]) -> dict[str, tuple[float, float]]:
-        """Sums over all microbatches of all data-parallel ranks, on every rank; only the last stage has results."""
-        names: list[Any] = [sorted(results[0]) if self._is_last_stage else None]
-        if self.groups.pp.size() > 1:
-            torch.distributed.broadcast_object_list(names, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
-        sums = torch.zeros(len(names[0]), 2, dtype=torch.float64, device=self.platform.device)
-        for result in results:
-            sums += torch.stack([result[name] for name in names[0]])
-        torch.distributed.all_reduce(sums, group=self.groups.dp)
-        self._from_last_stage(sums)
-        return {name: (total, divisor) for name, (total, divisor) in zip(names[0], sums.tolist(), strict=True)}
-
     @property
     def _modules(self) -> list[GPTModel]:
         return [chunk.module for chunk in self.chunks]
-
-    @property
-    def _is_last_stage(self) -> bool:
-        return self.groups.pp.rank() == self.groups.pp.size() - 1
-
-    def _from_last_stage(self, tensor: Tensor) -> None:
-        if self.groups.pp.size() > 1:
-            torch.distributed.broadcast(tensor, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
 
     def _my_microbatches(self, plan: Plan) -> tuple[tuple[int, ...], ...]:
         if len(plan.microbatches) != self.groups.dp.size():
@@ -339,14 +320,10 @@ class Trainer:
             model=self.models,
             num_microbatches=len(indices),
             # The real lengths travel with the activations (variable_seq_lengths).
-            seq_length=self._multiple,
+            seq_length=self.groups.tp.size() * self.groups.cp.size(),
             micro_batch_size=1,
             forward_only=forward_only,
         )
-
-    @property
-    def _multiple(self) -> int:
-        return self.groups.tp.size() * self.groups.cp.size()
 
     def _logprobs_of_hidden(self, *, hidden_states: Tensor, output_weight: Tensor | None, **rest: Any) -> Tensor:
         """Megatron's output hook: `[2, t]`, log-probs (differentiable) and entropies, 0 where none is wanted."""
@@ -373,11 +350,3 @@ class Trainer:
         places = places.index_copy(1, targets, torch.stack([logprobs, entropies]))
         # Every context-parallel rank computes the loss of the whole microbatch; its gradient goes to its own tokens.
         return reduce_from_tensor_model_parallel_region(places, group=self.groups.cp)
-
-
-def _as_pairs(means: Mapping[str, Mean]) -> dict[str, Tensor]:
-    """Float64 `[2]` of each: total and count."""
-    return {
-        name: torch.stack([mean.total.double(), torch.as_tensor(mean.count, device=mean.total.device).double()])
-        for name, mean in means.items()
-    }
