@@ -51,15 +51,3 @@ def test_names_what_is_wrong(spoil, message):
     assert sent[0][0] == "model.embed_tokens.weight"
     with pytest.raises(WeightMismatchError, match=message):
         WeightTable(model).load(spoil(sent))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_checksum_sees_swaps_and_small_changes(dtype):
-    tensor = torch.randn(64, 32).to(dtype)
-    swapped, nudged = tensor.clone(), tensor.clone()
-    swapped[[3, 5]] = swapped[[5, 3]]
-    nudged[7, 7] *= 1.01
-    sums = {checksum(tensor), checksum(swapped), checksum(nudged), checksum(tensor.T)}
-    assert len(sums) == 4
-    assert checksum(tensor.clone()) == checksum(tensor)
-    assert checksum(tensor.T.contiguous().T) == checksum(tensor)

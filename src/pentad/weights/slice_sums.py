@@ -1,7 +1,7 @@
 """Checksums of slices: the part that some memory contributes to the checksum of a whole tensor.
 
-Invariant: the sums of slices that tile a tensor add up, modulo 2^64, to the sum of `bits[i] * (2 i + 1)` over the whole
-tensor, `bits` being its elements read as signed integers. They are the same on every device, to the bit.
+Invariant: the sums of slices that tile a tensor add up, modulo 2^64, to the `checksum` of the whole tensor.
+They are the same on every device, to the bit.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pentad.weights.checksum import BIT_VIEWS, index_weights
 from pentad.weights.slices import Slice, runs_of
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-# Elements that one program of the kernel sums up: a product of 2-byte bits and a place in the piece then fits 32 bits.
+# Elements that one program of the kernel sums up; they lie in at most two spans of the checksum.
 _PIECE = 1 << 14
 
 
@@ -34,8 +34,8 @@ def sum_on_any_device(memory: Tensor, part: Slice) -> Tensor:
     for size, stride in zip(part.shape, part.strides, strict=True):
         index = index[..., None] + torch.arange(size, device=memory.device) * stride
     # A view of the bits needs a contiguous last dimension.
-    bits = memory.detach().contiguous().view(_BITS[memory.element_size()])
-    return (bits.to(torch.int64) * (2 * index + 1)).sum()
+    bits = memory.detach().contiguous().view(BIT_VIEWS[memory.element_size()])
+    return (bits.to(torch.int64) * index_weights(index)).sum()
 
 
 @dataclass
