@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
 from pentad.config.schema.trainer import TrainerSettings
+from pentad.loops.drift import drift
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.journal import Journal
 from pentad.loops.publication import Publication
@@ -24,7 +23,6 @@ from pentad.loops.stages import compute_columns
 from pentad.record.metrics import merge
 from pentad.samples.batch import Batch
 from pentad.samples.packing import split_minibatches
-from pentad.weights.proof import divergence
 
 
 @dataclass
@@ -147,17 +145,3 @@ class Loop:
         """Go on from `state`, before `run`."""
         self.step, self.version = state["step"], state["version"]
         self._parts.source.load_state_dict(state["source"])
-
-
-def drift(batch: Batch) -> dict[str, float]:
-    """How far the engines' log-probs of sampled tokens are from the trainer's; nothing where either is not known."""
-    if not {"rollout_logprobs", "old_logprobs"} <= batch.per_token.keys():
-        return {}
-    engine: Tensor = batch.per_token["rollout_logprobs"][batch.loss_mask]
-    trainer: Tensor = batch.per_token["old_logprobs"][batch.loss_mask]
-    difference = (engine - trainer).abs()
-    return {
-        "rollout/logprob_diff_max": float(difference.max()),
-        "rollout/logprob_diff_mean": float(difference.mean()),
-        "rollout/kl": divergence(engine, trainer),
-    }
