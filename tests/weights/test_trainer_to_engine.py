@@ -60,12 +60,15 @@ def test_the_engine_holds_and_computes_what_the_trainer_does(family, layout, dty
         assert len(buckets) > 2
         check_checksums(sent, held, "engine 0")
         scored = probe(engine, batch)
-        largest = check_probe([logprobs], [scored], dtype, "engine 0") if dtype == torch.float32 else 0.0
-        assert largest <= 1e-4
+        # In bfloat16 these models' large weights blow rounding up, and experts are chosen by narrow margins.
+        if dtype == torch.float32:
+            layers = tiny.model.config.num_hidden_layers
+            assert check_probe([logprobs], [scored], dtype, layers, "engine 0") <= 8.0
+            assert float((logprobs - scored).abs().max()) <= 1e-4
     untrained = EmbeddedEngine(tiny.model.config)
     untrained_held = load(untrained, _stored(tiny), 0)
     with pytest.raises(SyncError, match="disagree"):
-        check_probe([logprobs], [probe(untrained, batch)], dtype, "engine 0")
+        check_probe([logprobs], [probe(untrained, batch)], dtype, 2, "engine 0")
     with pytest.raises(SyncError, match="arrived changed"):
         check_checksums(sent, untrained_held, "engine 0")
 

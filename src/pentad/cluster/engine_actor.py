@@ -8,6 +8,7 @@ import asyncio
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import ray
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.config.schema.rollout import RolloutSettings
-from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec
+from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec, TellsConstants
 from pentad.platform.device import find_platform
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
 Ticket = int
@@ -105,6 +107,12 @@ class EngineActor(Process):
     async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[Tensor]:
         """Score given tokens: float32 `[L]` for each sequence."""
         return await self._engine.logprobs(sequences, temperature)
+
+    async def constants(self, positions: Sequence[int]) -> ModelConstants | None:
+        """What the engine computes with beside weights; None where it cannot tell."""
+        if not self._engine.features.tells_constants:
+            return None
+        return await cast(TellsConstants, self._engine).constants(positions)
 
     async def pause(self, abort: bool) -> None:
         """See `Engine.pause`. What was submitted before counts as running."""

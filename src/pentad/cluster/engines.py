@@ -21,6 +21,7 @@ from pentad.engines.protocol import EngineFeatures
 from pentad.errors import UserError
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
 
@@ -88,6 +89,10 @@ class Engines:
     async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
         """What each engine gives: float32 `[L]` for each sequence."""
         return await self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
+
+    async def constants(self, positions: Sequence[int]) -> list[ModelConstants | None]:
+        """What each engine computes with beside weights; None where it cannot tell."""
+        return await self._gang.call("constants", list(positions), phase="probing the engines")
 
     async def pause(self, *, abort: bool) -> None:
         """Stop sampling on all engines; see `Engine.pause`."""

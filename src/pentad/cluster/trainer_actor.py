@@ -4,7 +4,7 @@ Invariant: it does what it is told, in order, on one thread; what it reports of 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import Platform, enter_platform
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
+from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
 if TYPE_CHECKING:
@@ -102,6 +103,12 @@ class TrainerActor(Process):
         logprobs, _ = self._model(role).logprobs(batch, plan, temperature, self._advance)
         self._done = 0
         return logprobs.numpy() if self.rank == 0 else None
+
+    def constants(self, role: Role, positions: Sequence[int]) -> ModelConstants:
+        """What the layers of this rank compute with beside weights."""
+        from pentad.trainers.megatron.constants import read_constants
+
+        return read_constants(self._model(role), positions)
 
     def train(
         self, role: Role, minibatch: Batch, plan: Plan, loss: Loss, temperature: float

@@ -10,7 +10,9 @@ Example::
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import ray
@@ -29,6 +31,7 @@ from pentad.config.schema.run import RunSettings
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan, plan_microbatches
 from pentad.trainers.protocol import Trained
+from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
 
@@ -117,6 +120,15 @@ class RoleTrainer:
         arguments = (self._role, ray.put(batch), self._trainers.plan(batch), temperature)
         results = await self._trainers.gang.call("logprobs", *arguments, phase=phase, progress=progress)
         return torch.tensor(results[0])  # a copy: the object store's memory must not be written to
+
+    async def constants(self, positions: Sequence[int]) -> ModelConstants:
+        """What the whole model computes with beside weights.
+
+        Raises:
+            SyncError: ranks differ.
+        """
+        parts = await self._trainers.gang.call("constants", self._role, list(positions), phase="probing the trainer")
+        return reduce(or_, parts)
 
     async def train(self, minibatch: Batch, loss: Loss, temperature: float, progress: Progress) -> Trained:
         """One optimizer step.

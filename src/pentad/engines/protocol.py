@@ -24,6 +24,7 @@ from torch import Tensor
 from pentad.config.schema.rollout import RolloutSettings
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
 NO_VERSION = -1
@@ -39,6 +40,7 @@ class EngineFeatures:
         adapters: it takes LoRA adapters without the weights that they adapt.
         routed_experts: completions say which experts each token was sent to.
         scores_at_any_temperature: `logprobs` takes temperatures other than 1.
+        tells_constants: it satisfies `TellsConstants`.
         workers_receive: processes of its own receive weights, so it is given the channel as it was opened.
     """
 
@@ -46,6 +48,7 @@ class EngineFeatures:
     adapters: bool = False
     routed_experts: bool = False
     scores_at_any_temperature: bool = True
+    tells_constants: bool = False
     workers_receive: bool = False
 
 
@@ -126,6 +129,18 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release everything. The engine cannot be used afterwards. May be called again."""
+        ...
+
+
+class TellsConstants(Protocol):
+    """What an engine with the feature `tells_constants` can do, too. Others are compared by log-probs only."""
+
+    async def constants(self, positions: Sequence[int]) -> ModelConstants:
+        """What its modules compute with beside weights, all or some of it. The engine has weights.
+
+        Args:
+            positions: for the rotary angles; each below the model's positions.
+        """
         ...
 
 

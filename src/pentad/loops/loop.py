@@ -13,7 +13,7 @@ from typing import Any
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
 from pentad.config.schema.trainer import TrainerSettings
-from pentad.loops.drift import drift
+from pentad.loops.drift import DriftWatch, drift
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.journal import Journal
 from pentad.loops.publication import Publication
@@ -23,6 +23,7 @@ from pentad.loops.stages import compute_columns
 from pentad.record.metrics import merge
 from pentad.samples.batch import Batch
 from pentad.samples.packing import split_minibatches
+from pentad.samples.trajectory import NOT_SAMPLED
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Parts:
         publication: None where nothing is generated.
         evaluation: None where nothing is evaluated.
         temperature: that samples are drawn at.
+        drift_watch: judges how far engines and trainer are apart; None where nothing is generated.
     """
 
     settings: TrainerSettings
@@ -48,6 +50,7 @@ class Parts:
     evaluation: Evaluation | None
     temperature: float
     max_staleness: int = 0
+    drift_watch: DriftWatch | None = None
 
 
 class Loop:
@@ -93,18 +96,32 @@ class Loop:
             batch = await compute_columns(
                 batch, parts.algorithm_settings.columns, parts.roles, parts.temperature, journal
             )
+            apart = self._drift(batch)
             trained = await self._train(parts.algorithm.credit(batch))
         self.step = number
         if parts.source.generates:
             await self._publish()
         await parts.source.release()
-        metrics = merge(metrics, trained, drift(batch), journal.times())
+        metrics = merge(metrics, trained, apart, journal.times())
         metrics["perf/tokens_per_s"] = batch.num_tokens / metrics["time/step"]
         journal.write(number, metrics)
         every = parts.settings.test_freq
         if number == parts.settings.total_steps or (every and number % every == 0):
             await self._evaluate()
             journal.times()
+
+    def _drift(self, batch: Batch) -> dict[str, float]:
+        """Metrics of how far engines and trainer are apart, which are judged where both had the same weights.
+
+        Raises:
+            SyncError: they are too far apart.
+        """
+        metrics, watch = drift(batch), self._parts.drift_watch
+        if metrics and watch is not None:
+            versions = batch.per_sequence["weight_versions"]  # -1 where nothing was sampled
+            if bool(((versions == self.version) | (versions == NOT_SAMPLED)).all()):
+                watch.check(metrics["rollout/kl"])
+        return metrics
 
     async def _train(self, batch: Batch) -> dict[str, float]:
         """The optimizer steps on a batch."""
@@ -139,9 +156,17 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the driver must know to go on after a step; models and engines keep their own."""
-        return {"step": self.step, "version": self.version, "source": self._parts.source.state_dict()}
+        watch = self._parts.drift_watch
+        return {
+            "step": self.step,
+            "version": self.version,
+            "source": self._parts.source.state_dict(),
+            "drift": None if watch is None else watch.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, before `run`."""
         self.step, self.version = state["step"], state["version"]
         self._parts.source.load_state_dict(state["source"])
+        if self._parts.drift_watch is not None:
+            self._parts.drift_watch.load_state_dict(state["drift"])

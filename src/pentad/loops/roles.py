@@ -14,6 +14,7 @@ from pentad.samples.batch import Batch
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 from pentad.trainers.protocol import Trained
+from pentad.weights.constants import ModelConstants
 
 Progress = Callable[[int], None]
 """Called with how much of a phase is done, in microbatches or completions."""
@@ -34,6 +35,14 @@ class Trainer(Protocol):
 class Policy(Trainer, Protocol):
     """The model that is trained and generates."""
 
+    async def constants(self, positions: Sequence[int]) -> ModelConstants:
+        """What the whole model computes with beside weights.
+
+        Args:
+            positions: for the rotary angles.
+        """
+        ...
+
     async def publish(self, version: int) -> None:
         """Bring the trainer's weights to the engines and prove that they arrived; engines are awake afterwards."""
         ...
@@ -48,6 +57,10 @@ class Engines(Protocol):
 
     async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
         """What each engine gives: float32 `[L]` for each sequence."""
+        ...
+
+    async def constants(self, positions: Sequence[int]) -> list[ModelConstants | None]:
+        """What each engine computes with beside weights; None where it cannot tell."""
         ...
 
     async def pause(self, *, abort: bool) -> None: ...

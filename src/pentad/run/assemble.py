@@ -15,10 +15,12 @@ from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.algorithms.base import Role
 from pentad.data.prompts import EncodedExamples, EncodedPrompts
 from pentad.data.sampler import PromptSampler
+from pentad.loops.drift import DriftWatch
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.experience import Experience
 from pentad.loops.journal import Journal
 from pentad.loops.loop import Parts
+from pentad.loops.probe import Probe, probe_sequences
 from pentad.loops.publication import Publication
 from pentad.loops.roles import Engines, Policy, Trainer
 from pentad.loops.sampler import GroupSampler
@@ -53,8 +55,9 @@ def assemble(
     if rewards is not None:
         scorer = Scorer(rewards, _decoder(prepared), journal.tell_failure)
         stack.callback(scorer.close)
-    publication = evaluation = None
+    publication = evaluation = drift_watch = None
     if engines is not None:
+        drift_watch = DriftWatch(dtype, settings.rollout.temperature, journal.message)
         publication = _publication(prepared, cast(Policy, policy), engines, journal, dtype)
         if prepared.eval and scorer is not None:
             evaluation = _evaluation(prepared, engines, scorer, journal)
@@ -68,6 +71,7 @@ def assemble(
         engines=engines,
         publication=publication,
         evaluation=evaluation,
+        drift_watch=drift_watch,
         temperature=settings.rollout.temperature if settings.algorithm.trains_on == "rollouts" else 1.0,
     )
 
@@ -110,22 +114,12 @@ def _source(
 def _publication(
     prepared: Prepared, policy: Policy, engines: Engines, journal: Journal, dtype: torch.dtype
 ) -> Publication:
-    data, layout = prepared.train, prepared.allocation.trainer.layout
-    if isinstance(data, EncodedPrompts):
-        probes = list(data.tokens[:4])
-    else:
-        probes = [torch.cat(pair) for pair in data.examples[:4]]
-    return Publication(
-        policy,
-        engines,
-        journal,
-        probes=probes,
-        # Every data-parallel rank, and every stage of an interleaved pipeline, needs a sequence.
-        copies=layout.data * layout.pipeline,
-        # Not every engine scores given tokens at another.
-        temperature=1.0,
-        dtype=dtype,
-    )
+    data, layout, settings = prepared.train, prepared.allocation.trainer.layout, prepared.settings
+    rows = data.tokens if isinstance(data, EncodedPrompts) else [torch.cat(pair) for pair in data.examples]
+    longest = min(prepared.longest, settings.trainer.tokens_per_microbatch)
+    # Every data-parallel rank, and every stage of an interleaved pipeline, needs a sequence.
+    probe = Probe(policy, engines, probe_sequences(rows, longest), layout.data * layout.pipeline, dtype)
+    return Publication(policy, probe, journal, always="old_logprobs" not in settings.algorithm.columns)
 
 
 def _evaluation(prepared: Prepared, engines: Engines, scorer: Scorer, journal: Journal) -> Evaluation:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from pentad.engines.hf.constants import read_constants
 from pentad.engines.hf.decoder import Decoder, DecoderLimits
 from pentad.engines.hf.job import Job
 from pentad.engines.hf.looks import Looks, on_thread
@@ -21,6 +22,7 @@ from pentad.engines.protocol import NO_VERSION, EngineFeatures
 from pentad.errors import UserError
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
+from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
 
@@ -41,7 +43,7 @@ class EmbeddedEngine:
         UserError: the model needs something that this engine cannot do.
     """
 
-    features = EngineFeatures(transports=frozenset({"store"}))
+    features = EngineFeatures(transports=frozenset({"store"}), tells_constants=True)
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class EmbeddedEngine:
             self._check_open()
         else:
             self._check_ready()
-        self._check_request(request)
+        _check_request(request, self._model.positions, has_tokenizer=self._has_tokenizer)
         return await self._looks.complete(Job(request, tuple(sorted({*self._eos, *request.params.stop_token_ids}))))
 
     async def logprobs(self, sequences: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
@@ -86,6 +88,11 @@ class EmbeddedEngine:
         if temperature <= 0:
             raise ValueError(f"temperature must be positive: {temperature}")
         return await on_thread(self._thread, lambda: self._model.logprobs(sequences, temperature))
+
+    async def constants(self, positions: Sequence[int]) -> ModelConstants:
+        """What its modules compute with beside weights; see `TellsConstants`."""
+        self._check_ready()
+        return await on_thread(self._thread, lambda: read_constants(self._model.module, positions))
 
     async def pause(self, *, abort: bool) -> None:
         """Stop after the look that is being taken; see `Engine.pause`."""
@@ -141,16 +148,6 @@ class EmbeddedEngine:
         await on_thread(self._thread, self._model.release)
         self._thread.shutdown()
 
-    def _check_request(self, request: GenerateRequest) -> None:
-        if request.params.stop and not self._has_tokenizer:
-            raise ValueError("stop strings need EmbeddedEngine(tokenizer=...)")
-        longest = len(request.prompt_tokens) + request.params.max_tokens
-        if longest > self._model.positions:
-            raise UserError(
-                f"prompt and response may take {longest} tokens; the model has {self._model.positions} positions",
-                "lower rollout.max_response_tokens or data.max_prompt_tokens",
-            )
-
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the rollout engine was closed")
@@ -168,3 +165,14 @@ class EmbeddedEngine:
     def _check_still(self, what: str) -> None:
         if self._looks.waited_for and not self._looks.paused:
             raise RuntimeError(f"requests are running; pause the rollout engine before {what}")
+
+
+def _check_request(request: GenerateRequest, positions: int, *, has_tokenizer: bool) -> None:
+    if request.params.stop and not has_tokenizer:
+        raise ValueError("stop strings need EmbeddedEngine(tokenizer=...)")
+    longest = len(request.prompt_tokens) + request.params.max_tokens
+    if longest > positions:
+        raise UserError(
+            f"prompt and response may take {longest} tokens; the model has {positions} positions",
+            "lower rollout.max_response_tokens or data.max_prompt_tokens",
+        )

@@ -94,7 +94,7 @@ class Trainer:
         self.chunks = build_chunks(config, self.megatron, layout, groups, self.kernels)
         for chunk in self.chunks:
             chunk.module.to(platform.device)
-        self._rotary = RotaryTable(config, platform.device)
+        self.rotary = RotaryTable(config, platform.device)
         self._schedule_function = get_forward_backward_func()
         self.optimizer = self.schedule = None
         self.trained_samples: list[int] = []
@@ -290,7 +290,7 @@ class Trainer:
                         chosen,
                         tensor_ranks=self.groups.tp.size(),
                         context=(self.groups.cp.rank(), self.groups.cp.size()),
-                        rotary=self._rotary,
+                        rotary=self.rotary,
                         device=self.platform.device,
                         dtype=self.dtype,
                     )
