@@ -4,6 +4,7 @@ Invariant: whatever importing the user's code does, the answer is the object or 
 """
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -46,15 +47,7 @@ def _import(name: str, setting: str, module_name: str, directory: Path) -> Modul
         if module_name.endswith(".py"):
             if not path.is_file():
                 raise UserError(f"{setting}={name}: there is no file {path}", _nearby(directory, path.stem))
-            # One module a file, so that a class is the same class however often it is asked for.
-            if (known := sys.modules.get(path.stem)) is not None and getattr(known, "__file__", None) == str(path):
-                return known
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec is not None and spec.loader is not None  # it ends with .py
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module  # as `import` does; dataclasses and pickle look for it
-            spec.loader.exec_module(module)
-            return module
+            return _import_file(path.resolve())
         if str(directory) not in sys.path:
             sys.path.insert(0, str(directory))
         return importlib.import_module(module_name)
@@ -71,6 +64,24 @@ def _import(name: str, setting: str, module_name: str, directory: Path) -> Modul
         raise UserError(
             f"{setting}={name}: importing it failed: {type(error).__name__}: {error}{where(error)}", "fix the module"
         ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """One module a file, so that a class is the same class however often it is asked for."""
+    # A name of its own: `random.py` of the user's must not take the place of the standard library's.
+    name = f"pentad_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    if (known := sys.modules.get(name)) is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it ends with .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as `import` does; dataclasses and pickle look for it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _nearby(directory: Path, stem: str) -> str:

@@ -15,7 +15,7 @@ from pentad.loops.group import Group
 
 
 def make_group(number: int) -> Group:
-    return Group(PromptRow(id=str(number), prompt=str(number)), torch.tensor([number]), (), ())
+    return Group(PromptRow(id=str(number), prompt=str(number)), torch.tensor([number]), (), (), ())
 
 
 def number_of(group: Group) -> int:
@@ -169,3 +169,36 @@ def test_a_resumed_run_takes_every_group_once(seed, before):
     assert len(taken) == len(set(taken))
     # Nothing below the last number that all are past was left out.
     assert set(range(len(taken) - 6)) <= set(taken)
+
+
+def test_a_run_whose_groups_are_never_admitted_ends():
+    async def run() -> None:
+        async def sample(number: int) -> Group:
+            await asyncio.sleep(0)
+            return make_group(number)
+
+        def end(groups: list[Group]) -> None:
+            raise ValueError(f"none of {len(groups)}")
+
+        experience = Experience(sample, lambda group: False, groups_per_step=3, on_none_admitted=end)
+        with pytest.raises(ValueError, match="none of 60"):
+            await asyncio.wait_for(experience.take(), 60)
+
+    asyncio.run(run())
+
+
+def test_groups_that_were_not_admitted_are_told():
+    async def run() -> None:
+        async def sample(number: int) -> Group:
+            return make_group(number)
+
+        experience = Experience(sample, lambda group: number_of(group) % 2 == 0, groups_per_step=2)
+        assert [number_of(group) for group in await experience.take()] == [0, 2]
+        assert [number_of(group) for group in experience.rejected] == [1, 3] or [
+            number_of(group) for group in experience.rejected
+        ] == [1]
+        await experience.release()
+        await experience.take()
+        assert all(number_of(group) > 2 for group in experience.rejected)
+
+    asyncio.run(run())

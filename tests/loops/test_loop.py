@@ -15,6 +15,8 @@ from pentad.config.schema.trainer import TrainerSettings
 from pentad.data.prompts import EncodedExamples, EncodedPrompts
 from pentad.data.rows import PromptRow
 from pentad.data.sampler import PromptSampler
+from pentad.errors import UserError
+from pentad.loops.drift import DriftWatch
 from pentad.loops.experience import Experience
 from pentad.loops.loop import Loop, Parts
 from pentad.loops.sampler import GroupSampler
@@ -24,6 +26,7 @@ from pentad.samples.batch import Batch
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest, SamplingParams
 from pentad.trainers.protocol import Trained
+from pentad.weights.proof import SyncError
 
 PROMPTS, SAMPLES, PER_STEP = 6, 4, 3
 
@@ -76,12 +79,14 @@ class Engine:
 class Scorer:
     """Rewards the length of a response; a sample of `failing` fails."""
 
-    def __init__(self, failing: int | None = None) -> None:
-        self.failing = failing
+    def __init__(self, failing: int | None = None, failing_row: str = "") -> None:
+        self.failing, self.failing_row = failing, failing_row
 
     async def score(self, row: PromptRow, responses: list[Tensor]) -> list[RewardResult]:
         return [
-            RewardResult(0.0, failure="error", message="no") if sample == self.failing else RewardResult(float(len(r)))
+            RewardResult(0.0, failure="error", message="no")
+            if sample == self.failing or row.id == self.failing_row
+            else RewardResult(float(len(r)))
             for sample, r in enumerate(responses)
         ]
 
@@ -128,14 +133,20 @@ class World:
     """A loop and everything around it."""
 
     def __init__(
-        self, algorithm: AlgorithmSettings, steps: int, *, failing: int | None = None, on_failure="drop"
+        self,
+        algorithm: AlgorithmSettings,
+        steps: int,
+        *,
+        failing: int | None = None,
+        failing_row: str = "",
+        on_failure: str = "drop",
     ) -> None:
         self.events = Events()
         self.policy, self.reference = Model("policy", -0.5, self.events), Model("reference", -0.75, self.events)
         self.engine, self.journal = Engine(self.events), Journal()
         rows = tuple(PromptRow(id=str(i), prompt=str(i)) for i in range(PROMPTS))
         prompts = EncodedPrompts(rows, tuple(torch.tensor([i, i]) for i in range(PROMPTS)), 0)
-        scorer = Scorer(failing)
+        scorer = Scorer(failing, failing_row)
         sampler = GroupSampler(
             prompts,
             PromptSampler(prompts, seed=0),
@@ -225,7 +236,28 @@ def test_failed_rewards_are_left_out_or_score_zero(on_failure):
     (_, metrics) = world.journal.written[0]
     assert metrics["reward/failures"] == PER_STEP
     assert metrics["reward/mean"] == pytest.approx(mean)
-    assert metrics["data/samples_consumed"] == metrics["data/samples_generated"] == PER_STEP * SAMPLES
+    left_out = PER_STEP if on_failure == "drop" else 0
+    assert metrics["data/samples_generated"] == PER_STEP * SAMPLES
+    assert metrics["data/samples_left_out"] == left_out
+    assert metrics["data/samples_consumed"] == PER_STEP * SAMPLES - left_out
+
+
+def test_an_optimizer_step_without_a_trained_token_is_not_taken():
+    """Of six prompts in two steps, all samples of one fail; each group has an optimizer step of its own."""
+    world = World(GRPOSettings(optimizer_steps=3), steps=2, failing_row="2")
+    world.run()
+    assert len(world.policy.trained) == 5
+    assert all(part.loss_mask.any() for part in world.policy.trained)
+    assert world.loop.version == 5
+    left_out = [metrics["data/samples_left_out"] for _, metrics in world.journal.written]
+    assert sorted(left_out) == [0, SAMPLES]
+
+
+def test_a_loss_that_reads_what_the_batch_has_not_is_refused():
+    world = World(GRPOSettings(), steps=1)
+    world.loop._parts.algorithm.credit = lambda batch: batch  # ty: ignore
+    with pytest.raises(UserError, match="its loss reads advantages"):
+        world.run()
 
 
 def test_samples_of_other_weights_end_the_run():
@@ -314,7 +346,7 @@ class Loss:
 class Reinforce:
     columns = frozenset()
 
-    def __init__(self, *, entropy=0.0):
+    def __init__(self, *, entropy=0.0, columns=()):
         self.loss = Loss(entropy)
 
     def admit(self, group):
@@ -326,6 +358,15 @@ class Reinforce:
 
     def losses(self):
         return {"policy": self.loss}
+
+
+class WrongColumns(Reinforce):
+    columns = {"values"}
+
+
+class WrongRoles(Reinforce):
+    def losses(self):
+        return {"critic": self.loss}
 """
 
 
@@ -350,11 +391,12 @@ def test_an_algorithm_of_the_users_needs_no_change_here(tmp_path: Path, monkeypa
         ({"name": "nowhere.py:Reinforce"}, "there is no file"),
         ({"options": {"entropi": 1}}, "could not be made with algorithm.options"),
         ({"name": "reinforce_bad.py:Loss"}, "has no method admit, credit, losses"),
+        ({"name": "reinforce_bad.py:WrongColumns"}, "must be a set of some of old_logprobs, ref_logprobs"),
+        ({"name": "reinforce_bad.py:WrongRoles"}, "not a mapping of the one role"),
     ],
 )
 def test_a_wrong_algorithm_is_refused_by_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change, cause):
     from pentad.config.schema.algorithms import CustomSettings
-    from pentad.errors import UserError
 
     (tmp_path / "reinforce_bad.py").write_text(ALGORITHM)
     monkeypatch.chdir(tmp_path)
@@ -362,3 +404,20 @@ def test_a_wrong_algorithm_is_refused_by_cause(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError) as refused:
         make_algorithm(settings)
     assert cause in refused.value.cause
+
+
+def test_a_batch_is_refused_before_it_is_trained_on_where_engine_and_trainer_differ():
+    world = World(GRPOSettings(), steps=2)
+    told: list[str] = []
+    world.loop._parts.drift_watch = DriftWatch(torch.bfloat16, 1.0, told.append)
+    with pytest.raises(SyncError, match=r"divergence 0.149 nats a token \(rollout/kl\)"):  # -1 and -0.5
+        world.run()
+    assert "train policy" not in world.events
+    assert told == []
+    near = World(GRPOSettings(), steps=1)
+    near.loop._parts.drift_watch = DriftWatch(torch.bfloat16, 1.0, told.append)
+    near.policy.value = -1.2
+    near.run()
+    assert "train policy" in near.events
+    assert len(told) == 1 and "rollout/kl is 0.0187" in told[0]
+    assert near.loop.state_dict()["drift"]["told"] == ["large"]

@@ -1,7 +1,7 @@
 """From settings to the algorithm."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pentad.algorithms.grpo import GRPO
@@ -42,7 +42,8 @@ def _custom(settings: CustomSettings) -> Algorithm:
             "give the class the methods of pentad.algorithms.protocol.Algorithm",
         )
     try:
-        return made(**settings.options)
+        algorithm = made(**settings.options)
+        losses = algorithm.losses()
     except UserError:
         raise
     except Exception as error:
@@ -51,3 +52,23 @@ def _custom(settings: CustomSettings) -> Algorithm:
             f"{error}{where(error)}",
             f"change algorithm.options; its signature is {inspect.signature(made)}",
         ) from error
+    _check_losses(name, losses)
+    # Columns that do not exist are refused here, too.
+    _ = settings.columns
+    return algorithm
+
+
+def _check_losses(name: str, losses: object) -> None:
+    if not isinstance(losses, Mapping) or set(losses) != {"policy"}:
+        raise UserError(
+            f"algorithm.name={name}: losses() gives {losses!r}, not a mapping of the one role that is trained, policy",
+            "return {'policy': LOSS}",
+        )
+    loss = losses["policy"]
+    missing = [part for part in ("reads", "differentiates_entropy", "denominator") if not hasattr(loss, part)]
+    missing += [] if callable(loss) else ["__call__"]
+    if missing:
+        raise UserError(
+            f"algorithm.name={name}: its loss has no {', '.join(missing)}",
+            "give it the members of pentad.algorithms.protocol.Loss",
+        )

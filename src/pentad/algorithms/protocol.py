@@ -9,11 +9,12 @@ Example, the whole of REINFORCE with a baseline (as `algorithm.name: my_module:R
         columns = frozenset()
 
         def admit(self, group):
-            return True
+            return any(trajectory.status != "failed" for trajectory in group)
 
         def credit(self, batch):
-            rewards = batch.per_sequence["rewards"]
-            return batch.with_per_token("advantages", spread_over_tokens(rewards - rewards.mean(), batch))
+            rewards, scored = batch.per_sequence["rewards"], batch.per_sequence["scored"]
+            advantages = (rewards - rewards[scored].mean()) * scored
+            return batch.with_per_token("advantages", spread_over_tokens(advantages, batch))
 
         def losses(self):
             return {"policy": ReinforceLoss()}
@@ -47,7 +48,10 @@ class Outputs:
 
 
 class Mean(NamedTuple):
-    """A metric as a sum and what it is divided by, both summed over the whole minibatch before they are divided."""
+    """A metric as a sum and what it is divided by, both summed over the whole minibatch before they are divided.
+
+    Microbatches may report different names. `train/loss` and `train/entropy` are reported by Pentad.
+    """
 
     total: Tensor
     count: Tensor | float
@@ -84,11 +88,15 @@ class Algorithm(Protocol):
     """How samples become gradients.
 
     A user's own class is made with `algorithm.options` as keyword arguments, and states in `columns` which of
-    `old_logprobs`, `ref_logprobs` and `values` are to be computed before `credit`.
+    `old_logprobs` and `ref_logprobs` are to be computed before `credit`. A sample whose reward failed has reward 0,
+    `scored` False and no token in the loss mask.
     """
 
     def admit(self, group: Sequence[Trajectory]) -> bool:
-        """Whether a finished group is trained on. A group that is not gives its place to another prompt."""
+        """Whether a finished group is trained on. A group that is not gives its place to another prompt.
+
+        A run ends when none of many groups in a row is admitted.
+        """
         ...
 
     def credit(self, batch: Batch) -> Batch:

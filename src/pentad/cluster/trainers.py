@@ -9,6 +9,7 @@ Example::
     scores = await trainers.role("reference").logprobs(batch, 1.0, progress)
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import ray
 import torch
+from ray import cloudpickle
 from torch import Tensor
 
 from pentad.algorithms.protocol import Loss
@@ -136,6 +138,7 @@ class RoleTrainer:
         Raises:
             AssertionError: a sample was trained on twice or not at all.
         """
+        _pickle_by_value(loss)
         arguments = (self._role, ray.put(minibatch), self._trainers.plan(minibatch), loss, temperature)
         results = await self._trainers.gang.call("train", *arguments, phase="training", progress=progress)
         consumed = [sample for _, samples in results for sample in samples]
@@ -156,3 +159,10 @@ class RoleTrainer:
         channel = self._trainers.store.channel(self._trainers.layout.pipeline, 1, None)
         sending = self._trainers.gang.finish(self.start_sending(channel), "export")
         await write_export(channel, sending, source, target)
+
+
+def _pickle_by_value(loss: Loss) -> None:
+    """Have the code of a loss of the user's travel with it: the ranks need not find its module."""
+    module = sys.modules[type(loss).__module__]
+    if module.__name__.partition(".")[0] not in ("pentad", "__main__"):
+        cloudpickle.register_pickle_by_value(module)

@@ -18,8 +18,8 @@ _GROWTH, _STEPS = 10.0, 3
 
 
 def drift(batch: Batch) -> dict[str, float]:
-    """Metrics of the difference; nothing where either side's log-probs are not known."""
-    if not {"rollout_logprobs", "old_logprobs"} <= batch.per_token.keys():
+    """Metrics of the difference; nothing where either side's log-probs are not known, or nothing is trained on."""
+    if not {"rollout_logprobs", "old_logprobs"} <= batch.per_token.keys() or not bool(batch.loss_mask.any()):
         return {}
     engine: Tensor = batch.per_token["rollout_logprobs"][batch.loss_mask]
     trainer: Tensor = batch.per_token["old_logprobs"][batch.loss_mask]

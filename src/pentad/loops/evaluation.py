@@ -74,6 +74,6 @@ class Evaluation:
             advance(done)
             results = await self._scorer.score(row, [completion.response_tokens])
             trajectory = Trajectory.of_completion(prompt, completion, group=index, episode=index)
-            return Group(row, prompt, (trajectory,), tuple(results))
+            return Group(row, prompt, (trajectory,), tuple(results), (completion.finish_reason,))
 
         return list(await asyncio.gather(*(answer(index) for index in range(len(prompts)))))

@@ -13,6 +13,9 @@ from typing import Any
 
 from pentad.loops.group import Group
 
+# So many times the groups of a step may be sampled without one that is admitted.
+_PATIENCE = 20
+
 
 class Experience:
     """The slots.
@@ -22,6 +25,8 @@ class Experience:
         admit: whether a finished group is trained on; one that is not gives its slot to the next number.
         groups_per_step: what `take` returns.
         max_staleness: weight versions between sampling and training.
+        on_none_admitted: is told of the groups that were not admitted, when they are many and none was admitted since
+            the last `take`; it raises what ends the run.
 
     Example::
 
@@ -37,9 +42,11 @@ class Experience:
         admit: Callable[[Group], bool],
         groups_per_step: int,
         max_staleness: int = 0,
+        on_none_admitted: Callable[[list[Group]], None] = lambda groups: None,
     ) -> None:
         self._sample = sample
         self._admit = admit
+        self._on_none_admitted = on_none_admitted
         self._per_step = groups_per_step
         self._limit = (max_staleness + 1) * groups_per_step
         self._next = 0
@@ -51,7 +58,9 @@ class Experience:
         self._taken = 0
         # Numbers that a checkpoint says were being sampled; they are sampled again before new ones.
         self._again: list[int] = []
-        self.dropped = 0
+        # Not admitted since the last `take`.
+        self.rejected: list[Group] = []
+        self._admitted = 0
 
     async def take(self) -> list[Group]:
         """The next groups to train on, in the order of their numbers, once so many are finished.
@@ -61,6 +70,7 @@ class Experience:
         """
         if self._taken:
             raise RuntimeError("release() comes before the next take()")
+        self.rejected, self._admitted = [], 0
         self._fill()
         try:
             while len(numbers := self._ready()) < self._per_step:
@@ -100,7 +110,6 @@ class Experience:
             "begun": {number: self._begun[number] for number in self._finished},
             "finished": dict(self._finished),
             "sampling": sorted([*self._running.values(), *self._again]),
-            "dropped": self.dropped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -109,7 +118,7 @@ class Experience:
             raise RuntimeError("load_state_dict() comes before the first take()")
         self._next, self._finished = state["next"], dict(state["finished"])
         self._takes, self._begun = state["takes"], dict(state["begun"])
-        self._again, self.dropped = list(state["sampling"]), state["dropped"]
+        self._again = list(state["sampling"])
 
     def _fill(self) -> None:
         while len(self._running) + len(self._finished) + self._taken < self._limit:
@@ -127,9 +136,12 @@ class Experience:
             group = task.result()
             if self._admit(group):
                 self._finished[number] = group
-            else:
-                del self._begun[number]
-                self.dropped += 1
+                self._admitted += 1
+                continue
+            del self._begun[number]
+            self.rejected.append(group)
+            if not self._admitted and len(self.rejected) >= _PATIENCE * self._per_step:
+                self._on_none_admitted(self.rejected)
 
     def _ready(self) -> list[int]:
         """Finished groups that may be taken now; `groups_per_step` of them once there are so many.

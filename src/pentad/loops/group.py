@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pentad.data.rows import PromptRow
 from pentad.rewards.types import RewardResult
+from pentad.samples.completion import FinishReason
 from pentad.samples.trajectory import Trajectory
 
 
@@ -18,9 +19,11 @@ class Group:
         prompt: int64 `[P]`.
         trajectories: the samples.
         results: the reward of each.
+        finish_reasons: why each response ended.
     """
 
     row: PromptRow
     prompt: Tensor
     trajectories: tuple[Trajectory, ...]
     results: tuple[RewardResult, ...]
+    finish_reasons: tuple[FinishReason, ...]

@@ -16,7 +16,6 @@ from pentad.record.terminal import Terminal
 from pentad.rewards.builtin import truth_text
 
 _SHOWN = 4
-_FINISH = {"done": "stop", "failed": "stop", "truncated": "length"}
 
 
 class Journal:
@@ -76,7 +75,8 @@ class Journal:
         """Keep a few completions as text."""
         left = _SHOWN
         for group in groups:
-            for trajectory, result in zip(group.trajectories[:left], group.results[:left], strict=True):
+            kept = zip(group.trajectories[:left], group.results[:left], group.finish_reasons[:left], strict=True)
+            for trajectory, result, reason in kept:
                 response = trajectory.tokens[trajectory.sampled].tolist()
                 truth = group.row.ground_truth
                 self._samples.write(
@@ -85,7 +85,7 @@ class Journal:
                     str(self._tokenizer.decode(response, skip_special_tokens=True)),
                     result.score,
                     source=source,
-                    finish_reason=_FINISH[trajectory.status],
+                    finish_reason=reason,
                     answer=None if truth is None else truth_text(truth),
                 )
             left -= min(left, len(group.trajectories))

@@ -13,6 +13,7 @@ from typing import Any
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
 from pentad.config.schema.trainer import TrainerSettings
+from pentad.errors import UserError
 from pentad.loops.drift import DriftWatch, drift
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.journal import Journal
@@ -65,6 +66,8 @@ class Loop:
         self._parts = parts
         self._losses = parts.algorithm.losses()
         self._versions: deque[int] = deque(maxlen=parts.max_staleness + 1)
+        # Engines start with the memory of a whole set of weights.
+        self._engines_hold_memory = True
         self.step = 0
         self.version = 0
 
@@ -91,13 +94,16 @@ class Loop:
         journal.status.step = number
         batch, metrics = await parts.source.take(number, self._versions)
         with journal.timed("train"):
-            if parts.engines is not None and parts.source.generates:
+            if parts.engines is not None and self._engines_hold_memory:
                 await parts.engines.sleep()
+                self._engines_hold_memory = False
             batch = await compute_columns(
                 batch, parts.algorithm_settings.columns, parts.roles, parts.temperature, journal
             )
             apart = self._drift(batch)
-            trained = await self._train(parts.algorithm.credit(batch))
+            batch = parts.algorithm.credit(batch)
+            self._check_read(batch)
+            trained = await self._train(batch)
         self.step = number
         if parts.source.generates:
             await self._publish()
@@ -130,6 +136,10 @@ class Loop:
         updates = parts.algorithm_settings.updates
         for part in split_minibatches(batch.num_sequences, updates, None if groups is None else groups.tolist()):
             minibatch = batch.select(part) if updates > 1 else batch
+            if not bool(minibatch.loss_mask.any()):
+                # All its samples were left out; a step would follow nothing but old momentum.
+                consumed.update(minibatch.sample_ids.tolist())
+                continue
             for role, loss in self._losses.items():
                 progress = parts.journal.progress("training" if role == "policy" else f"training of the {role}")
                 trained = await parts.roles[role].train(minibatch, loss, parts.temperature, progress)
@@ -139,14 +149,28 @@ class Loop:
             self.version += 1
         if consumed != Counter(batch.sample_ids.tolist()):
             raise AssertionError("a sample was trained on twice or not at all")
-        joined = {name: fmean(step[name] for step in metrics) for name in metrics[0]}
-        joined["train/lr"] = metrics[-1]["train/lr"]
-        return {**joined, "data/samples_consumed": consumed.total()}
+        names = dict.fromkeys(name for step in metrics for name in step)
+        joined = {name: fmean(step[name] for step in metrics if name in step) for name in names}
+        if metrics:
+            joined["train/lr"] = metrics[-1]["train/lr"]
+        left_out = 0 if (scored := batch.per_sequence.get("scored")) is None else int((~scored).sum())
+        counts = {"data/samples_consumed": consumed.total() - left_out, "data/samples_left_out": left_out}
+        return {**joined, **counts}
+
+    def _check_read(self, batch: Batch) -> None:
+        for loss in self._losses.values():
+            if missing := sorted(loss.reads - batch.per_token.keys() - batch.per_sequence.keys()):
+                raise UserError(
+                    f"algorithm.name={self._parts.algorithm_settings.name}: its loss reads {', '.join(missing)}, which "
+                    f"the batch has not; it has {', '.join(sorted([*batch.per_token, *batch.per_sequence]))}",
+                    "add it in credit(), or state it in columns",
+                )
 
     async def _publish(self) -> None:
         if self._parts.publication is None:
             raise RuntimeError("there are no rollout engines")
         await self._parts.publication.bring(self.version)
+        self._engines_hold_memory = True
         self._versions.append(self.version)
 
     async def _evaluate(self) -> None:

@@ -80,7 +80,8 @@ class GroupSampler:
             for sample, (completion, result) in enumerate(zip(completions, results, strict=True))
         )
         del self._indices[number]
-        return Group(row, prompt, trajectories, tuple(results))
+        reasons = tuple(completion.finish_reason for completion in completions)
+        return Group(row, prompt, trajectories, tuple(results), reasons)
 
     async def _generate(self, request: GenerateRequest) -> Completion:
         self._asked += 1

@@ -73,9 +73,13 @@ class Scorer:
             try:
                 results = await loop.run_in_executor(self._executor, self._pool.score, items, self._tell)
             except BaseException as error:
-                for _, future in waiting:
+                # What was asked for in the meantime fails with it; whoever awaits the answers is told.
+                for _, future in [*waiting, *self._waiting]:
                     if not future.done():
                         future.set_exception(error)
+                self._waiting.clear()
+                if isinstance(error, Exception):
+                    return
                 raise
             for part, future in waiting:
                 mine, results = results[: len(part)], results[len(part) :]

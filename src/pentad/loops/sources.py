@@ -89,13 +89,19 @@ class Rollouts:
                 groups = await taking
         finally:
             taking.cancel()
-        self._scorer.check([result for group in groups for result in group.results])
+        finished = [*groups, *self._experience.rejected]
+        self._scorer.check([result for group in finished for result in group.results])
         trajectories = [trajectory for group in groups for trajectory in group.trajectories]
         stale = {trajectory.oldest_version for trajectory in trajectories if trajectory.oldest_version not in versions}
         if stale:
             raise AssertionError(f"samples of weight versions {sorted(stale)}, expected {versions}")
         self._journal.keep_samples(step, "train", groups)
-        metrics = {**_metrics(groups), "data/samples_generated": self._sampler.generated - before}
+        metrics = {
+            **_metrics(groups),
+            "reward/failures": sum(result.failure is not None for group in finished for result in group.results),
+            "data/samples_generated": self._sampler.generated - before,
+            "data/groups_dropped": len(self._experience.rejected),
+        }
         return Batch.from_trajectories(trajectories), metrics
 
     async def release(self) -> None:
@@ -145,12 +151,11 @@ class Examples:
 def _metrics(groups: Sequence[Group]) -> dict[str, float]:
     """What the samples and their rewards look like. A sample that was left out has no reward."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    results = [result for group in groups for result in group.results]
+    reasons = [reason for group in groups for reason in group.finish_reasons]
     scores = torch.tensor([trajectory.reward for trajectory in trajectories if trajectory.status != "failed"])
     return {
         "reward/mean": float(scores.mean()),
         "reward/std": float(scores.std(correction=0)),
-        "reward/failures": sum(result.failure is not None for result in results),
         "rollout/response_length_mean": fmean(int(trajectory.sampled.sum()) for trajectory in trajectories),
-        "rollout/truncated_fraction": fmean(trajectory.status == "truncated" for trajectory in trajectories),
+        "rollout/truncated_fraction": fmean(reason == "length" for reason in reasons),
     }

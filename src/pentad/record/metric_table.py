@@ -210,6 +210,21 @@ _TABLE = (
     ),
     Metric("data/samples_consumed", "samples that were trained on", "samples", _SUM, title="Samples", smooth=False),
     Metric(
+        "data/samples_left_out",
+        "samples that were not trained on, as their reward failed (reward.on_failure=drop)",
+        "samples",
+        _SUM,
+        title="Samples",
+        smooth=False,
+    ),
+    Metric(
+        "data/groups_dropped",
+        "groups that the algorithm did not admit; others were sampled in their place",
+        "groups",
+        _SUM,
+        smooth=False,
+    ),
+    Metric(
         "reward/std",
         "standard deviation of the step's rewards",
         "",

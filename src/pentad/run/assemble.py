@@ -10,14 +10,15 @@ from typing import cast
 
 import torch
 
-from pentad.algorithms.make import make_algorithm
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.algorithms.base import Role
 from pentad.data.prompts import EncodedExamples, EncodedPrompts
 from pentad.data.sampler import PromptSampler
+from pentad.errors import UserError
 from pentad.loops.drift import DriftWatch
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.experience import Experience
+from pentad.loops.group import Group
 from pentad.loops.journal import Journal
 from pentad.loops.loop import Parts
 from pentad.loops.probe import Probe, probe_sequences
@@ -50,7 +51,7 @@ def assemble(
         stack: closes what is made here.
     """
     settings = prepared.settings
-    algorithm = make_algorithm(settings.algorithm)
+    algorithm = prepared.algorithm
     scorer = None
     if rewards is not None:
         scorer = Scorer(rewards, _decoder(prepared), journal.tell_failure)
@@ -107,8 +108,27 @@ def _source(
         groups_per_step=per_step,
         on_failure=settings.reward.on_failure,
     )
-    experience = Experience(sampler.group, lambda group: algorithm.admit(group.trajectories), per_step)
+    experience = Experience(
+        sampler.group,
+        lambda group: algorithm.admit(group.trajectories),
+        per_step,
+        on_none_admitted=lambda groups: _end_without_groups(groups, scorer, settings.algorithm.name),
+    )
     return Rollouts(sampler, experience, scorer, journal, per_step * rollout.n)
+
+
+def _end_without_groups(groups: list[Group], scorer: Scorer, algorithm: str) -> None:
+    """End a run that samples and trains on nothing.
+
+    Raises:
+        UserError: with what is wrong with the groups.
+    """
+    scorer.check([result for group in groups for result in group.results])
+    raise UserError(
+        f"algorithm {algorithm} has admitted none of the last {len(groups)} groups, so there is nothing to train on",
+        "look at their rewards: an algorithm may drop groups of equal rewards; raise rollout.n or rollout.temperature, "
+        "or take easier prompts",
+    )
 
 
 def _publication(

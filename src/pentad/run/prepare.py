@@ -9,6 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from pentad.algorithms.make import make_algorithm
+from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.run import RunSettings
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
 from pentad.errors import UserError
@@ -31,6 +33,7 @@ class Prepared:
         tokenizer_path: where engines load the tokenizer from.
         train: prompts (grpo) or examples (sft).
         eval: prompts of each evaluation.
+        algorithm: made from its settings.
     """
 
     settings: RunSettings
@@ -40,6 +43,7 @@ class Prepared:
     tokenizer_path: str
     train: EncodedPrompts | EncodedExamples
     eval: dict[str, EncodedPrompts]
+    algorithm: Algorithm
 
     @property
     def longest(self) -> int:
@@ -91,7 +95,8 @@ def prepare(sources: Sources) -> Prepared:
     evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)
-    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals)
+    algorithm = make_algorithm(settings.algorithm)
+    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals, algorithm)
 
 
 def _tokenizer_path(setting: str | None, directory: Path) -> str:

@@ -75,7 +75,13 @@ class Trajectory(PicklesAsNumpy):
 
     @staticmethod
     def of_completion(prompt: Tensor, completion: Completion, *, group: int, episode: int) -> Trajectory:
-        """One prompt, int64 `[P]`, and one response to it, without a reward yet."""
+        """One prompt, int64 `[P]`, and one response to it, without a reward yet.
+
+        Raises:
+            ValueError: the completion was aborted: it is a part of a response.
+        """
+        if completion.finish_reason == "abort":
+            raise ValueError("an aborted completion is a part of a response and is not trained on")
         nothing = len(prompt)
         extras = {}
         for name, value in completion.extras.items():

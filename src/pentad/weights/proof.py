@@ -58,9 +58,9 @@ class Bounds:
 # bfloat16: 0.2 to 0.6 over the built-in models, 0.4 for SmolLM2-135M; up to 1.6 in random models with large weights,
 # which blow rounding up, and a mixture's rounding may send tokens to other experts. Exchanged layers or experts and
 # rolled key heads are above 4 where layers contribute as much as in trained models.
-# A step's divergence is 3e-11 in float32 and 0.0014 in bfloat16 for SmolLM2-135M. Ten times the latter is unusual. At 0.1
-# nats importance ratios are off by some 45% a token, and the gradient is of another policy. In float32 there is room for
-# larger models and other orders of summation, not for products in TF32 (by estimate 2e-5).
+# A step's divergence is 3e-11 in float32 and 0.0014 in bfloat16 for SmolLM2-135M. Ten times the latter is unusual. At
+# 0.1 nats importance ratios are off by some 45% a token. In float32 there is room for larger models and other orders of
+# summation, not for products in TF32 (by estimate 2e-5).
 BOUNDS = {
     torch.float32: Bounds(probe=16.0, refused=1e-6, warned=1e-8),
     torch.bfloat16: Bounds(probe=3.0, refused=0.1, warned=0.015),

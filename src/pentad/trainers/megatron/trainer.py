@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig
 from pentad.algorithms.protocol import Loss, Mean, Outputs
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
+from pentad.errors import UserError
 from pentad.kernels.logprob import vocab_parallel_logprobs
 from pentad.kernels.selection import select_kernels
 from pentad.layout import Layout
@@ -193,6 +194,11 @@ class Trainer:
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
         denominator = loss.denominator(batch)
+        if not denominator > 0:
+            raise UserError(
+                f"the denominator of the loss is {denominator!r}; it must be above 0",
+                "give at least 1 where nothing is trained on",
+            )
         self._differentiates_entropy = loss.differentiates_entropy
         # Megatron weighs a router's auxiliary losses by the tokens of their microbatch.
         self.megatron.moe_grad_scale_func = lambda: self.optimizer.scale_loss(
@@ -208,9 +214,9 @@ class Trainer:
                 self.trained_samples += microbatch.sample_ids
             loss_sum, means = loss(Outputs(outputs[0], outputs[1]), microbatch.batch)
             means = {
+                **means,
                 "train/loss": Mean(loss_sum.detach(), 0.0),
                 "train/entropy": Mean(outputs[1].detach().sum(), microbatch.batch.loss_mask.sum()),
-                **means,
             }
             # Megatron would divide gradients by the sum of the second value; see `_finalize`.
             nothing = outputs.new_zeros((), dtype=torch.int)
