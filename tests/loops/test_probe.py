@@ -6,7 +6,7 @@ Each fault is planted in the engine: its configuration, one of its modules, or w
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,23 @@ def test_right_models_pass(name, model):
         found = asyncio.run(engine.logprobs(SEQUENCES))
         units = check_probe(side.scores.split(list(map(len, SEQUENCES))), found, side.dtype, 4, "engine 0")
         assert units < {torch.float32: 4.0, torch.bfloat16: 1.0}[side.dtype]
+
+
+def constants_on_ranks(rank: Rank, directory: Path) -> ModelConstants:
+    from pentad.trainers.megatron.constants import read_constants
+
+    return read_constants(rank.trainer(directory, optimizer_steps=None), POSITIONS)
+
+
+@pytest.mark.parametrize("layout", [Layout(pipeline=2), Layout(pipeline=2, virtual=2)], ids=str)
+def test_stages_tell_of_their_own_layers(layout, model):
+    config, sides = model("qwen3_moe")
+    parts = run_on(layout, constants_on_ranks, Path(config._name_or_path))
+    assert all(part.norms.keys() < sides["fp32"].told.norms.keys() for part in parts)
+    assert parts[0] | parts[1] == sides["fp32"].told
+    wrong = replace(parts[1], rotary={**parts[1].rotary, 199: (0.0,) * 48})
+    with pytest.raises(SyncError, match="ranks of the trainer compute differently: the rotary angles at position 199"):
+        parts[0] | wrong
 
 
 def renamed(weights: Mapping[str, Tensor], one: str, other: str) -> dict[str, Tensor]:
