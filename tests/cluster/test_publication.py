@@ -55,7 +55,7 @@ def parts(gangs: Any, quickstart: Path) -> Parts:
     )
     store = ObjectStore(gangs.mailbox.actors[0], 60.0, bucket_bytes=2_000, in_flight=2)
     trainers = Trainers(settings, model, gangs.cluster, {"policy": 5, "reference": None}, store)
-    engines = Engines(settings, model, str(model), gangs.cluster)
+    engines = Engines(settings, model, str(model), 64, gangs.cluster)
 
     async def build() -> None:
         await gangs.cluster.processes.started(120.0)

@@ -55,9 +55,9 @@ class Bounds:
 # By the coarser of the two precisions. Units of rounding, measured between the trainer and transformers:
 # float32: 0.2 to 1.6 over the built-in models and random ones with large weights, 3 for SmolLM2-135M. Planted faults
 # are above 100, but for a wrong epsilon where activations are large; `pentad.weights.constants` finds that.
-# bfloat16: 0.2 to 0.6 over the built-in models, 0.4 for SmolLM2-135M; up to 1.6 in random models with large weights,
-# which blow rounding up, and a mixture's rounding may send tokens to other experts. Exchanged layers or experts and
-# rolled key heads are above 4 where layers contribute as much as in trained models.
+# bfloat16: 0.2 to 0.5 over the built-in models, 1.1 to 1.6 in random dense models with large weights, and up to 5.7 in
+# mixtures of these, where rounding sends tokens to other experts; built-in mixtures choose clearly. Exchanged layers or
+# experts and rolled key heads are above 4 where layers contribute as much as the built-in ones do in tests.
 # A step's divergence is 3e-11 in float32 and 0.0014 in bfloat16 for SmolLM2-135M. Ten times the latter is unusual. At
 # 0.1 nats importance ratios are off by some 45% a token. In float32 there is room for larger models and other orders of
 # summation, not for products in TF32 (by estimate 2e-5).
