@@ -1,14 +1,16 @@
 """Requests to real Ray actors that hold an engine of the tests': dealt out, answered, failed, cancelled."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engines import Engines
+from pentad.cluster.processes import Call, Processes
 from pentad.config.schema.ray import RaySettings
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
@@ -100,6 +102,52 @@ def test_a_failure_is_named_and_leaves_the_others_alone(engines: Engines) -> Non
     assert str(broken) == "rollout engine 1 failed during rollout: ValueError: a wrong value"
     assert "UnsendableError: a wrong value" in str(unsendable)
     assert isinstance(fine, Completion)
+
+
+def test_a_failure_of_the_users_module_is_told_to_a_driver_without_it(engines: Engines) -> None:
+    names = ("break-foreign", "break-with-foreign", "refuse-foreign")
+    *broken, refused = asyncio.run(ask(engines, *map(request, names)))
+    assert [str(error).partition("rollout: ")[2] for error in broken] == [
+        "RuntimeError: ForeignError: a wrong value",
+        "RuntimeError: ValueError: a wrong value",
+    ]
+    assert type(refused) is UserError
+    assert (refused.cause, refused.fix) == ("the engine has had enough", "let it rest")
+
+
+def test_a_cancellation_inside_the_engine_is_a_failure(engines: Engines) -> None:
+    (broken,) = asyncio.run(ask(engines, request("break-cancelled")))
+    assert isinstance(broken, RunFailedError)
+    assert "CancelledError: the engine's own task was cancelled" in str(broken)
+
+
+def test_an_idle_engine_does_not_use_up_the_deadline(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline is of one wait, so a new wait is a new deadline; the engine is not asked a second time."""
+    waits: list[tuple[object, ...]] = []
+    wait = Processes.wait
+
+    async def counted(self: Processes, calls: Sequence[Call], phase: str, *rest: Any) -> list[list[Any]]:
+        if phase == "rollout":
+            waits.append(calls[0].refs)
+        return await wait(self, calls, phase, *rest)
+
+    monkeypatch.setattr(Processes, "wait", counted)
+
+    async def main() -> None:
+        dropped = asyncio.create_task(engines.generate(request("wait")))
+        await waiting(engines, 1)
+        dropped.cancel()
+        await waiting(engines, 0)
+        assert len(waits) == 2, "one for the request, one for its answer"
+        kept = asyncio.create_task(engines.generate(request("wait")))
+        await waiting(engines, 1)
+        assert len(waits) == 4
+        assert len(set(waits)) == 3
+        await engines.resume()
+        assert isinstance(await kept, Completion)
+        await engines.pause(abort=False)
+
+    asyncio.run(main())
 
 
 def test_a_cancelled_request_is_dropped_by_its_engine(engines: Engines) -> None:

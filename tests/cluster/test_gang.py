@@ -5,17 +5,20 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_actors import Server
 
+from pentad.cluster import processes
 from pentad.cluster.gang import Gang
 from pentad.cluster.processes import DeadlineError, Processes
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
+
+# What takes a moment, on the slowest machine; deadlines in tests that measure by it are ten times as long.
+MINUTE = 60.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -27,15 +30,14 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_calls_overlap_and_the_loop_goes_on(gangs: Any, tmp_path: Path) -> None:
     """Each of three calls ends only when the others are in flight."""
     trainers, engines = gangs.trainers, gangs.engines
-    one, two, three, ticks = tmp_path / "1", tmp_path / "2", tmp_path / "3", []
+    one, two, three = tmp_path / "1", tmp_path / "2", tmp_path / "3"
     seen: list[int] = []
 
     async def tick() -> None:
         await until(three.exists)
         for _ in range(20):
-            ticks.append(time.monotonic())
             await asyncio.sleep(0.05)
-        one.touch()
+        one.touch()  # without which none of them ends
 
     async def drive() -> None:
         answers = await asyncio.gather(
@@ -48,7 +50,6 @@ def test_calls_overlap_and_the_loop_goes_on(gangs: Any, tmp_path: Path) -> None:
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(drive())
-    assert max(later - sooner for sooner, later in pairwise(ticks)) < 0.5
     three.unlink()
     two.unlink()
 
@@ -61,23 +62,31 @@ def test_calls_overlap_and_the_loop_goes_on(gangs: Any, tmp_path: Path) -> None:
     asyncio.run(watch_progress())
 
 
-def test_the_first_cause_is_told_and_not_its_echo(gangs: Any, tmp_path: Path) -> None:
-    trainers = gangs.trainers
+def test_the_first_cause_is_told_and_not_its_echo(gangs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers, here, never = gangs.trainers, tmp_path / "here", tmp_path / "never"
+    monkeypatch.setattr(trainers, "deadline_s", 10 * MINUTE)
     echo, cause = RuntimeError("gloo: connection closed by peer"), ValueError("the loss is wrong")
     fault = UserError("the data are wrong", "correct them")
 
-    async def drive() -> None:
-        with pytest.raises(RunFailedError, match=r"trainer rank 1 failed during training: ValueError: the loss"):
-            await trainers.call_each("fail", [(echo, 0.0), (cause, 0.5)], "training")
-        with pytest.raises(UserError, match="the data are wrong"):
-            await trainers.call_each("fail", [(cause, 0.0), (fault, 0.5)], "training")
-        # A rank whose peer has failed is waited for no longer than it may take to tell why.
-        began = time.monotonic()
-        with pytest.raises(RunFailedError, match="trainer rank 0 failed"):
-            await trainers.call_each("fail", [(cause, 0.0), (cause, 4.0)], "training")
-        assert time.monotonic() - began < 3.5
+    async def drive(first: Exception, second: Exception, file: Path) -> None:
+        async with asyncio.timeout(MINUTE):
+            await trainers.call_each("fail", [(first,), (second, file)], "training")
 
-    asyncio.run(drive())
+    async def later(first: Exception, second: Exception) -> None:
+        asyncio.get_running_loop().call_later(0.5, here.touch)
+        await drive(first, second, here)
+
+    with monkeypatch.context() as patient:
+        patient.setattr(processes, "_GRACE_S", MINUTE)  # however slow this machine is
+        with pytest.raises(RunFailedError, match=r"trainer rank 1 failed during training: ValueError: the loss"):
+            asyncio.run(later(echo, cause))
+        here.unlink()
+        with pytest.raises(UserError, match="the data are wrong"):
+            asyncio.run(later(cause, fault))
+    # A rank whose peer has failed is waited for no longer than it may take to tell why.
+    with pytest.raises(RunFailedError, match="trainer rank 0 failed"):
+        asyncio.run(drive(cause, cause, never))
+    never.touch()
 
 
 def test_the_deadline_names_who_did_not_answer(gangs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +131,10 @@ def test_cancelling_leaves_nothing_behind(gangs: Any, tmp_path: Path) -> None:
     asyncio.run(drive())
 
 
-def test_an_interrupt_ends_all_calls_at_once(gangs: Any, tmp_path: Path) -> None:
+def test_an_interrupt_ends_all_calls_at_once(gangs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainers, engines = gangs.trainers, gangs.engines
+    for gang in (trainers, engines):
+        monkeypatch.setattr(gang, "deadline_s", 10 * MINUTE)
     one, never = tmp_path / "1", tmp_path / "never"
 
     def stop(number: int, frame: object) -> None:
@@ -143,7 +154,7 @@ def test_an_interrupt_ends_all_calls_at_once(gangs: Any, tmp_path: Path) -> None
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             asyncio.run(drive())
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < MINUTE
     finally:
         signal.signal(signal.SIGINT, previous)
         never.touch()
@@ -157,19 +168,18 @@ def test_threads_are_those_of_the_processs_own_machine(gangs: Any) -> None:
 
 
 def test_a_death_is_noticed_whoever_is_waited_for(gangs: Any, tmp_path: Path) -> None:
-    processes = Processes()
-    trainers = Gang("trainer rank", gangs.trainers.actors, processes, 60.0)
-    engines = Gang("rollout engine", [Server.options(num_cpus=0).remote(0, 1)], processes, 60.0)
+    everyone = Processes()
+    trainers = Gang("trainer rank", gangs.trainers.actors, everyone, 10 * MINUTE)
+    engines = Gang("rollout engine", [Server.options(num_cpus=0).remote(0, 1)], everyone, 10 * MINUTE)
 
     async def drive() -> None:
-        await processes.started(120.0)
+        await everyone.started(120.0)
         waiting = asyncio.ensure_future(trainers.call("meet", tmp_path / "1", tmp_path / "never", phase="training"))
         await until((tmp_path / "1").exists)
-        began = time.monotonic()
         os.kill(engines.info(0).pid, signal.SIGKILL)
         with pytest.raises(RunFailedError, match="rollout engine 0 failed during training: its process died") as caught:
-            await waiting
-        assert time.monotonic() - began < 10
+            async with asyncio.timeout(MINUTE):
+                await waiting
         assert caught.value.facts == {"log": engines.info(0).log}
         with pytest.raises(RunFailedError, match="rollout engine 0 failed during log-probs: its process died"):
             await trainers.call("answer", 1, phase="log-probs")

@@ -1,6 +1,7 @@
 """The weight transport through Ray's object store, between real processes and without a model."""
 
 import asyncio
+import weakref
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 from ray.actor import ActorHandle
 
 from pentad.cluster.gang import Gang
-from pentad.cluster.object_store import ObjectStore
+from pentad.cluster.object_store import ObjectStore, StoreChannel
 from pentad.record.outcome import RunFailedError
 from pentad.weights.checksum import checksum
+from pentad.weights.transport.bucket import Bucket
 
 # Of 400 bytes each, so two make a bucket.
 STAGES = [{f"layer{stage}.{n}": torch.randn(100) * n for n in range(10)} for stage in range(2)]
@@ -67,6 +69,34 @@ def test_tensors_are_cast_before_their_checksums_are_taken(gangs: Any) -> None:
         assert sums == {name: checksum(tensor) for name, tensor in expected.items()}
 
     asyncio.run(drive())
+
+
+def test_a_receiver_holds_no_bucket_while_it_waits(gangs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[weakref.ref[Bucket]] = []
+    held: list[int] = []
+    wait = StoreChannel._wait
+
+    def watched(self: StoreChannel, ref: Any, problem: str) -> Any:
+        held.append(sum(bucket() is not None for bucket in received))
+        answer = wait(self, ref, problem)
+        if isinstance(answer, Bucket):
+            received.append(weakref.ref(answer))
+        return answer
+
+    monkeypatch.setattr(StoreChannel, "_wait", watched)
+    channel = store(gangs.mailbox).channel(1, 1, None)
+
+    def receive() -> list[str]:
+        return [name for name, _ in channel.receive()]
+
+    async def drive() -> None:
+        sending = gangs.trainers.call_rank(0, "send", channel, STAGES[0], phase="sending")
+        _, names = await asyncio.gather(sending, asyncio.to_thread(receive))
+        assert names == list(STAGES[0])
+
+    asyncio.run(drive())
+    assert len(received) == 5
+    assert held == [0] * 11
 
 
 def test_waits_have_a_deadline_that_names_the_tensor(gangs: Any) -> None:

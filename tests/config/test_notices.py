@@ -67,6 +67,14 @@ def test_doubtful_data_is_said() -> None:
     assert said.startswith("trainer.prompts_per_step = 2 is more than the rows of data.train (1)")
 
 
+def test_a_check_of_copies_that_there_are_not_is_said() -> None:
+    train = rows_of("a", "b")
+    (said,) = sources_of(train, trainer={"check_replicas_freq": 5})
+    assert said.startswith("trainer.check_replicas_freq = 5, but allocation hf:d1|megatron:d1 has one trainer rank")
+    assert sources_of(train, "hf:d2|megatron:t2", trainer={"check_replicas_freq": 5}) == []
+    assert sources_of(train, trainer={"check_replicas_freq": 0}) == []
+
+
 def test_sleep_of_engines_on_their_own_devices_is_said() -> None:
     sleeping = {"rollout": {"sleep": True}}
     assert sources_of(rows_of("a", "b"), **sleeping) == []

@@ -37,6 +37,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 80, **MIXTURE},
     "qwen2_moe, every second": {"model_type": "qwen2_moe", "decoder_sparse_step": 2, **MIXTURE},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral, another's name": {"model_type": "mixtral", "num_local_experts": 4, "moe_intermediate_size": 32},
+    "llama, all layers named": {"model_type": "llama", "layer_types": ["full_attention"] * 4},
 }
 
 # As published: parameters in all, and active for a token. Exact where the owner's index file gives the exact number.
@@ -95,6 +97,25 @@ def test_as_transformers_counts(name: str) -> None:
     assert experts == [i for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")]
 
 
+@pytest.mark.parametrize("size", ["num_key_value_heads", "head_dim", "moe_intermediate_size"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_size_that_is_null_is_taken_or_refused_as_by_transformers(family: str, size: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {"model_type": family, **TINY, "num_local_experts" if family == "mixtral" else "num_experts": 4}
+    values |= {"sliding_window": None, size: None}
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    except Exception:  # some are refused, others fail somewhere
+        with pytest.raises(UserError) as error:
+            facts_from_config(values)
+        assert f"config.json: {size} is" in error.value.cause
+    else:
+        assert model_parameters(facts_from_config(values)) == sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_absent_values_are_those_of_transformers(family: str) -> None:
     from transformers import AutoConfig
@@ -146,6 +167,12 @@ def test_built_in_models_are_of_their_families() -> None:
         ({"rope_parameters": {"rope_type": "longrope"}}, "other than default, linear, llama3, yarn", "without it"),
         ({"model_type": "qwen3_moe", "mlp_only_layers": 1}, "mlp_only_layers is 1", "list of layer numbers"),
         ({"model_type": "qwen3_moe", "decoder_sparse_step": 0}, "decoder_sparse_step is 0", "above 0"),
+        ({"layer_types": 1}, "asks for layer_types other than full_attention", "without it"),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"] * 2},
+            "asks for layer_types other than full_attention",
+            "without it",
+        ),
         ({"partial_rotary_factor": 0.5}, "asks for partial_rotary_factor", "without it"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "asks for partial_rotary_factor", "without it"),
     ],

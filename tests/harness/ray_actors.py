@@ -25,8 +25,10 @@ class Worker(Process):
             time.sleep(0.01)
         return self.rank
 
-    def fail(self, error: Exception, delay_s: float) -> None:
-        time.sleep(delay_s)
+    def fail(self, error: Exception, after: Path | None = None) -> None:
+        """Fail at once, or when there is a file."""
+        while after is not None and not after.exists():
+            time.sleep(0.01)
         raise error
 
     def answer(self, value: object) -> object:

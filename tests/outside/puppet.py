@@ -23,6 +23,15 @@ class UnsendableError(Exception):
         raise TypeError("cannot be pickled")
 
 
+class ForeignError(Exception):
+    """Only the engine's process has its module."""
+
+
+class ForeignUserError(UserError):
+    def __init__(self) -> None:
+        super().__init__("the engine has had enough", "let it rest")
+
+
 class Puppet:
     version = 0
     features = EngineFeatures(transports=frozenset({"store"}))
@@ -52,6 +61,14 @@ class Puppet:
                 raise ValueError("a wrong value")
             case "break-unsendably":
                 raise UnsendableError("a wrong value")
+            case "break-foreign":
+                raise ForeignError("a wrong value")
+            case "break-with-foreign":
+                raise ValueError(ForeignError("a wrong value"))
+            case "refuse-foreign":
+                raise ForeignUserError
+            case "break-cancelled":
+                raise asyncio.CancelledError("the engine's own task was cancelled")
             case "die":
                 os._exit(1)
         return Completion(tokens, torch.zeros(3), torch.zeros(3, dtype=torch.int32), "length")

@@ -55,3 +55,9 @@ def test_what_it_cannot_do_is_refused(problems: Callable[..., list[UserError]], 
 def test_its_settings_are_not_ignored(problems: Callable[..., list[UserError]]) -> None:
     (problem,) = problems("hf:d1|megatron:d1", "rollout.vllm={enforce_eager: true}")
     assert "generates without vLLM" in problem.cause
+
+
+def test_with_an_engine_of_the_users_they_would_not_be_read(problems: Callable[..., list[UserError]]) -> None:
+    with pytest.raises(UserError, match=r"rollout\.vllm \(command line\) is set, but rollout\.engine names") as refused:
+        problems(VLLM, "rollout.engine=mine:Engine", "rollout.vllm={enforce_eager: true}")
+    assert "remove rollout.vllm" in refused.value.fix

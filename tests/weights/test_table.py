@@ -1,10 +1,14 @@
 """Weights arrive whole or not at all."""
 
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rollout_models import CONFIGS, reference_model
 from transformers.core_model_loading import revert_weight_conversion
 
+from pentad.cluster.process import Process
 from pentad.weights.checksum import checksum
 from pentad.weights.proof import WeightMismatchError
 from pentad.weights.table import WeightTable
@@ -51,3 +55,17 @@ def test_names_what_is_wrong(spoil, message):
     assert sent[0][0] == "model.embed_tokens.weight"
     with pytest.raises(WeightMismatchError, match=message):
         WeightTable(model).load(spoil(sent))
+
+
+def test_a_tensor_is_given_back_before_the_next_is_waited_for():
+    """Else the bucket that it is in stays in the object store meanwhile."""
+    model = reference_model(CONFIGS["llama"])
+
+    def tensors():
+        for name, tensor in model.named_parameters():
+            made = [tensor.detach().clone()]
+            taken = weakref.ref(made[0])
+            yield name, made.pop()
+            assert taken() is None, f"{name} is still held"
+
+    WeightTable(model).load(Process._noting(SimpleNamespace(), "loading", tensors()))

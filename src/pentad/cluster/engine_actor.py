@@ -5,10 +5,11 @@ as a completion or as the reason why there is none.
 """
 
 import asyncio
+import io
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import ray
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.config.schema.rollout import RolloutSettings
 from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec, TellsConstants
+from pentad.errors import UserError
 from pentad.platform.device import find_platform
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
@@ -27,6 +29,9 @@ Ticket = int
 """The driver's number of a request."""
 Answer = Completion | Exception
 NamedTensor = tuple[str, Tensor]
+
+# Packages that the driver has for certain.
+_EVERYWHERE = frozenset({"builtins", "pentad", "torch"})
 
 
 @ray.remote(concurrency_groups=GROUPS)
@@ -146,6 +151,11 @@ class EngineActor(Process):
         answer: Answer
         try:
             answer = await self._engine.generate(request)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # by `cancel`, and not by the engine
+                raise
+            answer = _portable(error)
         except Exception as error:
             answer = _portable(error)
         self._finished.append((ticket, answer))
@@ -158,13 +168,26 @@ class EngineActor(Process):
         return self._built
 
 
-def _portable(error: Exception) -> Exception:
-    """The error if it can be sent to the driver, else one that says the same."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+def _portable(error: BaseException) -> Exception:
+    """The error if the driver can read it, else one that says the same. The driver may lack the user's modules."""
+    if isinstance(error, Exception):
+        try:
+            _DriverUnpickler(io.BytesIO(pickle.dumps(error))).load()
+        except Exception:
+            if isinstance(error, UserError):  # of a class of the user's
+                return UserError(str(error.cause), str(error.fix))
+        else:
+            return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+class _DriverUnpickler(pickle.Unpickler):
+    """Knows no classes but those that the driver can import."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if module_name.partition(".")[0] not in _EVERYWHERE:
+            raise pickle.UnpicklingError(f"the driver may not have {module_name}")
+        return super().find_class(module_name, global_name)
 
 
 class _Noted:

@@ -57,4 +57,6 @@ async def write_export(channel: WeightChannel, sending: Awaitable[Any], source: 
 def _copies(channel: WeightChannel) -> Iterator[tuple[str, Tensor]]:
     # A file of weights holds the tensors of many buckets.
     for name, tensor in channel.receive():
-        yield name, tensor.clone()
+        copy = tensor.clone()
+        del tensor  # its bucket may be given back while the next is waited for
+        yield name, copy

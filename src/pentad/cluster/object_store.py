@@ -75,6 +75,7 @@ class StoreChannel:
             bucket = self._wait(parcel[0], problem)
             yield from bucket.tensors()
             last, number = bucket.entries[-1].name, number + 1
+            del bucket, parcel  # while the next is waited for, this one's memory is free
 
     def close(self, reason: str) -> None:
         """End the publication; who still sends or receives is told why."""

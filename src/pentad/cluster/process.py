@@ -98,5 +98,6 @@ class Process:
             for name, tensor in tensors:
                 self._activity = f"{doing} {name}"
                 yield name, tensor
+                del tensor  # its memory may be given back while the next is waited for
         finally:
             self._activity = ""

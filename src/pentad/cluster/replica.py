@@ -1,7 +1,8 @@
 """The driver's side of one rollout engine.
 
 Invariant: while anything is in flight, the driver waits for answers of the engine, and notices the death of any process
-of the run; a failure fails all requests in flight.
+of the run; a failure fails all requests in flight. Time during which nothing is in flight does not count towards the
+deadline.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Optional
 from pentad.cluster.engine_actor import Answer, Ticket
 from pentad.cluster.failure import first_cause
 from pentad.cluster.gang import Gang
+from pentad.cluster.processes import Call
 from pentad.errors import UserError
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
@@ -50,6 +52,8 @@ class Replica:
         self._cancelled: list[Ticket] = []
         self._submissions: set[asyncio.Task[None]] = set()
         self._collection: asyncio.Task[None] | None = None
+        # The engine is asked once at a time: of two that ask, one would take the other's answers.
+        self._asked: Call | None = None
         self.load = 0
 
     def take(self, order: Order) -> None:
@@ -78,6 +82,10 @@ class Replica:
             if not self._cancelled:
                 asyncio.get_running_loop().call_soon(self._cancel)
             self._cancelled.append(order.ticket)
+            if not self._in_flight and self._collection is not None:
+                # What is sent from now on has a deadline of its own, with the question that is asked already.
+                self._collection.cancel()
+                self._collection = None
 
     def _cancel(self) -> None:
         tickets, self._cancelled = self._cancelled, []
@@ -92,7 +100,12 @@ class Replica:
     async def _collect(self) -> None:
         try:
             while self._in_flight:
-                for ticket, answer in await self._gang.call_rank(self._rank, "collect", phase=_PHASE):
+                if self._asked is None:
+                    collect = self._gang.actors[self._rank].collect.remote()
+                    self._asked = Call((collect,), (self._gang.names[self._rank],))
+                (answers,) = await self._gang.finish(self._asked, _PHASE)
+                self._asked = None
+                for ticket, answer in answers:
                     self._answer(ticket, answer if isinstance(answer, Completion) else self._named(answer))
         except Exception as error:
             self._fail(error)

@@ -42,6 +42,7 @@ class Family:
         dense_mlp: those of a layer without experts.
         mixture: those of a layer with experts.
         defaults: what transformers takes where config.json says nothing, beside what all families must say.
+        nullable: sizes that may be null, as in transformers, and then follow from the others.
         refused: what is refused, beside what all families refuse.
         facts: fields of `ModelFacts` beside the sizes that all families have.
         transformer: fields of Megatron's TransformerConfig that do not follow from the facts.
@@ -54,6 +55,7 @@ class Family:
     dense_mlp: tuple[Rule, ...] = ()
     mixture: tuple[Rule, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    nullable: frozenset[str] = frozenset()
     refused: tuple[Refusal, ...] = ()
     facts: Callable[[ConfigValues], Mapping[str, Any]] = _nothing
     transformer: Callable[[ConfigValues], Mapping[str, Any]] = _nothing

@@ -30,6 +30,14 @@ def _rotated_part(values: ConfigValues) -> float:
     return _rotary(values).get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
 
 
+def _other_attention(values: ConfigValues) -> bool:
+    """Absent, the kinds of the layers follow from other values, which are refused on their own."""
+    kinds = values.get("layer_types")
+    return kinds is not None and not (
+        isinstance(kinds, list | tuple) and all(kind == "full_attention" for kind in kinds)
+    )
+
+
 # What no family may ask for.
 _REFUSED = (
     Refusal("attention_bias", "the output projection has no bias", lambda values: values.get("attention_bias")),
@@ -40,6 +48,7 @@ _REFUSED = (
         lambda values: values.get("hidden_act", "silu") != "silu",
     ),
     Refusal("use_sliding_window", "attention sees all earlier tokens", lambda values: values.get("use_sliding_window")),
+    Refusal("layer_types other than full_attention", "attention sees all earlier tokens", _other_attention),
     Refusal(
         f"rotary scaling other than {', '.join(ROTARY)}",
         "frequencies do not depend on the length of a batch",
@@ -60,7 +69,7 @@ def read_config(config: Mapping[str, Any], where: str = "config.json") -> Config
         what = "has no model_type" if name is None else f"is of architecture {name!r}, which is not supported"
         raise UserError(f"{where} {what}", f"use a model of architecture {', '.join(sorted(FAMILIES))}")
     family = family_named(name)
-    values = ConfigValues(config, family.defaults, where)
+    values = ConfigValues(config, family.defaults, where, family.nullable)
     for refusal in (*_REFUSED, *family.refused):
         if refusal.asks(values):
             cause = f"{where} asks for {refusal.what}, which is not supported: {refusal.why}"
@@ -90,7 +99,7 @@ def facts_from_config(config: Mapping[str, Any], where: str = "config.json") -> 
         vocab_size=values.size("vocab_size"),
         head_dim=values.size_or("head_dim", hidden // heads),
         tied=bool(values.get("tie_word_embeddings", False)),
-        max_positions=values.size_or("max_position_embeddings", 0) or None,
+        max_positions=None if values.get("max_position_embeddings") is None else values.size("max_position_embeddings"),
         **family_named(config["model_type"]).facts(values),
     )
 

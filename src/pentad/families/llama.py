@@ -7,5 +7,6 @@ FAMILY = Family(
     name="llama",
     attention=(*NORMS, *ATTENTION),
     dense_mlp=DENSE_MLP,
+    nullable=frozenset({"head_dim", "num_key_value_heads"}),
     tiny={"llama": {}, "llama_tied": {"tie_word_embeddings": True}},
 )

@@ -8,6 +8,7 @@ FAMILY = Family(
     attention=(*NORMS, *ATTENTION),
     dense_mlp=DENSE_MLP,
     defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+    nullable=frozenset({"head_dim"}),
     refused=(
         Refusal(
             "sliding_window",

@@ -9,11 +9,14 @@ from pentad.errors import UserError
 from pentad.families.config_values import ConfigValues
 
 
-def mixture_facts(values: ConfigValues, *, experts: str, dense_layers: tuple[int, ...] = ()) -> dict[str, Any]:
+def mixture_facts(
+    values: ConfigValues, *, experts: str, width: str, dense_layers: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Fields of `ModelFacts` of a model with experts; none for a model without.
 
     Args:
         experts: the family's name for the number of experts. transformers has two, and may write the other one.
+        width: its name for the inner width of an expert.
         dense_layers: layers without experts.
     """
     name = values.first_given("num_local_experts", "num_experts") or experts
@@ -21,7 +24,7 @@ def mixture_facts(values: ConfigValues, *, experts: str, dense_layers: tuple[int
         return {}
     return {
         "num_experts": values.size(name),
-        "moe_ffn_hidden_size": values.size_or("moe_intermediate_size", values.size("intermediate_size")),
+        "moe_ffn_hidden_size": values.size(width),
         "experts_per_token": values.size("num_experts_per_tok"),
         "dense_layers": dense_layers,
     }

@@ -8,6 +8,7 @@ FAMILY = Family(
     attention=(*NORMS, *ATTENTION, *QKV_BIAS),
     dense_mlp=DENSE_MLP,
     defaults={"num_key_value_heads": 32},
+    nullable=frozenset({"num_key_value_heads"}),
     facts=lambda values: {"qkv_bias": True},
     tiny={"qwen2": {}},
 )

@@ -17,7 +17,9 @@ _TINY = {
 
 
 def _facts(values: ConfigValues) -> dict[str, Any]:
-    experts = mixture_facts(values, experts="num_experts", dense_layers=dense_layers(values))
+    experts = mixture_facts(
+        values, experts="num_experts", width="moe_intermediate_size", dense_layers=dense_layers(values)
+    )
     if experts:
         experts["shared_ffn_hidden_size"] = values.size("shared_expert_intermediate_size")
     return {"qkv_bias": True, **experts}

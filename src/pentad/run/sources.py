@@ -59,6 +59,13 @@ class Sources:
                 f"rollout.sleep = true, but in allocation {self.allocation} the engines share no device with the "
                 "trainer, which gets nothing of the memory that they release"
             )
+        trainer = self.settings.trainer
+        checked = trainer.check_replicas_freq if "check_replicas_freq" in trainer.model_fields_set else 0
+        if checked and self.allocation.trainer.layout.world == 1:
+            found.append(
+                f"trainer.check_replicas_freq = {checked}, but allocation {self.allocation} has one trainer rank: "
+                "there are no copies of weights to compare, and nothing is checked"
+            )
         total, steps = len(self.train), self.settings.trainer.prompts_per_step
         if self.train.held_out:
             found.append(

@@ -111,12 +111,15 @@ def load_config(directory: Path) -> "PreTrainedConfig":
     Raises:
         UserError: it cannot be read or names an unknown architecture.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # The first line of a refused value names it, the second says why.
+        reason = " ".join(line.strip() for line in lines[: 2 if isinstance(error, StrictDataclassError) else 1])
         raise UserError(f"cannot read {directory / 'config.json'}: {reason}", "check model.path") from None
 
 

@@ -80,6 +80,7 @@ class WeightTable:
                 )
             destination.copy_(tensor)
             del missing[name]
+            del tensor  # its memory may be given back while the next is waited for
         if missing:
             names = list(missing)
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""

@@ -63,6 +63,9 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     if settings.rollout.engine is None:
         why, use = "rollout.engine names no engine of yours", "or set rollout.engine to a module:Class"
         yield ("rollout.engine_options",), why, use
+    else:
+        why, use = "rollout.engine names an engine of yours, and vLLM is not started", "or remove rollout.engine"
+        yield ("rollout.vllm",), why, use
     if settings.trainer.schedule.name == "constant":
         why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
         yield ("trainer.schedule.min_lr_ratio",), why, use

@@ -1,0 +1,63 @@
+"""Which way weights go, and that an engine which takes none of the ways is refused before anything is trained."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pentad.cluster.object_store import ObjectStore, StoreTransport
+from pentad.config.schema.run import RunSettings
+from pentad.engines.protocol import EngineFeatures
+from pentad.errors import UserError
+from pentad.families.builtin import builtin_config
+from pentad.layout import parse_allocation
+from pentad.run.prepare import Prepared
+from pentad.run.transport import choose_transport
+from pentad.weights.transport.channel import LocalTransport
+
+
+def choose(directory: Path, allocation: str, takes: set[str], engine: str | None = None) -> Any:
+    settings = RunSettings.model_validate(
+        {
+            "experiment": {"name": "transport"},
+            "model": {"path": str(directory)},
+            "data": {"train": "none.jsonl"},
+            "trainer": {"total_steps": 1},
+            "rollout": {"engine": engine},
+        }
+    )
+    prepared: Any = Prepared(settings, parse_allocation(allocation), directory, *[None] * 2, None, {})  # type: ignore
+    engines: Any = SimpleNamespace(
+        features=EngineFeatures(frozenset(takes)), names=["rollout engine 0"], dtype=torch.float32
+    )
+    actor: Any = None
+    return choose_transport(prepared, ObjectStore(actor, 60.0), engines)
+
+
+def test_memory_of_one_device_is_shared_and_all_else_goes_through_the_store(tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "config.json").write_text(json.dumps(builtin_config("llama")))
+    both = {"ipc", "store"}
+    assert isinstance(choose(tmp_path, "vllm:d1|megatron:d1", both), LocalTransport)
+    assert isinstance(choose(tmp_path, "vllm:d1+megatron:d1", both), StoreTransport)
+    assert isinstance(choose(tmp_path, "hf:d1|megatron:d1", {"store"}), StoreTransport)
+
+
+@pytest.mark.parametrize(
+    ("allocation", "takes", "listed"),
+    [
+        ("hf:d1|megatron:d1", {"shared"}, "by shared;"),
+        ("hf:d1+megatron:d1", {"ipc"}, "by ipc;"),
+        ("hf:d1+megatron:d1", set(), "by none;"),
+    ],
+)
+def test_an_engine_that_takes_no_such_transport_is_refused(
+    tmp_path: Path, allocation: str, takes: set[str], listed: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        choose(tmp_path, allocation, takes, "mine:Engine")
+    assert refused.value.cause.startswith("rollout.engine=mine:Engine receives weights " + listed)
+    assert "name store in EngineFeatures.transports" in refused.value.fix
