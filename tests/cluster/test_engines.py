@@ -39,7 +39,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         }
     )
     with Cluster(RaySettings(), parse_allocation(ALLOCATION)) as cluster:
-        engines = Engines(settings, directory, str(directory), cluster)
+        engines = Engines(settings, directory, str(directory), 64, cluster)
 
         async def start() -> None:
             await cluster.processes.started(60.0)
