@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
 # and threads that wait for each other take the processor from ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read when Triton is imported, by whichever test does so first: without a GPU, its kernels run on CPU tensors.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

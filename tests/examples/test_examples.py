@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from pentad.config.schema.run import RunSettings
-from pentad.engines.hf.engine import EmbeddedEngine
+from pentad.weights.mapping import expected_shapes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -38,5 +38,5 @@ def test_quickstart_files(quickstart):
             tokens = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in tokens
             assert tokenizer.decode([*tokens, tokenizer.eos_token_id], skip_special_tokens=True) == text
-    engine = EmbeddedEngine(quickstart / "model")
-    assert engine.expected_weights()["model.embed_tokens.weight"] == (16, 64)
+    shapes = expected_shapes(AutoConfig.from_pretrained(quickstart / "model"))
+    assert shapes["model.embed_tokens.weight"] == (16, 64)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from zygote import PATIENCE_S, Forked, zygote
+from zygote import OF_TESTS, PATIENCE_S, Forked, zygote
 
 _MARK = "PENTAD_TEST_RUN"
 _PATIENT = f"""
@@ -24,7 +24,7 @@ sys.exit(main())
 
 def _users_environment() -> dict[str, str]:
     """Without what the tests set for themselves."""
-    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return {name: value for name, value in os.environ.items() if name not in OF_TESTS}
 
 
 class Command:

@@ -27,6 +27,8 @@ _IMPORTED = (
     "pentad.run.training",
     "pentad.record.report",
 )
+# Variables that tests/conftest.py sets for the tests themselves.
+OF_TESTS = ("OMP_NUM_THREADS", "TRITON_INTERPRET")
 _LOOK_S = 0.02
 PATIENCE_S = 120.0
 """How long a patient command may clean up."""
@@ -123,7 +125,7 @@ class Zygote:
 @cache
 def zygote() -> Zygote:
     """That of this session, with the environment that the first command has."""
-    return Zygote({name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"})
+    return Zygote({name: value for name, value in os.environ.items() if name not in OF_TESTS})
 
 
 def _serve() -> None:

@@ -1,14 +1,9 @@
-"""Where the fast versions are tested: on the GPU, or Triton's kernels in its interpreter."""
+"""Where the fast versions are tested: on the GPU, or Triton's kernels in its interpreter (see tests/conftest.py)."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-
-# Read when a kernel is defined: without a GPU, Triton's kernels run on CPU tensors, step by step.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

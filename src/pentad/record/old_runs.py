@@ -60,13 +60,21 @@ def why_not_movable(path: Path) -> str | None:
 def move_aside(path: Path) -> Path:
     """Rename a run directory to `<path>.old-<time>` and return that."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    target = path.with_name(f"{path.name}{_MARK}{stamp}")
-    count = 1
-    while target.exists():
-        count += 1
-        target = path.with_name(f"{path.name}{_MARK}{stamp}-{count}")
+    # Of the same second, the last has the highest number, also where the first was removed.
+    last = max((_count(match) for match, _ in _stamped(path) if match[1] == stamp), default=0)
+    target = path.with_name(f"{path.name}{_MARK}{stamp}" + (f"-{last + 1}" if last else ""))
     path.rename(target)
     return target
+
+
+def _stamped(path: Path) -> list[tuple[re.Match[str], Path]]:
+    """What is named as an earlier run of a run directory: the match of time and number, and the path."""
+    pattern = re.compile(re.escape(path.name + _MARK) + r"(\d{8}-\d{6})(?:-(\d+))?")
+    return [(match, other) for other in path.parent.iterdir() if (match := pattern.fullmatch(other.name))]
+
+
+def _count(match: re.Match[str]) -> int:
+    return int(match[2] or 1)
 
 
 def remove_oldest(path: Path, keep: int = KEPT) -> list[Path]:
@@ -74,9 +82,7 @@ def remove_oldest(path: Path, keep: int = KEPT) -> list[Path]:
 
     What is not a run, and a run that a process still writes to, stays and is not counted.
     """
-    stamped = re.compile(re.escape(path.name + _MARK) + r"(\d{8}-\d{6})(?:-(\d+))?")
-    found = [(match, other) for other in path.parent.iterdir() if (match := stamped.fullmatch(other.name))]
-    found.sort(key=lambda pair: (pair[0][1], int(pair[0][2] or 1)))
+    found = sorted(_stamped(path), key=lambda pair: (pair[0][1], _count(pair[0])))
     runs = [run for _, run in found if run.is_dir() and not run.is_symlink() and why_not_movable(run) is None]
     removed = []
     for run in runs[: max(0, len(runs) - keep)]:
