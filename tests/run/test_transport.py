@@ -1,5 +1,6 @@
 """Which way weights go, and that an engine which takes none of the ways is refused before anything is trained."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ from pentad.engines.protocol import EngineFeatures
 from pentad.errors import UserError
 from pentad.families.builtin import builtin_config
 from pentad.layout import parse_allocation
-from pentad.run.prepare import Prepared
 from pentad.run.transport import choose_transport
 from pentad.weights.transport.channel import LocalTransport
 
@@ -28,7 +28,8 @@ def choose(directory: Path, allocation: str, takes: set[str], engine: str | None
             "rollout": {"engine": engine},
         }
     )
-    prepared: Any = Prepared(settings, parse_allocation(allocation), directory, *[None] * 2, None, {})  # type: ignore
+    # What the choice reads of a prepared run.
+    prepared: Any = SimpleNamespace(settings=settings, allocation=parse_allocation(allocation), directory=directory)
     engines: Any = SimpleNamespace(
         features=EngineFeatures(frozenset(takes)), names=["rollout engine 0"], dtype=torch.float32
     )
@@ -37,8 +38,6 @@ def choose(directory: Path, allocation: str, takes: set[str], engine: str | None
 
 
 def test_memory_of_one_device_is_shared_and_all_else_goes_through_the_store(tmp_path: Path) -> None:
-    import json
-
     (tmp_path / "config.json").write_text(json.dumps(builtin_config("llama")))
     both = {"ipc", "store"}
     assert isinstance(choose(tmp_path, "vllm:d1|megatron:d1", both), LocalTransport)
