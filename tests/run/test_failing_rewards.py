@@ -61,7 +61,10 @@ def test_a_reward_that_never_works_ends_the_run_and_one_that_sometimes_fails_doe
     check_counted(command.stdout.splitlines())
     rows = [json.loads(line) for line in (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["reward/failures"] for row in rows] == [8, 8]
-    assert [row["data/samples_consumed"] for row in rows] == [10, 10]
+    # Two samples of each prompt; those of four prompts have no reward and are left out.
+    assert [row["data/samples_generated"] for row in rows] == [10, 10]
+    assert [row["data/samples_left_out"] for row in rows] == [8, 8]
+    assert [row["data/samples_consumed"] for row in rows] == [2, 2]
     assert (bench.folder / "run" / "model" / "model.safetensors").exists()
     assert (bench.folder / "run" / "rewards.log").read_text() == "scoring 4444\n" * 4
     assert "scoring" not in command.stdout
