@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
 # and threads that wait for each other take the processor from ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read when Ray is imported, which a test may do before Pentad does; see `pentad.cluster`.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # Read when Triton is imported, by whichever test does so first: without a GPU, its kernels run on CPU tensors.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
