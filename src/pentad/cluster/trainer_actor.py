@@ -112,14 +112,14 @@ class TrainerActor(Process):
 
     def train(
         self, role: Role, minibatch: Batch, plan: Plan, loss: Loss, temperature: float
-    ) -> tuple[dict[str, float], list[int]]:
+    ) -> tuple[dict[str, float], list[int], list[str]]:
         """One optimizer step; now and then the ranks compare their copies of the weights after it.
 
         Returns:
-            metrics (the same on every rank), and the ids of the samples that this rank alone answers for.
+            metrics (the same on every rank), the ids of the samples that this rank alone answers for, and the names of
+            its tensors whose gradient is not finite, if the step was skipped.
 
         Raises:
-            FloatingPointError: the gradient is not finite; nothing was updated.
             ReplicaError: copies of a weight differ.
         """
         model = self._model(role)
@@ -131,7 +131,7 @@ class TrainerActor(Process):
 
             check_replicas(model.parameters(), model.groups, tied=model.mapping.facts.tied)
         self._done = 0
-        return metrics, model.trained_samples
+        return metrics, model.trained_samples, model.not_finite
 
     def send_weights(self, role: Role, channel: WeightChannel) -> Mapping[str, int]:
         """Send the weights of this pipeline stage, from its first rank; all its ranks take part.

@@ -141,10 +141,11 @@ class RoleTrainer:
         _pickle_by_value(loss)
         arguments = (self._role, ray.put(minibatch), self._trainers.plan(minibatch), loss, temperature)
         results = await self._trainers.gang.call("train", *arguments, phase="training", progress=progress)
-        consumed = [sample for _, samples in results for sample in samples]
+        consumed = [sample for _, samples, _ in results for sample in samples]
         if Counter(consumed) != Counter(minibatch.sample_ids.tolist()):
             raise AssertionError("a sample was trained on twice or not at all")
-        return Trained(results[0][0], tuple(consumed))
+        not_finite = dict.fromkeys(name for _, _, names in results for name in names)
+        return Trained(results[0][0], tuple(consumed), tuple(not_finite))
 
     def start_sending(self, channel: WeightChannel) -> Call:
         """Have the weights sent, by one rank of each pipeline stage; each rank answers with the checksums it sent."""

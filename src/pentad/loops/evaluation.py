@@ -39,8 +39,8 @@ class Evaluation:
         self._sets, self._engines, self._scorer, self._journal = sets, engines, scorer, journal
         self._params = params
 
-    async def run(self, step: int) -> None:
-        """Write `eval/<name>/*` of every set at `step`.
+    async def run(self, step: int) -> dict[str, float]:
+        """Write `eval/<name>/*` of every set at `step`; returns them.
 
         Raises:
             UserError: before the first step every reward call failed.
@@ -62,6 +62,7 @@ class Evaluation:
                 metrics[f"eval/{name}/response_length_mean"] = fmean(lengths)
                 self._journal.keep_samples(step, name, answers)
         self._journal.write(step, metrics)
+        return metrics
 
     async def _answer(self, name: str, prompts: EncodedPrompts) -> list[Group]:
         advance, done = self._journal.progress(f"eval {name}", len(prompts)), 0

@@ -1,11 +1,14 @@
 """The loop: one for all algorithms and all ways of making batches.
 
+A loop that is asked to stop leaves what does not change the weights at once, finishes an optimizer step, and saves.
+
 Invariant: each sample that was generated is trained on exactly once, by weights at most `max_staleness` publications
 newer than those that sampled it. A step is: batch, columns, credit, optimizer steps, publication, record.
 """
 
+import asyncio
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -19,12 +22,18 @@ from pentad.loops.evaluation import Evaluation
 from pentad.loops.journal import Journal
 from pentad.loops.publication import Publication
 from pentad.loops.roles import Engines, Trainer
+from pentad.loops.saving import Saver
 from pentad.loops.sources import Source
 from pentad.loops.stages import compute_columns
 from pentad.record.metrics import merge
 from pentad.samples.batch import Batch
 from pentad.samples.packing import split_minibatches
 from pentad.samples.trajectory import NOT_SAMPLED
+from pentad.trainers.protocol import Trained
+
+
+# A checkpoint that is being written when the run fails may take that long.
+_PATIENCE_S = 8.0
 
 
 @dataclass
@@ -38,6 +47,8 @@ class Parts:
         evaluation: None where nothing is evaluated.
         temperature: that samples are drawn at.
         drift_watch: judges how far engines and trainer are apart; None where nothing is generated.
+        saver: writes checkpoints; None where none are asked for.
+        export: writes the model of a step as a Hugging Face directory.
     """
 
     settings: TrainerSettings
@@ -52,6 +63,20 @@ class Parts:
     temperature: float
     max_staleness: int = 0
     drift_watch: DriftWatch | None = None
+    saver: Saver | None = None
+    export: Callable[[int], Awaitable[None]] | None = None
+
+
+class StoppedError(Exception):
+    """The loop has stopped because it was asked to. `saved`: the step that the newest checkpoint is of; None: none."""
+
+    def __init__(self, saved: int | None) -> None:
+        super().__init__(saved)
+        self.saved = saved
+
+
+class _StopNow(Exception):
+    """Leave the step."""
 
 
 class Loop:
@@ -70,51 +95,132 @@ class Loop:
         self._engines_hold_memory = True
         self.step = 0
         self.version = 0
+        self._evaluated = -1
+        # As it was after the last step; a step that is left changes what it is taken from.
+        self._boundary: dict[str, Any] | None = None
+        self._stop = asyncio.Event()
+        self._skipped_in_a_row = 0
 
     async def run(self) -> None:
         """All steps.
 
         Raises:
             UserError, RunFailedError: what ended the run.
+            StoppedError: it was asked to stop.
         """
         parts = self._parts
         try:
-            if parts.settings.val_before_train and self.step == 0:
-                await self._evaluate()
-            if parts.source.generates:
-                await self._publish()
-            parts.journal.times()  # what came before the first step is not part of it
-            while self.step < parts.settings.total_steps:
-                await self._step()
+            await self._run()
+            if parts.saver is not None:
+                await parts.saver.wait()
+        except _StopNow:
+            raise StoppedError(await self._save_boundary()) from None
+        except Exception:
+            # What failed may have nothing to do with the checkpoint that is being written.
+            if parts.saver is not None:
+                await parts.saver.settle(_PATIENCE_S)
+            raise
         finally:
+            if parts.saver is not None:
+                await parts.saver.close()
             await parts.source.close()
+
+    def stop(self) -> None:
+        """Have `run` save and end, as soon as the weights are those of a whole step. On the loop's thread."""
+        self._stop.set()
+
+    async def _run(self) -> None:
+        parts = self._parts
+        self._boundary = self.state_dict()
+        if self._evaluation_due():
+            await self._unless_stopped(self._evaluate())
+        if parts.source.generates and self.step < parts.settings.total_steps:
+            await self._publish()
+        parts.journal.times()  # what came before the first step is not part of it
+        while self.step < parts.settings.total_steps:
+            await self._step()
 
     async def _step(self) -> None:
         parts, journal, number = self._parts, self._parts.journal, self.step + 1
         journal.status.step = number
-        batch, metrics = await parts.source.take(number, self._versions)
+        batch, metrics = await self._unless_stopped(parts.source.take(number, self._versions))
         with journal.timed("train"):
             if parts.engines is not None and self._engines_hold_memory:
                 await parts.engines.sleep()
                 self._engines_hold_memory = False
-            batch = await compute_columns(
-                batch, parts.algorithm_settings.columns, parts.roles, parts.temperature, journal
-            )
+            columns = parts.algorithm_settings.columns
+            batch = await self._unless_stopped(compute_columns(batch, columns, parts.roles, parts.temperature, journal))
             apart = self._drift(batch)
             batch = parts.algorithm.credit(batch)
             self._check_read(batch)
             trained = await self._train(batch)
         self.step = number
-        if parts.source.generates:
+        if parts.source.generates and not self._stop.is_set():
             await self._publish()
         await parts.source.release()
-        metrics = merge(metrics, trained, apart, journal.times())
-        metrics["perf/tokens_per_s"] = batch.num_tokens / metrics["time/step"]
-        journal.write(number, metrics)
-        every = parts.settings.test_freq
-        if number == parts.settings.total_steps or (every and number % every == 0):
-            await self._evaluate()
-            journal.times()
+        await self._finish_step(merge(metrics, trained, apart), batch.num_tokens)
+
+    async def _finish_step(self, metrics: dict[str, float], tokens: int) -> None:
+        """Record, evaluate and save the step that was trained."""
+        parts, journal, saver = self._parts, self._parts.journal, self._parts.saver
+        self._boundary = self.state_dict()
+        if saver is not None and (saver.due(self.step) or self._stop.is_set()):
+            await saver.stage(self.step, self.version)
+            metrics["save/failures"] = saver.failures
+        metrics = merge(metrics, journal.times())
+        metrics["perf/tokens_per_s"] = tokens / metrics["time/step"]
+        journal.write(self.step, metrics)
+        try:
+            if self._evaluation_due():
+                metrics |= await self._unless_stopped(self._evaluate())
+                journal.times()
+        finally:
+            if saver is not None:
+                self._boundary["evaluated"] = self._evaluated
+                saver.commit(self._boundary, metrics)
+        if parts.export is not None and parts.settings.hf_save_freq and self.step % parts.settings.hf_save_freq == 0:
+            with journal.timed("save"):
+                await parts.export(self.step)
+        if self._stop.is_set() and self.step < parts.settings.total_steps:
+            raise _StopNow
+
+    def _evaluation_due(self) -> bool:
+        """Whether the step that is done is to be evaluated and is not yet."""
+        settings = self._parts.settings
+        if self._parts.evaluation is None or self._evaluated >= self.step:
+            return False
+        if self.step == 0:
+            return settings.val_before_train
+        return self.step == settings.total_steps or bool(settings.test_freq and self.step % settings.test_freq == 0)
+
+    async def _unless_stopped[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns, if that comes before the loop is asked to stop."""
+        if self._stop.is_set():
+            work.close()
+            raise _StopNow
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _StopNow
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _save_boundary(self) -> int | None:
+        """Save the last step that was finished; returns the step of the newest checkpoint."""
+        saver, boundary = self._parts.saver, self._boundary
+        if saver is None or boundary is None:
+            return None
+        await saver.wait()
+        if boundary["step"] and saver.saved != boundary["step"]:
+            await saver.stage(boundary["step"], boundary["version"])
+            saver.commit(boundary, {})
+            await saver.wait()
+        return saver.saved
 
     def _drift(self, batch: Batch) -> dict[str, float]:
         """Metrics of how far engines and trainer are apart, which are judged where both had the same weights.
@@ -143,6 +249,7 @@ class Loop:
             for role, loss in self._losses.items():
                 progress = parts.journal.progress("training" if role == "policy" else f"training of the {role}")
                 trained = await parts.roles[role].train(minibatch, loss, parts.temperature, progress)
+                self._count_skipped(role, trained)
                 if role == "policy":
                     metrics.append(trained.metrics)
                     consumed.update(trained.sample_ids)
@@ -153,9 +260,31 @@ class Loop:
         joined = {name: fmean(step[name] for step in metrics if name in step) for name in names}
         if metrics:
             joined["train/lr"] = metrics[-1]["train/lr"]
+            joined["train/skipped_updates"] = sum(step.get("train/skipped_updates", 0) for step in metrics)
         left_out = 0 if (scored := batch.per_sequence.get("scored")) is None else int((~scored).sum())
         counts = {"data/samples_consumed": consumed.total() - left_out, "data/samples_left_out": left_out}
         return {**joined, **counts}
+
+    def _count_skipped(self, role: Role, trained: Trained) -> None:
+        """Tell of an optimizer step that was skipped.
+
+        Raises:
+            UserError: too many were, one after the other.
+        """
+        if not trained.metrics.get("train/skipped_updates"):
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        where = f"first in {', '.join(trained.not_finite)}" if trained.not_finite else "though each is finite by itself"
+        text = f"the gradient of the {role} is not finite, {where}; the optimizer step was skipped"
+        allowed = self._parts.settings.max_skipped_steps
+        if self._skipped_in_a_row > allowed:
+            raise UserError(
+                f"{text}; so were the {allowed} before it (trainer.max_skipped_steps)",
+                "lower trainer.optimizer.lr or trainer.optimizer.grad_clip, or go on from an earlier checkpoint with "
+                "trainer.resume_mode=PATH",
+            )
+        self._parts.journal.message(text)
 
     def _check_read(self, batch: Batch) -> None:
         for loss in self._losses.values():
@@ -173,10 +302,13 @@ class Loop:
         self._engines_hold_memory = True
         self._versions.append(self.version)
 
-    async def _evaluate(self) -> None:
-        if self._parts.evaluation is not None:
-            await self._publish()
-            await self._parts.evaluation.run(self.step)
+    async def _evaluate(self) -> dict[str, float]:
+        if self._parts.evaluation is None:
+            return {}
+        await self._publish()
+        metrics = await self._parts.evaluation.run(self.step)
+        self._evaluated = self.step
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the driver must know to go on after a step; models and engines keep their own."""
@@ -184,13 +316,14 @@ class Loop:
         return {
             "step": self.step,
             "version": self.version,
+            "evaluated": self._evaluated,
             "source": self._parts.source.state_dict(),
             "drift": None if watch is None else watch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, before `run`."""
-        self.step, self.version = state["step"], state["version"]
+        self.step, self.version, self._evaluated = state["step"], state["version"], state["evaluated"]
         self._parts.source.load_state_dict(state["source"])
         if self._parts.drift_watch is not None:
             self._parts.drift_watch.load_state_dict(state["drift"])

@@ -239,6 +239,12 @@ _TABLE = (
         _OVER_STEPS,
     ),
     Metric(
+        "train/skipped_updates",
+        "optimizer steps that were skipped because the gradient was not finite",
+        "optimizer steps",
+        _SUM,
+    ),
+    Metric(
         "moe/load_max",
         "tokens of the fullest expert over the mean of its layer, in the layer where that is largest",
         "",
@@ -255,6 +261,8 @@ _TABLE = (
     Metric("time/train", "log-probs, forward, backward and optimizer", "seconds", _SUM),
     Metric("time/sync", "moving weights to the engines", "seconds", _SUM),
     Metric("time/eval", "evaluation", "seconds", _SUM),
+    Metric("time/save", "training waits while its state is copied for a checkpoint", "seconds", _SUM),
+    Metric("save/failures", "checkpoints that could not be written so far", "checkpoints", "of the step"),
     Metric("time/step", "the whole step, without evaluations between steps", "seconds", _SUM),
 )
 

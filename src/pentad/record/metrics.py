@@ -141,7 +141,13 @@ def check_loggers(loggers: Sequence[str]) -> None:
 
 
 def open_sinks(
-    run_dir: RunDir, loggers: Sequence[str], *, console: Sink | None, name: str, settings: Mapping[str, object]
+    run_dir: RunDir,
+    loggers: Sequence[str],
+    *,
+    console: Sink | None,
+    name: str,
+    settings: Mapping[str, object],
+    first_step: int = 0,
 ) -> Sinks:
     """The sinks that `trainer.logger` names, after metrics.jsonl, which is always written.
 
@@ -151,6 +157,7 @@ def open_sinks(
         console: shows metrics where `console` is among the loggers (a `terminal.Terminal`).
         name: the experiment's name, for wandb.
         settings: the effective settings as plain data, for wandb.
+        first_step: what was written of this step and later ones, by a run that this one goes on with, no longer counts.
 
     Raises:
         UserError: wandb is asked for and not installed or not usable.
@@ -164,7 +171,7 @@ def open_sinks(
         elif logger == "tensorboard":
             from pentad.record.tensorboard import TensorBoard  # imports torch and tensorboard: seconds
 
-            sinks.append(TensorBoard(run_dir))
+            sinks.append(TensorBoard(run_dir, first_step))
         elif logger == "wandb":
             from pentad.record.wandb import Wandb
 

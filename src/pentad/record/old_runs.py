@@ -30,6 +30,13 @@ NAMES = frozenset(
         "wandb",
         "model",
         "model.partial",
+        "model.new",
+        "model.new.partial",
+        "model.old",
+        "checkpoints",
+        "hf",
+        "failures.jsonl",
+        "wandb.id",
         ".lock",
     }
 )

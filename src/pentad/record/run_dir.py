@@ -47,15 +47,28 @@ class RunDir:
         self.outcome = self.path / "outcome.json"
         self.report = self.path / "report.html"
         self.model = self.path / "model"
+        self.checkpoints = self.path / "checkpoints"
+        self.wandb_id = self.path / "wandb.id"
+        self.failures = self.path / "failures.jsonl"
+        self.exports = self.path / "hf"
         self.begun = False
         self.removed: list[Path] = []
         self._settings_yaml = ""
+        self._goes_on = False
         self._lock: int | None = None
         # What `reserve` has made; removed again by a run that never begins.
         self._made: list[Path] = []
 
     @classmethod
-    def reserve(cls, path: Path | str, settings_yaml: str, overwrite: bool = False, needed_bytes: int = 0) -> Self:
+    def reserve(
+        cls,
+        path: Path | str,
+        settings_yaml: str,
+        overwrite: bool = False,
+        needed_bytes: int = 0,
+        *,
+        goes_on: bool = False,
+    ) -> Self:
         """Lock the directory for this process, and refuse what can be refused; what is in it stays as it is.
 
         Args:
@@ -63,6 +76,7 @@ class RunDir:
             settings_yaml: the effective settings, as they will stand in config.yaml.
             overwrite: let `begin` move a directory that already holds a run to `<path>.old-<time>`.
             needed_bytes: what the run will write in all; checked against the free space.
+            goes_on: the run that the directory holds is gone on with.
 
         Raises:
             UserError: the path is a file or the root of the file system, cannot be written, holds a run or files of
@@ -70,6 +84,7 @@ class RunDir:
         """
         run_dir = cls(Path(path).absolute().resolve())
         run_dir._settings_yaml = settings_yaml
+        run_dir._goes_on = goes_on
         if run_dir.path == Path(run_dir.path.anchor):
             raise UserError(f"the run directory is {run_dir.path}, the root of the file system", _OTHER_PLACE)
         with _writable(run_dir.path), run_dir.writing():
@@ -145,7 +160,10 @@ class RunDir:
 
     def _leftovers(self) -> list[str]:
         """Names of the files in the directory that this run would overwrite."""
-        found = [file.name for file in (self.metrics, self.samples, self.report, self.model) if file.exists()]
+        if self._goes_on:
+            return []
+        files = (self.metrics, self.samples, self.report, self.model, self.checkpoints, self.exports)
+        found = [file.name for file in files if file.exists()]
         # A run that failed before its first step leaves config.yaml and versions.json, which may be replaced. A
         # config.yaml without versions.json was not written by a run.
         if self.config.exists() and not self.versions.exists():

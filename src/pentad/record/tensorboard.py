@@ -13,8 +13,9 @@ from pentad.record.run_dir import RunDir
 class TensorBoard:
     """Writes scalars to `<run>/tensorboard`. The directory appears with the first write."""
 
-    def __init__(self, run_dir: RunDir) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: RunDir, first_step: int = 0) -> None:
+        """Of a run that goes on, TensorBoard is told that events of `first_step` and later no longer count."""
+        self._run_dir, self._first_step = run_dir, first_step
         self._writer: SummaryWriter | None = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -25,7 +26,7 @@ class TensorBoard:
         """
         with self._run_dir.writing():
             if self._writer is None:
-                self._writer = SummaryWriter(str(self._run_dir.tensorboard))
+                self._writer = SummaryWriter(str(self._run_dir.tensorboard), purge_step=self._first_step or None)
             for name, value in metrics.items():
                 self._writer.add_scalar(name, float(value), step)
             self._writer.flush()

@@ -24,8 +24,14 @@ class Wandb:
         require("wandb", "wandb", "trainer.logger", "remove wandb from trainer.logger")
         import wandb
 
+        # A run that goes on is the same run there, too.
+        known = run_dir.wandb_id
+        kept = known.read_text().strip() if known.exists() else wandb.util.generate_id()
+        known.write_text(kept + "\n")
         try:
-            self._run = wandb.init(project="pentad", name=name, dir=str(run_dir.path), config=dict(settings))
+            self._run = wandb.init(
+                project="pentad", name=name, dir=str(run_dir.path), config=dict(settings), id=kept, resume="allow"
+            )
         except wandb.errors.Error as error:
             raise UserError(f"wandb does not start: {error}", _FIX_LOGIN) from error
 

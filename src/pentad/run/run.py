@@ -1,4 +1,4 @@
-"""One run from settings to model and report.
+"""One run from settings to model and report, begun anew or gone on with from a checkpoint.
 
 Invariant: whatever ends the run, its processes end with it, what it wrote stays readable, and the first cause is what
 the caller gets. What can be refused at once is refused before the slow imports; a refused run leaves nothing behind and
@@ -14,11 +14,14 @@ from pentad.config.loading.notices import notices
 from pentad.config.loading.show import effective_yaml
 from pentad.errors import UserError
 from pentad.loops.scoring import reward_item
+from pentad.record.checkpoints import Checkpoint
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import check_loggers
 from pentad.record.outcome import RunFailedError, RunInterruptedError, Status
 from pentad.record.run_dir import RunDir
 from pentad.rewards.pool import RewardPool
+from pentad.run.choice import choose_checkpoint, is_own
+from pentad.run.restarts import Restarts
 from pentad.run.signals import StopSignals
 from pentad.run.sources import Sources, find_sources
 
@@ -38,7 +41,7 @@ def run(loaded: LoadedSettings) -> int:
     Raises:
         UserError: something the user can put right.
         RunFailedError: a process of the run failed.
-        RunInterruptedError: the run was interrupted, by SIGINT, SIGTERM or SIGHUP.
+        RunInterruptedError: the run was interrupted, by SIGINT, SIGTERM, SIGHUP or SIGUSR1.
     """
     settings = loaded.settings
     print(f"{settings.experiment.name}: reading model and data", flush=True)
@@ -49,15 +52,20 @@ def run(loaded: LoadedSettings) -> int:
             check_loggers(settings.trainer.logger)
             sources = find_sources(settings)
             _print_notices([*loaded.notices, *notices(settings), *sources.notices])
+            checkpoint = choose_checkpoint(settings, lambda text: _print_notices([text]))
             rewards = _rewards(sources, stack)
-            needed = _LOG_BYTES + (sources.model_bytes if settings.trainer.export else 0)
+            directory = settings.experiment.run_dir
             run_dir = stack.enter_context(
                 RunDir.reserve(
-                    settings.experiment.run_dir, effective_yaml(loaded), settings.experiment.overwrite, needed
+                    directory,
+                    effective_yaml(loaded),
+                    settings.experiment.overwrite,
+                    _LOG_BYTES + sources.written_bytes,
+                    goes_on=is_own(checkpoint, directory),
                 )
             )
             _check_apart(sources, run_dir)
-            _train(sources, run_dir, rewards, status, signals)
+            _train(sources, run_dir, rewards, status, signals, checkpoint)
         except KeyboardInterrupt as error:
             if signals.received is None:
                 raise
@@ -73,22 +81,37 @@ def _train(
     rewards: RewardPool | None,
     status: Status,
     signals: StopSignals,
+    checkpoint: Checkpoint | None,
 ) -> None:
     """Train, and write the report of whatever came of it."""
+    restarts = Restarts(sources.settings.trainer.max_restarts, run_dir)
     try:
         # torch, transformers and Ray: seconds.
         from pentad.run.prepare import prepare
+        from pentad.run.resume import load_resume
         from pentad.run.training import train
 
         prepared = prepare(sources)
         _print_notices(prepared.notices)
-        train(prepared, run_dir, rewards, status, signals)
+        while True:
+            signals.restarts = restarts.left
+            try:
+                resume = None if checkpoint is None else load_resume(checkpoint, prepared)
+                train(prepared, run_dir, rewards, status, signals, resume)
+                break
+            except RunFailedError as error:
+                if not restarts.take(error, status):
+                    raise
+                checkpoint = restarts.checkpoint(checkpoint)
+                after = "from the beginning" if checkpoint is None else f"from step {checkpoint.manifest.step}"
+                print(f"failed: {error}\nstarting again {after} ({restarts.left} restarts left)", flush=True)
     except BaseException as error:
+        signals.restarts = 0
         signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
         if run_dir.begun:
             with suppress(UserError, OSError):  # a full disk is not the first cause
                 run_dir.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", seconds_since_start())
-        facts = {"report": _late_report(run_dir)}
+        facts = {**getattr(error, "facts", {}), "report": _late_report(run_dir)}
         if isinstance(error, KeyboardInterrupt):
             raise RunInterruptedError("", facts) from None
         if isinstance(error, RunFailedError):

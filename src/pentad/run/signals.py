@@ -1,25 +1,34 @@
 """Signals that ask a run to stop.
 
-Invariant: the first signal ends the run by `KeyboardInterrupt`; further ones change nothing; so does any signal after
-the results are written. Once a run is ending, by a signal or a failure, its process is gone within `CLEANUP_S` seconds,
+Invariant: while a run can save, the first signal asks it to save and end, and the second ends it at once; otherwise the
+first one does, by `KeyboardInterrupt`. Further ones change nothing; so does any signal after the results are written.
+Once a run is ending, by a signal or a failure, its process is gone within `CLEANUP_S` seconds,
 whatever its clean-up waits for.
 """
 
 import os
 import signal
 import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 CLEANUP_S = 15.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Handles SIGINT, SIGTERM and SIGHUP while the block runs; outside the main thread it leaves them alone."""
+    """Handles SIGINT, SIGTERM, SIGHUP and SIGUSR1 while the block runs; outside the main thread it leaves them alone.
+
+    SIGUSR1 is what Slurm can be asked to send some time before it ends a job.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        # Times that a failed run starts again: a failure does not end the process then.
+        self.restarts = 0
+        self._ask: Callable[[], object] | None = None
         self._ending = False
         self._finished = False
         self._previous: dict[signal.Signals, Any] = {}
@@ -51,6 +60,15 @@ class StopSignals:
         """Of a process that a signal ended: 128 and the signal's number, as in shells; 130 without a signal."""
         return 128 + (signal.SIGINT if self.received is None else self.received)
 
+    @contextmanager
+    def asking(self, ask: Callable[[], object]) -> Generator[None]:
+        """While the block runs, the first signal calls `ask`, which has the run save and end, and nothing else."""
+        self._ask = ask
+        try:
+            yield
+        finally:
+            self._ask = None
+
     def finished(self) -> None:
         """The results are written: a signal from now on only limits the time of the clean-up, and the run succeeds."""
         self._finished = True
@@ -61,6 +79,8 @@ class StopSignals:
         Args:
             code: exit code of the process if it takes longer.
         """
+        if self.restarts and self.received is None:
+            return
         self._ending = True
         if self._timer is None:
             # Leaving without clean-up leaves nobody behind: the kernel ends a cluster that was started for the run.
@@ -71,9 +91,12 @@ class StopSignals:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._ending:
             return
-        self.received = signal.Signals(number)
+        first, self.received = self.received is None, self.received or signal.Signals(number)
         if self._finished:
             self.ending(0)
+            return
+        if first and self._ask is not None:
+            self._ask()
             return
         # Armed here, because an interrupt that hits a destructor is swallowed there.
         self.ending(self.exit_code)

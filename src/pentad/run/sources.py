@@ -17,6 +17,7 @@ from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_layout, refuse
+from pentad.planning.parameters import model_parameters
 from pentad.run.allocation import check_allocation
 from pentad.run.gpu_memory import check_gpus
 from pentad.weights.source import resolve_model
@@ -44,6 +45,17 @@ class Sources:
     def model_bytes(self) -> int:
         """Size of the checkpoint."""
         return sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
+
+    @property
+    def written_bytes(self) -> int:
+        """What the run will have on the disk in all: the exported models, and float32 masters and moments."""
+        trainer = self.settings.trainer
+        models = int(trainer.export) + (trainer.total_steps // trainer.hf_save_freq if trainer.hf_save_freq else 0)
+        # One more while the newest is being written.
+        checkpoints = trainer.max_ckpt_to_keep + (trainer.keep_best is not None) + 1 if trainer.save_freq else 0
+        if trainer.save_freq:
+            checkpoints = min(checkpoints, -(-trainer.total_steps // trainer.save_freq))
+        return models * self.model_bytes + checkpoints * 12 * model_parameters(facts_of(str(self.directory)))
 
     @property
     def scored(self) -> list[Rows]:

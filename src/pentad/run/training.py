@@ -5,7 +5,7 @@ Invariant: when `train` is left, however, none of its processes is.
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 
 import torch
@@ -19,19 +19,24 @@ from pentad.cluster.publication import PublishedPolicy
 from pentad.cluster.trainers import RoleTrainer, Trainers
 from pentad.config.schema.algorithms.base import Role
 from pentad.loops.journal import Journal
-from pentad.loops.loop import Loop
+from pentad.loops.loop import Loop, StoppedError
 from pentad.loops.roles import Trainer
+from pentad.loops.saving import Saver
+from pentad.record.checkpoints import Checkpoints
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import Sinks, open_sinks
 from pentad.record.notices import NoticeBoard
 from pentad.record.old_runs import KEPT
-from pentad.record.outcome import Status
+from pentad.record.outcome import RunInterruptedError, Status
+from pentad.record.rewind import rewind
 from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
 from pentad.record.terminal import Terminal, duration
 from pentad.rewards.pool import RewardPool
 from pentad.run.assemble import assemble
+from pentad.run.exporting import export
 from pentad.run.prepare import Prepared
+from pentad.run.resume import Resume, base_manifest
 from pentad.run.signals import StopSignals
 from pentad.run.transport import choose_transport
 
@@ -42,6 +47,7 @@ def train(
     rewards: RewardPool | None,
     status: Status,
     signals: StopSignals,
+    resume: Resume | None = None,
 ) -> None:
     """Start the processes, run the loop, and export the model.
 
@@ -49,10 +55,12 @@ def train(
         run_dir: reserved; the run begins in it when its processes stand.
         status: kept up to date.
         signals: told when the run fails, before its processes are ended.
+        resume: what the run goes on from; None to begin anew.
 
     Raises:
         UserError: something the user can put right.
         RunFailedError: a process failed.
+        RunInterruptedError: a signal stopped the run; its `facts` say how to go on.
     """
     settings = prepared.settings
     with ExitStack() as stack:
@@ -65,7 +73,10 @@ def train(
         for note in cluster.notes:
             terminal.message(note)
         try:
-            asyncio.run(_train(prepared, run_dir, rewards, status, terminal, cluster, signals, stack))
+            asyncio.run(_train(prepared, run_dir, rewards, status, terminal, cluster, signals, stack, resume))
+        except StoppedError as stopped:
+            signals.ending(signals.exit_code)
+            raise _interrupted(stopped, run_dir) from None
         except BaseException as error:
             signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
             raise
@@ -83,13 +94,14 @@ async def _train(
     cluster: Cluster,
     signals: StopSignals,
     stack: ExitStack,
+    resume: Resume | None,
 ) -> None:
     settings = prepared.settings
     policy, trainers, engines = await _start(prepared, cluster, terminal)
+    if resume is not None:
+        await trainers.restore(resume.checkpoint.path, resume.trainers)
     # A run that could not be started has not touched the one that it would take the place of.
-    run_dir.begin()
-    for path in run_dir.removed:
-        terminal.message(f"removed {path}: of earlier runs the last {KEPT} are kept")
+    _begin(run_dir, resume, terminal)
     if rewards is not None:
         rewards.log_to(run_dir.rewards_log)
     written = open_sinks(
@@ -98,6 +110,7 @@ async def _train(
         console=terminal,
         name=settings.experiment.name,
         settings=settings.model_dump(mode="json"),
+        first_step=0 if resume is None else resume.step + 1,
     )
     sinks = Sinks([written, NoticeBoard(partial(fetch_notices, cluster.processes.actors), terminal.message)])
     stack.callback(sinks.close)
@@ -107,11 +120,55 @@ async def _train(
     roles: dict[Role, Trainer] = {role: trainers.role(role) for role in settings.algorithm.roles}
     roles["policy"] = policy
     dtype = torch.bfloat16 if torch.bfloat16 in (trainers.dtype, engines and engines.dtype) else torch.float32
-    await Loop(assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)).run()
+    parts = assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)
+    if settings.trainer.save_freq:
+        checkpoints = Checkpoints(run_dir.checkpoints)
+        parts.saver = Saver(trainers, checkpoints, base_manifest(prepared), settings.trainer, journal)
+    if settings.trainer.hf_save_freq:
+        parts.export = lambda step: export(policy, prepared.directory, run_dir.exports / f"step-{step:08d}")
+    loop = Loop(parts)
+    if resume is not None:
+        loop.load_state_dict(resume.loop)
+        if parts.saver is not None:
+            parts.saver.saved = resume.step
+    running = asyncio.get_running_loop()
+    with signals.asking(lambda: running.call_soon_threadsafe(loop.stop)) if parts.saver else nullcontext():
+        await loop.run()
     if settings.trainer.export:
         status.phase = "export"
-        await policy.export(prepared.directory, run_dir.model)
+        await export(policy, prepared.directory, run_dir.model)
     signals.finished()
+
+
+def _begin(run_dir: RunDir, resume: Resume | None, terminal: Terminal) -> None:
+    """Make the directory this run's; where the run goes on, bring its records back to the checkpoint."""
+    again = run_dir.begun
+    if not again:
+        run_dir.begin()
+    for path in run_dir.removed:
+        terminal.message(f"removed {path}: of earlier runs the last {KEPT} are kept")
+    checkpoints = Checkpoints(run_dir.checkpoints)
+    checkpoints.clean()
+    if resume is None:
+        if again:
+            rewind(run_dir, -1)
+        return
+    cut = rewind(run_dir, resume.step)
+    behind = f"; {cut} later step{'s are' if cut > 1 else ' is'} done again" if cut else ""
+    terminal.message(f"going on after step {resume.step}, from {resume.checkpoint.path}{behind}")
+    for change in resume.changes:
+        terminal.message(f"changed since: {change}")
+    for path in checkpoints.set_aside_after(resume.step):
+        terminal.message(f"{path}: a checkpoint of a later step, set aside")
+
+
+def _interrupted(stopped: StoppedError, run_dir: RunDir) -> RunInterruptedError:
+    if stopped.saved is None:
+        facts = {"checkpoint": "none, as no step was finished"}
+    else:
+        path = run_dir.checkpoints / f"step-{stopped.saved:08d}"
+        facts = {"checkpoint": str(path), "to go on": "start the same command again"}
+    return RunInterruptedError("", facts)
 
 
 async def _start(

@@ -14,7 +14,10 @@ class Trained:
     Attributes:
         metrics: over the whole minibatch.
         sample_ids: of the samples that were trained on.
+        not_finite: Hugging Face names of tensors whose gradient was not finite; then nothing was updated, and
+            `train/skipped_updates` is 1.
     """
 
     metrics: Mapping[str, float]
     sample_ids: tuple[int, ...]
+    not_finite: tuple[str, ...] = ()

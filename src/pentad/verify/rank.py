@@ -129,18 +129,30 @@ def _write(trainer: Trainer, job: Job, config: PreTrainedConfig, watch: _Stopwat
     trained = trainer.trained_samples
     watch.lap("gradients")
     reference.write_tensors("gradients", trainer.gradients())
-    losses, norms = [loss], [trainer.step()["train/grad_norm"]]
+    losses, norms = [loss], [_step(trainer)]
     for step in range(2, STEPS + 1):
         batch = make_batch(config.vocab_size, step)
         logprobs, _ = trainer.logprobs(batch, _plan(batch, job.layout), TEMPERATURE)
         reference.write_logprobs(step, logprobs)
         losses.append(_differentiate(trainer, job, batch, logprobs))
-        norms.append(trainer.step()["train/grad_norm"])
+        norms.append(_step(trainer))
     watch.lap("later steps")
     reference.write_tensors("weights", trainer.weights())
     reference.write_numbers(losses, norms)
     watch.lap("write")
     return RankFindings(stage=0, trained=trained)
+
+
+def _step(trainer: Trainer) -> float:
+    """One optimizer step; returns the norm of the gradient.
+
+    Raises:
+        FloatingPointError: the gradient is not finite.
+    """
+    metrics = trainer.step()
+    if metrics["train/skipped_updates"]:
+        raise FloatingPointError(f"the gradient is not finite: {', '.join(trainer.not_finite) or 'its norm overflows'}")
+    return metrics["train/grad_norm"]
 
 
 def _compare(
@@ -159,12 +171,12 @@ def _compare(
     found.trained = trainer.trained_samples
     watch.lap("gradients")
     found.gradients = reference.gradient_differences(trainer.gradients())
-    norms = [trainer.step()["train/grad_norm"]]
+    norms = [_step(trainer)]
     watch.lap("compare")
     for step in range(2, STEPS + 1):
         batch = make_batch(config.vocab_size, step)
         losses.append(_differentiate(trainer, job, batch, reference.logprobs(step)))
-        norms.append(trainer.step()["train/grad_norm"])
+        norms.append(_step(trainer))
     watch.lap("later steps")
     found.losses = by_step(losses, reference.losses)
     found.grad_norms = by_step(norms, reference.grad_norms)

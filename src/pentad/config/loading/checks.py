@@ -66,6 +66,9 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     else:
         why, use = "rollout.engine names an engine of yours, and vLLM is not started", "or remove rollout.engine"
         yield ("rollout.vllm",), why, use
+    if not settings.trainer.save_freq:
+        why, use = "trainer.save_freq is 0, so no checkpoints are written", "or set trainer.save_freq"
+        yield ("trainer.max_ckpt_to_keep", "trainer.keep_best", "trainer.max_restarts"), why, use
     if settings.trainer.schedule.name == "constant":
         why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
         yield ("trainer.schedule.min_lr_ratio",), why, use
@@ -133,6 +136,14 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
                 f"{named(f'data.eval.{name}')}: {name!r} cannot name the metric eval/<name>/accuracy",
                 "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
             )
+    best = trainer.keep_best
+    if best is not None and not re.fullmatch(r"[a-z]+(/[A-Za-z0-9_.-]+)+", best):
+        yield UserError(f"{named('trainer.keep_best')}: {best!r} is no metric", "see `pentad config --metrics`")
+    elif best is not None and best.startswith("eval/") and best.split("/")[1] not in data.eval:
+        yield UserError(
+            f"{named('trainer.keep_best')} is {best}, but data.eval has no {best.split('/')[1]}",
+            f"name one of {', '.join(data.eval)}" if data.eval else "name a data.eval source, or remove it",
+        )
     if len(set(trainer.logger)) < len(trainer.logger):
         yield UserError(f"{named('trainer.logger')} names a logger twice", "name each logger once")
     if any(not text for text in rollout.stop):

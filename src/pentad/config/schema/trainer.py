@@ -59,3 +59,26 @@ class TrainerSettings(Settings):
         description="optimizer steps between checks that ranks which should hold the same weights still do; 0: never",
     )
     export: bool = Field(True, description="write the trained model to <run>/model at the end")
+    save_freq: int = Field(
+        20, ge=0, description="write a checkpoint every so many steps, and at the end; 0: none, and no resume"
+    )
+    max_ckpt_to_keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep_best: str | None = Field(
+        None, description="metric of which the checkpoint with the highest value is kept besides, as eval/NAME/accuracy"
+    )
+    resume_mode: str = Field(
+        "auto",
+        description="auto: go on from the newest checkpoint of the run directory, if there is one and "
+        "experiment.overwrite is not set; disable: never; or the path of a checkpoint or run to go on from",
+    )
+    hf_save_freq: int = Field(
+        0,
+        ge=0,
+        description="write the model to <run>/hf/step-N every so many steps, as a Hugging Face directory; 0: never",
+    )
+    max_skipped_steps: int = Field(
+        3, ge=0, description="optimizer steps in a row that may be skipped because a gradient is not finite"
+    )
+    max_restarts: int = Field(
+        0, ge=0, description="times that a run of which a process failed starts again from its last checkpoint"
+    )

@@ -10,6 +10,8 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
+from pentad.weights.mapping import WeightMapping
+
 
 def reduced_gradients(models: Iterable[DistributedDataParallel]) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
     """The gradient of every parameter of this rank, summed over all ranks that saw other tokens.
@@ -36,3 +38,17 @@ def reduced_gradients(models: Iterable[DistributedDataParallel]) -> Iterator[tup
                 for parameter in bucket.params_list:
                     start, end = bucket.param_to_index[parameter]
                     yield parameter, whole[start:end].view(parameter.shape).to(torch.float32, copy=True)
+
+
+def not_finite(parameters: Iterable[tuple[str, torch.nn.Parameter]], mapping: WeightMapping) -> list[str]:
+    """Hugging Face names of this rank's tensors whose gradient has an element that is not finite.
+
+    Args:
+        parameters: under their Megatron names in the whole model, after `finalize_model_grads`.
+    """
+    return [
+        name
+        for megatron_name, parameter in parameters
+        if not bool(parameter.main_grad.isfinite().all())
+        for name in mapping.rule_of(megatron_name)[1]
+    ]

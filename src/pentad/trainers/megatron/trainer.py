@@ -34,7 +34,7 @@ from pentad.samples.packing import Plan
 from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
 from pentad.trainers.megatron.fused_step import fused_clip_and_update
-from pentad.trainers.megatron.gradients import reduced_gradients
+from pentad.trainers.megatron.gradients import not_finite, reduced_gradients
 from pentad.trainers.megatron.last_stage import as_pairs, is_last_stage, send_from_last_stage, sum_over_microbatches
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import (
@@ -99,6 +99,7 @@ class Trainer:
         self._schedule_function = get_forward_backward_func()
         self.optimizer = self.schedule = None
         self.trained_samples: list[int] = []
+        self.not_finite: list[str] = []
         self._differentiates_entropy = False
         self.models: list[Any] = [chunk.module for chunk in self.chunks]
         if optimizer_steps is not None:
@@ -238,18 +239,25 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """Clip, update, move the schedule.
 
-        Raises:
-            FloatingPointError: the gradient is not finite; nothing was updated.
+        A gradient that is not finite changes nothing: weights, moments and schedule stay, `train/skipped_updates` is 1,
+        and `not_finite` names this rank's tensors.
         """
-        if self.kernels.optimizer == "fused":
-            return self._fused_step()
+        self.not_finite = []
+        counted = self._fused_step() if self.kernels.optimizer == "fused" else self._plain_step()
+        skipped = not math.isfinite(counted["train/grad_norm"])
+        if skipped:
+            self.not_finite = not_finite(self.parameters(), self.mapping)
+            del counted["train/grad_norm"]
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {**counted, "train/lr": rate, "train/skipped_updates": float(skipped)}
+
+    def _plain_step(self) -> dict[str, float]:
         norm = prepare_gradients(self.optimizer)
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm is {norm}")
+            return {"train/grad_norm": norm}
         self.schedule.step(increment=1)
         zeros = clip_and_update(self.optimizer, norm)
-        counted = {} if zeros is None else {"train/grad_zeros": float(zeros)}
-        return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
+        return {"train/grad_norm": norm, **({} if zeros is None else {"train/grad_zeros": float(zeros)})}
 
     def _fused_step(self) -> dict[str, float]:
         self.schedule.step(increment=1)
@@ -259,8 +267,7 @@ class Trainer:
         norm = fused_clip_and_update(self.optimizer, self.settings.optimizer.grad_clip)
         if not math.isfinite(norm):
             self.schedule.step(increment=-1)
-            raise FloatingPointError(f"the gradient norm is {norm}")
-        return {"train/grad_norm": norm, "train/lr": self.optimizer.param_groups[0]["lr"], **counted}
+        return {"train/grad_norm": norm, **counted}
 
     @property
     def _modules(self) -> list[GPTModel]:
