@@ -1,7 +1,7 @@
 """The command line. Thin: it parses arguments, calls one function, and turns exceptions into messages.
 
 Exit codes: 0 done; 1 a process of the run failed, or Pentad itself did (with a traceback file); 2 an error that the
-user can correct; 130, 143 or 129 interrupted by SIGINT (Ctrl-C), SIGTERM or SIGHUP.
+user can correct; 130, 143, 138 or 129 interrupted by SIGINT (Ctrl-C), SIGTERM, SIGUSR1 or SIGHUP.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import commands, plan, verify
+from pentad.cli import checkpoint, commands, plan, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -111,6 +111,11 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     plan.add_arguments(planned)
     planned.set_defaults(call=plan.plan)
+
+    checkpoints = subparsers.add_parser(
+        "checkpoint", help="list, check, remove or export checkpoints", allow_abbrev=False
+    )
+    checkpoint.add_arguments(checkpoints)
 
     verified = subparsers.add_parser("verify", help="compare layouts of a model with one process", allow_abbrev=False)
     subjects = verified.add_subparsers(dest="subject", metavar="SUBJECT", required=True, parser_class=_Parser)
