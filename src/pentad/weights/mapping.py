@@ -20,7 +20,7 @@ from pentad.families.catalog import family_named
 from pentad.families.hf_config import facts_from_config
 from pentad.families.rules import Experts, Replicated, Rule
 from pentad.weights.blocks import Block, Shape, blocks_of
-from pentad.weights.hf_files import CheckpointReader
+from pentad.weights.hf_files import TensorReader
 from pentad.weights.sharding import join, shard
 
 # Megatron takes seconds to import, and who only asks for shapes has no use for it.
@@ -75,7 +75,7 @@ class WeightMapping:
             yield _LAYER_NUMBER.sub(lambda match: str(int(match.group()) + layer_offset), name), parameter
 
     @torch.no_grad()
-    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: CheckpointReader) -> None:
+    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: TensorReader) -> None:
         """Fill this rank's parameters from a checkpoint, a few tensors at a time.
 
         Args:
@@ -89,7 +89,7 @@ class WeightMapping:
             else:
                 self._load_one(rule, list(sources), parameter, reader)
 
-    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: CheckpointReader) -> None:
+    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: TensorReader) -> None:
         group = self._expert_tp if isinstance(rule, Experts) else self._tp
         part = shard(rule, [reader.get(source) for source in sources], self.facts, _rank(group), _size(group))
         if part.shape != target.shape:
