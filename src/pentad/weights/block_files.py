@@ -70,6 +70,11 @@ class WriteError(UserError):
         return self.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def rank_file(rank: int) -> str:
+    """The name of the file that a rank writes."""
+    return f"rank-{rank:05d}.safetensors"
+
+
 def write_blocks(
     path: Path, items: Iterable[tuple[str, Block, Tensor]], progress: Callable[[int], None] | None = None
 ) -> FileRecord:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pentad.trainers.megatron.masters import MOMENTS, Master, check_savable, masters_of
 from pentad.trainers.megatron.staging import Staging
 from pentad.trainers.megatron.trainer import Trainer
-from pentad.weights.block_files import WEIGHT, BlockReader, FileRecord, write_blocks
+from pentad.weights.block_files import WEIGHT, BlockReader, FileRecord, rank_file, write_blocks
 from pentad.weights.blocks import Block, cut
 
 Counters = Mapping[str, int]
@@ -43,13 +43,13 @@ class Staged:
         return sum(piece.tensor.nbytes for piece in self.pieces)
 
     def write(self, directory: Path, rank: int) -> FileRecord:
-        """Write `rank-<rank>.safetensors`; on any thread.
+        """Write this rank's file; on any thread.
 
         Raises:
             OSError: see `write_blocks`.
         """
         items = ((piece.kind, piece.block, piece.tensor) for piece in self.pieces)
-        return write_blocks(directory / f"rank-{rank:05d}.safetensors", items)
+        return write_blocks(directory / rank_file(rank), items)
 
 
 class RankState:
