@@ -275,7 +275,10 @@ class BlockReader(TensorReader):
 
     def _parts(self, kind: str, name: str) -> list[_Stored]:
         if (kind, name) not in self._stored:
-            raise UserError(f"{self.directory} has no {kind} of {name}", _DAMAGED)
+            raise UserError(
+                f"{self.directory} has no {kind} of {name}",
+                "go on with the model that the checkpoint is of, or from another checkpoint",
+            )
         return self._stored[kind, name]
 
     def _check_cover(self, kind: str, block: Block, firsts: np.ndarray, lasts: np.ndarray) -> None:
