@@ -46,7 +46,7 @@ from pentad.trainers.megatron.optimizer import (
 )
 from pentad.trainers.megatron.rotary import RotaryTable
 from pentad.trainers.megatron.rows import take_rows
-from pentad.weights.hf_files import CheckpointReader
+from pentad.weights.hf_files import TensorReader
 from pentad.weights.mapping import WeightMapping
 
 Progress = Callable[[int], None]
@@ -122,7 +122,7 @@ class Trainer:
         for chunk in self.chunks:
             yield from self.mapping.parameters(chunk.module, chunk.layer_offset)
 
-    def load(self, reader: CheckpointReader) -> None:
+    def load(self, reader: TensorReader) -> None:
         """Take the weights of a checkpoint; masters and moments start anew from them."""
         self.mapping.load(self.parameters(), reader)
         if self.optimizer is not None:
