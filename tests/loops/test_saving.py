@@ -139,6 +139,10 @@ def whole(tmp_path: Path) -> World:
     return world
 
 
+def compared(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("save/")}
+
+
 def test_checkpoints_are_written_at_their_steps_and_at_the_end(whole):
     assert list(whole.checkpoints.steps()) == [6, 9]
     assert [row for row, metrics in whole.journal.rows if "save/failures" in metrics] == [3, 6, 9]
@@ -154,8 +158,9 @@ def test_a_stop_finishes_the_step_saves_it_and_a_new_loop_goes_on(whole, tmp_pat
     second = World(tmp_path / "stopped")
     second.run()
     assert second.model.weight == whole.model.weight
-    assert [*first.journal.rows, *second.journal.rows] == [
-        (row, metrics | ({"save/failures": 0} if row == step else {})) for row, metrics in whole.journal.rows
+    rows = [*first.journal.rows, *second.journal.rows]
+    assert [(row, compared(metrics)) for row, metrics in rows] == [
+        (row, compared(metrics)) for row, metrics in whole.journal.rows
     ]
 
 
@@ -203,8 +208,8 @@ def test_a_full_disk_is_told_and_training_goes_on(whole, tmp_path):
     assert world.model.weight == whole.model.weight
     assert list(world.checkpoints.steps()) == [3, 9]
     assert world.journal.messages == [
-        "the checkpoint of step 6 could not be written: the disk is full: cannot write; the last one is that of step 3; "
-        "the run goes on"
+        "the checkpoint of step 6 could not be written: the disk is full: cannot write; "
+        "the last one is that of step 3; the run goes on"
     ]
     assert [metrics.get("save/failures") for _, metrics in world.journal.rows][-1] == 1
     assert not [path for path in world.checkpoints.directory.iterdir() if path.name.startswith(".")]
