@@ -235,6 +235,8 @@ def _drop(futures: Mapping[asyncio.Future[Any], str] | set[asyncio.Future[Any]])
 
 
 def _abandon(calls: Sequence[Call]) -> None:
+    if not ray.is_initialized():  # `ray.cancel` would start or join a cluster
+        return
     for call in calls:
         if call.abandon:
             for ref in call.refs:

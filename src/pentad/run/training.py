@@ -74,7 +74,7 @@ def train(
         for note in cluster.notes:
             terminal.message(note)
         try:
-            asyncio.run(_train(prepared, run_dir, rewards, status, terminal, cluster, signals, stack, resume))
+            signals.run(_train(prepared, run_dir, rewards, status, terminal, cluster, signals, stack, resume))
         except StoppedError as stopped:
             signals.ending(signals.exit_code)
             raise _interrupted(stopped, run_dir) from None
