@@ -34,16 +34,24 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Depends on every character, so that groups hold different rewards.
+REWARD = """
+def score(response):
+    return sum((place + 1) * ord(character) for place, character in enumerate(response)) % 11 / 10
+"""
+
+
 def configure(folder: Path, data: Path, allocation: str, name: str) -> Path:
     recording = folder / f"recording-{name}"
     recording.mkdir()
+    (folder / "scoring.py").write_text(REWARD)
     config = folder / f"{name}.yaml"
     config.write_text(f"""
 experiment: {{name: {name}, dir: {name}}}
 allocation: "{allocation}"
 model: {{path: {data}/model}}
-data: {{train: {data}/train.jsonl, eval: {{sort: {data}/test.jsonl}}, eval_limit: 12, template: text}}
-reward: {{name: exact}}
+data: {{train: {data}/train.jsonl, eval: {{sort: {data}/eval.jsonl}}, eval_limit: 12, template: text}}
+reward: {{name: "scoring.py:score"}}
 algorithm: {{kl_coef: 0.01, optimizer_steps: 2}}
 rollout:
   n: 4
@@ -76,6 +84,7 @@ def sampled(folder: Path) -> dict[tuple[str, int], list[list[int]]]:
 
 
 def check_equal(folder: Path, straight: str, resumed: str) -> None:
+    assert all(row["train/grad_norm"] > 0 for row in metrics(folder / straight) if "train/grad_norm" in row)
     assert metrics(folder / resumed) == metrics(folder / straight)
     assert (folder / resumed / "samples.jsonl").read_text() == (folder / straight / "samples.jsonl").read_text()
     once, again = (sampled(folder / f"recording-{name}") for name in (straight, resumed))
@@ -86,14 +95,15 @@ def check_equal(folder: Path, straight: str, resumed: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "allocation"), [("dense", "hf:d1+megatron:t2"), ("mixture", "hf:d1|megatron:(attn:d2|ffn:d1e2)")]
+    ("kind", "allocation"), [("dense", "hf:d1+megatron:t2"), ("mixture", "hf:d1+megatron:(attn:d2|ffn:d1e2)")]
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     kind: str, allocation: str, pentad: Pentad, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     data = request.getfixturevalue("mixture" if kind == "mixture" else "quickstart")
     configs = {name: configure(tmp_path, data, allocation, name) for name in ("straight", "killed")}
-    assert pentad("train", str(configs["straight"])).ends_within(300) == 0
+    straight = pentad("train", str(configs["straight"]))
+    assert straight.ends_within(300) == 0, straight.stderr
     command = pentad("train", str(configs["killed"]))
     saved = tmp_path / "killed" / "checkpoints" / f"step-{SAVED:08d}"
     command.wait_until(saved.exists, "checkpoint")
