@@ -191,6 +191,7 @@ async def _start(
     await asyncio.gather(*(part.build() for part in (trainers, engines) if part is not None))
     policy = trainers.role("policy")
     if engines is not None:
+        engines.revival.tell = terminal.message
         transport = choose_transport(prepared, store, engines)
         terminal.message(f"weights go to the engines by {transport.name}")
         policy = PublishedPolicy(trainers, engines, transport)
