@@ -200,13 +200,13 @@ class Processes:
                     watched = pending if failed else {*pending, death}
                     done, _ = await asyncio.wait(watched, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                     pending -= done
-                    if death.done() and not failed:
-                        died.clear()
-                        death = asyncio.ensure_future(died.wait())
                     raised = any(future.exception() for future in done & names.keys())
                     if not failed and (raised or self._deaths.concerning(waited_for)):
                         failed = True
                         end = min(end, time.monotonic() + _GRACE_S)
+                    if death.done() and not failed:
+                        died.clear()
+                        death = asyncio.ensure_future(died.wait())
                     if time.monotonic() >= end:
                         break
                     if report is not None and pending and not failed:
