@@ -149,7 +149,13 @@ class TrainerActor(Process):
         model = self._model(role)
         tensors = self._noting("gathering", model.weights())
         if model.groups.tp.rank() == 0 and model.groups.dp_cp.rank() == 0:
-            return channel.send(tensors)
+            try:
+                return channel.send(tensors)
+            except BaseException:
+                # The other ranks of the stage still gather with this one.
+                for _ in tensors:
+                    pass
+                raise
         for _ in tensors:
             pass
         return {}

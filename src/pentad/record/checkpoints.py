@@ -117,7 +117,8 @@ class Checkpoints:
             their new names.
         """
         moved = []
-        for later, path in self.steps().items():
+        # The newest first: the run goes on from the newest that is left, if it is killed in between.
+        for later, path in reversed(self.steps().items()):
             if later > step:
                 number = 1
                 while (target := path.with_name(f"{path.name}{_OLD}-{number}")).exists():
