@@ -189,13 +189,13 @@ def _with_weights(options: argparse.Namespace, directory: Path, folder: Path, de
     import torch
 
     from pentad.verify.models import write_random_model
-    from pentad.weights.hf_files import CheckpointReader
+    from pentad.weights.checkpoint_model import open_weights
     from pentad.weights.mapping import expected_shapes
     from pentad.weights.source import load_config
 
     config = load_config(directory)
     if directory != folder / "model":
-        CheckpointReader(directory).check(expected_shapes(config), tied=bool(config.tie_word_embeddings))
+        open_weights(directory).check(expected_shapes(config), tied=bool(config.tie_word_embeddings))
         return directory
     if not devices:
         # Threads of this process would be lost in its forks.
