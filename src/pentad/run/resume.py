@@ -52,16 +52,15 @@ class Resume:
 
 def base_manifest(prepared: Prepared) -> Manifest:
     """What all checkpoints of a run have in common."""
-    packages = collect_versions()["packages"]
     return Manifest(
         step=0,
         version=0,
         roles=("policy",),
         files=(),
-        model={"path": prepared.settings.model.path, "facts": _facts(prepared)},
+        model={"path": prepared.settings.model.path, "facts": model_facts(prepared.directory)},
         data=_data(prepared),
         settings=prepared.settings.model_dump(mode="json"),
-        software={name: packages[name] for name in _SOFTWARE if name in packages},
+        software=software_versions(),
     )
 
 
@@ -69,8 +68,13 @@ def load_resume(checkpoint: Checkpoint, prepared: Prepared) -> Resume:
     """The driver's part of a checkpoint.
 
     Raises:
-        UserError: it is of another model or other data, or cannot be read.
+        UserError: it is of another model or other data, holds weights alone, or cannot be read.
     """
+    if DRIVER_STATE not in {file.name for file in checkpoint.manifest.files}:
+        raise UserError(
+            f"checkpoint {checkpoint.path} holds weights alone: there is no run to go on with",
+            "set model.path to it, and leave trainer.resume_mode at auto",
+        )
     changes = check_same(checkpoint.manifest, prepared, checkpoint.path)
     path = checkpoint.path / DRIVER_STATE
     try:
@@ -107,9 +111,16 @@ def _settings_changed(then: Manifest, now: Manifest) -> Iterable[str]:
     return [line for line in differences(then.settings, now.settings) if line.partition(":")[0] not in ignored]
 
 
-def _facts(prepared: Prepared) -> dict[str, Any]:
-    facts = asdict(facts_from_config(load_config(prepared.directory).to_dict()))
+def model_facts(directory: Path) -> dict[str, Any]:
+    """What identifies the model in a directory, as plain values."""
+    facts = asdict(facts_from_config(load_config(directory).to_dict()))
     return json.loads(json.dumps(facts, default=list))
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that decide what is computed."""
+    packages = collect_versions()["packages"]
+    return {name: packages[name] for name in _SOFTWARE if name in packages}
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:

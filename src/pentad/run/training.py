@@ -6,6 +6,7 @@ Invariant: when `train` is left, however, none of its processes is.
 import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -124,8 +125,11 @@ async def _train(
     parts = assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)
     if settings.trainer.save_freq:
         checkpoints = Checkpoints(run_dir.checkpoints)
-        saved = SavableTrainers(trainers)
-        parts.saver = Saver(saved, checkpoints, base_manifest(prepared), settings.trainer, journal)
+        saved = SavableTrainers(trainers, prepared.directory)
+        manifest = base_manifest(prepared)
+        precision = "bf16" if trainers.dtype == torch.bfloat16 else "fp32"
+        manifest = replace(manifest, model={**manifest.model, "dtype": precision})
+        parts.saver = Saver(saved, checkpoints, manifest, settings.trainer, journal)
     if settings.trainer.hf_save_freq:
         parts.export = lambda step: export(policy, prepared.directory, run_dir.exports / f"step-{step:08d}")
     loop = Loop(parts)

@@ -98,14 +98,17 @@ def write_layout(
     return records
 
 
-def export_checkpoint(directory: Path, source: Path, out: Path, dtype: torch.dtype | None = None) -> None:
+def export_checkpoint(
+    directory: Path, source: Path, out: Path, dtype: torch.dtype | None = None, config_json: str | None = None
+) -> None:
     """Write a model of a checkpoint as a Hugging Face directory.
 
     Args:
         directory: of its blocks, of any layout, as `policy` of a checkpoint.
         source: a model directory, for everything beside the weights.
         out: must not exist yet.
-        dtype: as which all tensors are stored, with config.json in agreement; None: each as in the checkpoint.
+        dtype: as which all tensors are stored; None: each as in the checkpoint.
+        config_json: text of config.json; that of the source if None.
 
     Raises:
         UserError: the checkpoint is not of this model or lacks parts of it; `out` exists, or cannot be written.
@@ -114,7 +117,7 @@ def export_checkpoint(directory: Path, source: Path, out: Path, dtype: torch.dty
     reader = BlockReader(directory)
     expected = expected_shapes(config)
     reader.check(expected, tied=bool(config.tie_word_embeddings))
-    text = (source / "config.json").read_text(encoding="utf-8")
+    text = (source / "config.json").read_text(encoding="utf-8") if config_json is None else config_json
     entries = [Entry(name, dtype or reader.dtype_of(name), tuple(shape)) for name, shape in expected.items()]
     with new_model(out, companion_files(source), text) as model:
         model.weight_map = _write_model(reader, entries, model.directory)

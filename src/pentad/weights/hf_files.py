@@ -6,7 +6,7 @@ its final name only when all of it is on the disk; no more than one shard is in 
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,7 +212,7 @@ class NewModel:
 
 
 @contextmanager
-def new_model(target: Path, companions: Iterable[Path], config_json: str) -> Iterator[NewModel]:
+def new_model(target: Path, companions: Iterable[Path], config_json: str) -> Generator[NewModel]:
     """A directory to write weights to, which becomes the model when the block ends.
 
     Args:
