@@ -28,8 +28,7 @@ from pentad.trainers.megatron.trainer import Trainer
 from pentad.verify.batch import LOSS, STEPS, TEMPERATURE, TOKENS_PER_MICROBATCH, make_batch, with_objective
 from pentad.verify.findings import RankFindings
 from pentad.verify.reference import Reference, relative_number
-from pentad.weights.checkpoint_model import open_weights
-from pentad.weights.hf_files import TensorReader
+from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config
 
@@ -78,7 +77,7 @@ def compute(rank: int, meeting: str, job: Job) -> RankFindings:
     config = load_config(job.checkpoint)
     trainer = Trainer(config, job.layout, groups, platform, _settings(config, job.dtype), job.megatron, STEPS)
     watch.lap("build")
-    reader = open_weights(job.checkpoint)
+    reader = CheckpointReader(job.checkpoint)
     trainer.load(reader)
     watch.lap("load")
     findings = _write(trainer, job, config, watch) if job.writes else _compare(trainer, job, config, reader, watch)
@@ -157,7 +156,7 @@ def _step(trainer: Trainer) -> float:
 
 
 def _compare(
-    trainer: Trainer, job: Job, config: PreTrainedConfig, reader: TensorReader, watch: _Stopwatch
+    trainer: Trainer, job: Job, config: PreTrainedConfig, reader: CheckpointReader, watch: _Stopwatch
 ) -> RankFindings:
     """Log-probs, loss and gradients of the first step, and the weights after the last."""
     reference, batch = Reference(job.reference), make_batch(config.vocab_size)
@@ -205,7 +204,7 @@ def by_sample(batch: Batch, logprobs: Tensor, expected: Tensor) -> dict[int, flo
     return {sample: float(part.max()) for sample, part in zip(batch.sample_ids.tolist(), parts, strict=True)}
 
 
-def _is_exact(tensor: Tensor, reader: TensorReader, name: str) -> bool:
+def _is_exact(tensor: Tensor, reader: CheckpointReader, name: str) -> bool:
     """Whether an exported tensor is the checkpoint's, in the precision that is trained in."""
     if name not in reader.shapes or reader.shapes[name] != tuple(tensor.shape):
         return False
