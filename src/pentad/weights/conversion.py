@@ -1,7 +1,7 @@
 """Weights from one form to another, without processes: a Hugging Face directory, and blocks as ranks of a layout hold.
 
-Invariant: a tensor that is not cast is equal bit for bit. At no time is more than a slab of 64 MiB of a tensor in
-memory, once as it is stored and once as it is written.
+Invariant: a tensor that is not cast is equal bit for bit. At no time are more than three slabs of 64 MiB in memory: the
+one that is written, the next as it is stored, and its pages of the mapped file.
 """
 
 import json
