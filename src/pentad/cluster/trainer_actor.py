@@ -85,7 +85,7 @@ class TrainerActor(Process):
         from pentad.trainers.megatron.parallel import join_ranks, make_groups
         from pentad.trainers.megatron.state import RankState
         from pentad.trainers.megatron.trainer import Trainer
-        from pentad.weights.hf_files import CheckpointReader
+        from pentad.weights.checkpoint_model import open_weights
         from pentad.weights.source import load_config
 
         if not self.platform.is_cuda:
@@ -94,7 +94,7 @@ class TrainerActor(Process):
         join_ranks(self.platform, self.rank, self.world_size, store, trainer.deadline_s)
         groups = make_groups(layout, seed, trainer.deadline_s)
         config = load_config(directory)
-        reader = CheckpointReader(directory)
+        reader = open_weights(directory)
         for role, optimizer_steps in roles.items():
             self._models[role] = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps)
             self._models[role].load(reader)

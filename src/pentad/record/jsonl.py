@@ -16,7 +16,6 @@ from typing import Any
 from pentad.errors import UserError
 from pentad.record.run_dir import RunDir
 
-
 _log = logging.getLogger(__name__)
 # Lines that are kept while the disk is full, in bytes.
 _MOST_WAITING = 64 << 20

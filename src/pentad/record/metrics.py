@@ -157,8 +157,7 @@ def open_sinks(
         console: shows metrics where `console` is among the loggers (a `terminal.Terminal`).
         name: the experiment's name, for wandb.
         settings: the effective settings as plain data, for wandb.
-        first_step: what was written of this step and later ones by a run that this one goes on with no longer counts; None: it
-            begins.
+        first_step: of a run that goes on, whose rows of this step and later ones no longer count; None: it begins.
 
     Raises:
         UserError: wandb is asked for and not installed or not usable.

@@ -62,7 +62,6 @@ def base_manifest(prepared: Prepared, resume: Resume | None = None) -> Manifest:
     Args:
         resume: what the run goes on from.
     """
-    packages = collect_versions()["packages"]
     return Manifest(
         step=0,
         version=0,
@@ -70,13 +69,13 @@ def base_manifest(prepared: Prepared, resume: Resume | None = None) -> Manifest:
         files=(),
         model={
             "path": prepared.settings.model.path,
-            "config": _config(prepared),
+            "config": model_config(prepared.directory),
             "weights": _weights(prepared.directory),
         },
         data=_data(prepared),
         run={} if (origin := _origin(prepared, resume)) is None else {ORIGIN: origin},
         settings=prepared.settings.model_dump(mode="json"),
-        software={name: packages[name] for name in _SOFTWARE if name in packages},
+        software=software_versions(),
     )
 
 
@@ -84,8 +83,13 @@ def load_resume(checkpoint: Checkpoint, prepared: Prepared) -> Resume:
     """The driver's part of a checkpoint.
 
     Raises:
-        UserError: it is of another model or other data, or cannot be read.
+        UserError: it is of another model or other data, holds weights alone, or cannot be read.
     """
+    if DRIVER_STATE not in {file.name for file in checkpoint.manifest.files}:
+        raise UserError(
+            f"checkpoint {checkpoint.path} holds weights alone: there is no run to go on with",
+            "set model.path to it, and leave trainer.resume_mode at auto",
+        )
     changes = check_same(checkpoint.manifest, prepared, checkpoint.path)
     path = checkpoint.path / DRIVER_STATE
     try:
@@ -128,10 +132,10 @@ def _settings_changed(then: Manifest, now: Manifest) -> Iterable[str]:
     return [line for line in differences(then.settings, now.settings) if line.partition(":")[0] not in ignored]
 
 
-def _config(prepared: Prepared) -> dict[str, Any]:
-    """What the model's configuration says of what it computes."""
+def model_config(directory: Path) -> dict[str, Any]:
+    """What the configuration of a model directory says of what it computes."""
     # As it is written: what transformers adds by default differs between its versions.
-    config = json.loads((prepared.directory / "config.json").read_text())
+    config = json.loads((directory / "config.json").read_text())
     return {name: value for name, value in config.items() if name not in _UNCOMPARED}
 
 
@@ -158,6 +162,12 @@ def _origin(prepared: Prepared, resume: Resume | None) -> str | None:
         if named:
             return known
     return None if mode == "auto" else str(resume.checkpoint.path.resolve())
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that decide what is computed."""
+    packages = collect_versions()["packages"]
+    return {name: packages[name] for name in _SOFTWARE if name in packages}
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Invariant: when `train` is left, however, none of its processes is.
 import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -152,9 +153,11 @@ def _make_loop(
     dtype = torch.bfloat16 if torch.bfloat16 in (trainers.dtype, engines and engines.dtype) else torch.float32
     parts = assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)
     if settings.trainer.save_freq:
-        saved, checkpoints = SavableTrainers(trainers), Checkpoints(run_dir.checkpoints)
+        saved, checkpoints = SavableTrainers(trainers, prepared.directory), Checkpoints(run_dir.checkpoints)
         last = None if resume is None else resume.step
         manifest = base_manifest(prepared, resume)
+        precision = "bf16" if trainers.dtype == torch.bfloat16 else "fp32"
+        manifest = replace(manifest, model={**manifest.model, "dtype": precision})
         records = (run_dir.metrics, run_dir.samples)
         parts.saver = Saver(saved, checkpoints, manifest, settings.trainer, journal, last, records)
     if settings.trainer.hf_save_freq:
