@@ -116,7 +116,7 @@ class Algorithm(Protocol):
 
 
 def algorithm_state(algorithm: Algorithm) -> dict[str, Any] | None:
-    """What an algorithm must know to go on after a step: its `state_dict()`, plain values and tensors; None: nothing."""
+    """What an algorithm must know to go on, as plain values and tensors; None where it has no `state_dict`."""
     return algorithm.state_dict() if isinstance(algorithm, _HasState) else None
 
 
