@@ -6,7 +6,7 @@ is an error, not a warning. Loading, export and weight synchronisation all go th
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +16,22 @@ from transformers import PreTrainedConfig
 from pentad.families.blocks import model_rules
 from pentad.families.catalog import family_named
 from pentad.families.hf_config import facts_from_config
+from pentad.families.lora import AdapterRules, Targets, adaptable, base_of, beside, module_of
 from pentad.families.rules import Experts, Rule
-from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.sharding import join, shard
 
 # Megatron takes seconds to import, and who only asks for shapes has no use for it.
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+class TensorSource(Protocol):
+    """Where whole Hugging Face tensors come from."""
+
+    def get(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+        ...
+
 
 _LAYER_NUMBER = re.compile(r"(?<=decoder\.layers\.)\d+(?=\.)")
 
@@ -33,9 +42,12 @@ class WeightMapping:
     Args:
         config: the Hugging Face configuration.
         groups: Megatron's process groups; None for a single process without torch.distributed.
+        targets: which modules have an adapter; None: no module has.
     """
 
-    def __init__(self, config: PreTrainedConfig, groups: "ProcessGroupCollection | None") -> None:
+    def __init__(
+        self, config: PreTrainedConfig, groups: "ProcessGroupCollection | None", targets: Targets | None = None
+    ) -> None:
         self.facts = facts_from_config(config.to_dict())
         self._experts = self.facts.num_experts or 0
         self._tp: ProcessGroup | None = groups.tp if groups is not None else None
@@ -44,6 +56,10 @@ class WeightMapping:
         family = family_named(self.facts.family)
         self._model_rules = _by_name(model_rules(self.facts.tied))
         self._layer_rules = {has_experts: _by_name(family.layer_rules(has_experts)) for has_experts in (False, True)}
+        self._targets = targets
+        self._adapters: dict[str, AdapterRules | None] = {}
+        if targets is not None:
+            targets.check(self._adaptable())
 
     def rule_of(self, megatron_name: str) -> tuple[Rule, tuple[str, ...]]:
         """The rule of a parameter and its Hugging Face names, in which `{expert}` may still stand.
@@ -54,6 +70,13 @@ class WeightMapping:
         Raises:
             KeyError: no rule knows the name.
         """
+        adapter = base_of(megatron_name)
+        if adapter is not None:
+            rules = self.adapter_of(adapter[0])
+            if rules is None:
+                raise KeyError(f"parameter {megatron_name} belongs to an adapter that there is not")
+            rule = rules.a if adapter[1] == "A" else rules.b
+            return rule, rule.hugging_face
         match = _LAYER_NUMBER.search(megatron_name)
         layer = match.group() if match else ""
         rules = self._layer_rules[self.facts.has_experts(int(layer))] if layer else self._model_rules
@@ -61,6 +84,30 @@ class WeightMapping:
         if rule is None:
             raise KeyError(f"parameter {megatron_name} has no rule in family {self.facts.family}")
         return rule, tuple(name.replace("{layer}", layer) for name in rule.hugging_face)
+
+    def adapter_of(self, megatron_name: str) -> AdapterRules | None:
+        """The rules of a weight's adapter, whose names have the layer's number in them; None if it has none."""
+        if self._targets is None or beside(megatron_name) is None:
+            return None
+        if megatron_name not in self._adapters:
+            rule, names = self.rule_of(megatron_name)
+            self._adapters[megatron_name] = self._targets.rules_of(rule, names, self._experts)
+        return self._adapters[megatron_name]
+
+    def adapted_modules(self) -> list[str]:
+        """Whole names of all modules with an adapter."""
+        targets = self._targets
+        return [name for rule, name in self._adaptable() if targets is not None and targets.includes(rule, name)]
+
+    def _adaptable(self) -> Iterator[tuple[Rule, str]]:
+        """Every module that an adapter can stand beside."""
+        for layer in range(self.facts.num_layers):
+            for rule in self._layer_rules[self.facts.has_experts(layer)].values():
+                if adaptable(rule):
+                    for name in rule.hugging_face:
+                        numbers = range(self._experts) if isinstance(rule, Experts) else (0,)
+                        whole = module_of(name.replace("{layer}", str(layer)))
+                        yield from ((rule, _numbered(whole, number)) for number in numbers)
 
     def parameters(self, model: torch.nn.Module, layer_offset: int = 0) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters of one model chunk under their names in the whole model.
@@ -72,7 +119,7 @@ class WeightMapping:
             yield _LAYER_NUMBER.sub(lambda match: str(int(match.group()) + layer_offset), name), parameter
 
     @torch.no_grad()
-    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: CheckpointReader) -> None:
+    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: TensorSource) -> None:
         """Fill this rank's parameters from a checkpoint, a few tensors at a time.
 
         Args:
@@ -86,7 +133,7 @@ class WeightMapping:
             else:
                 self._load_one(rule, list(sources), parameter, reader)
 
-    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: CheckpointReader) -> None:
+    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: TensorSource) -> None:
         group = self._expert_tp if isinstance(rule, Experts) else self._tp
         part = shard(rule, [reader.get(source) for source in sources], self.facts, _rank(group), _size(group))
         if part.shape != target.shape:

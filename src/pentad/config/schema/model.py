@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pentad.config.schema.base import Settings
+from pentad.config.schema.lora import LoraSettings
 
 
 class ModelSettings(Settings):
@@ -15,3 +16,4 @@ class ModelSettings(Settings):
     chat_template: Path | None = Field(
         None, strict=False, description="a Jinja file that replaces the tokenizer's chat template"
     )
+    lora: LoraSettings | None = Field(None, description="train low-rank adapters and freeze the model; null: train it all")

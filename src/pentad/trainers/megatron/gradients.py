@@ -49,6 +49,6 @@ def not_finite(parameters: Iterable[tuple[str, torch.nn.Parameter]], mapping: We
     return [
         name
         for megatron_name, parameter in parameters
-        if not bool(parameter.main_grad.isfinite().all())
+        if parameter.requires_grad and not bool(parameter.main_grad.isfinite().all())
         for name in mapping.rule_of(megatron_name)[1]
     ]

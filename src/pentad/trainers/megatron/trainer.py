@@ -7,7 +7,8 @@ nor the packing can change a gradient. The verbs know nothing of any algorithm.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 from megatron.core.distributed import finalize_model_grads
@@ -22,9 +23,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pentad.algorithms.protocol import Loss, Mean, Outputs
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
+from pentad.families.lora import Targets, base_of
 from pentad.kernels.logprob import vocab_parallel_logprobs
 from pentad.kernels.selection import select_kernels
 from pentad.layout import Layout
@@ -36,6 +39,7 @@ from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
 from pentad.trainers.megatron.fused_step import fused_clip_and_update
 from pentad.trainers.megatron.gradients import not_finite, reduced_gradients
 from pentad.trainers.megatron.last_stage import as_pairs, is_last_stage, send_from_last_stage, sum_over_microbatches
+from pentad.trainers.megatron.lora import Adapter, adapters_off, attach, reduce_expert_copies
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import (
     clip_and_update,
@@ -46,19 +50,14 @@ from pentad.trainers.megatron.optimizer import (
 )
 from pentad.trainers.megatron.rotary import RotaryTable
 from pentad.trainers.megatron.rows import take_rows
-from pentad.weights.hf_files import CheckpointReader
-from pentad.weights.mapping import WeightMapping
+from pentad.weights.mapping import TensorSource, WeightMapping
 
 Progress = Callable[[int], None]
+Published = Literal["all", "adapters", "merged"]
 
 
 def _no_progress(done: int) -> None:
     pass
-
-
-def _finalize(models: list[Any], num_tokens: Tensor | None = None, **rest: Any) -> None:
-    """Megatron's, without its division by the tokens: the loss is divided by its denominator already."""
-    finalize_model_grads(models, None, **rest)
 
 
 class Trainer:
@@ -71,6 +70,11 @@ class Trainer:
         platform: where this rank computes.
         settings, megatron: as configured.
         optimizer_steps: of the whole run, for the schedule; None for a model that is never trained.
+        lora: which adapters are trained, instead of the model; None: the model itself.
+        seed: of what adapters begin with, and of their dropout.
+
+    Attributes:
+        adapters: by the Megatron names of the weights that they stand beside.
     """
 
     def __init__(
@@ -82,12 +86,15 @@ class Trainer:
         settings: TrainerSettings,
         megatron: MegatronSettings,
         optimizer_steps: int | None,
+        lora: LoraSettings | None = None,
+        seed: int = 0,
     ) -> None:
         self.groups = groups
         self.platform = platform
         self.settings = settings
         self.dtype = platform.dtype(settings.dtype)
-        self.mapping = WeightMapping(config, groups)
+        self.lora, self.seed = lora, seed
+        self.mapping = WeightMapping(config, groups, lora and Targets(lora.targets, lora.exclude))
         self.megatron = transformer_config(config, layout, self.dtype, megatron)
         self.kernels = select_kernels(
             platform.device, self.dtype, settings.kernels, deterministic=megatron.use_deterministic_algorithms
@@ -95,6 +102,10 @@ class Trainer:
         self.chunks = build_chunks(config, self.megatron, layout, groups, self.kernels)
         for chunk in self.chunks:
             chunk.module.to(platform.device)
+        self.adapters: dict[str, Adapter] = {}
+        if lora is not None:
+            dtype = self.dtype if lora.dtype == "auto" else platform.dtype(lora.dtype)
+            self.adapters = attach(self.chunks, self.mapping, lora, groups, dtype)
         self.rotary = RotaryTable(config, platform.device)
         self._schedule_function = get_forward_backward_func()
         self.optimizer = self.schedule = None
@@ -108,7 +119,7 @@ class Trainer:
                 self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer, self.kernels
             )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
-            self.megatron.finalize_model_grads_func = _finalize
+            self.megatron.finalize_model_grads_func = self._finalize
             # Overlapped reduction must wait for the last microbatch, whatever their number was in the step before.
             waits = [model.no_sync for model in self.models]
             self.megatron.no_sync_func = waits if len(waits) > 1 else waits[0]
@@ -122,15 +133,37 @@ class Trainer:
         for chunk in self.chunks:
             yield from self.mapping.parameters(chunk.module, chunk.layer_offset)
 
-    def load(self, reader: CheckpointReader) -> None:
-        """Take the weights of a checkpoint; masters and moments start anew from them."""
-        self.mapping.load(self.parameters(), reader)
+    def load(self, reader: TensorSource, adapter: TensorSource | None = None) -> None:
+        """Take the weights of a checkpoint; masters and moments start anew from them.
+
+        Args:
+            adapter: has the matrices of the adapters, if there are adapters.
+        """
+        for name, parameter in self.parameters():
+            source = reader if base_of(name) is None else adapter
+            if source is None:
+                raise ValueError(f"nothing to load {name} from")
+            self.mapping.load([(name, parameter)], source)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole Hugging Face tensors of this pipeline stage, one at a time; see `WeightMapping.export`."""
-        return self.mapping.export((name, parameter.data) for name, parameter in self.parameters())
+    def weights(self, what: Published = "all") -> Iterator[tuple[str, Tensor]]:
+        """Whole Hugging Face tensors of this pipeline stage, one at a time; see `WeightMapping.export`.
+
+        Args:
+            what: `all` parameters; the matrices of the `adapters` alone; or the model with its adapters `merged` into it.
+        """
+        return self.mapping.export(self._published(what))
+
+    def _published(self, what: Published) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.parameters():
+            if what == "all" or (what == "adapters") == (base_of(name) is not None):
+                adapter = self.adapters.get(name) if what == "merged" else None
+                yield name, parameter.data if adapter is None else adapter.merged(parameter.data)
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside it, this is the model that training began from: the reference."""
+        return adapters_off(self.adapters.values())
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Whole float32 gradients under Hugging Face names, of this pipeline stage; after `forward_backward`.
@@ -194,6 +227,7 @@ class Trainer:
             chunk.module.train()
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
+        self._seed_dropout()
         denominator = loss.denominator(batch)
         if not denominator > 0:
             raise UserError(
@@ -268,6 +302,16 @@ class Trainer:
         if not math.isfinite(norm):
             self.schedule.step(increment=-1)
         return {"train/grad_norm": norm, **counted}
+
+    def _finalize(self, models: list[Any], num_tokens: Tensor | None = None, **rest: Any) -> None:
+        """Megatron's, without its division by the tokens: the loss is divided by its denominator already."""
+        finalize_model_grads(models, None, **rest)
+        reduce_expert_copies(self.adapters.values(), self.groups.expt_tp)
+
+    def _seed_dropout(self) -> None:
+        """Which elements are dropped follows from the step and the rank, so that a resumed run drops the same."""
+        if self.lora is not None and self.lora.dropout:
+            torch.manual_seed(hash((self.seed, self.schedule.num_steps, torch.distributed.get_rank())) % (1 << 63))
 
     @property
     def _modules(self) -> list[GPTModel]:
