@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from pentad.config.schema.lora import LoraSettings
 from pentad.errors import UserError
 from pentad.families.lora import A, B, is_adapter
-from pentad.weights.mapping import WeightMapping, expected_shapes
+from pentad.weights.mapping import TensorSource, WeightMapping, expected_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -121,6 +121,24 @@ class AdapterReader:
                 "set model.lora.rank, alpha and rslora to those of the adapter",
             )
         check_shapes(self.shapes, expected, str(self.directory))
+
+
+def open_adapter(
+    config: PreTrainedConfig, mapping: WeightMapping, settings: LoraSettings | None, seed: int
+) -> TensorSource | None:
+    """What a model's adapters begin with: those of `settings.adapter`, or new ones. None without LoRA.
+
+    Raises:
+        UserError: the adapter does not fit the model or the settings.
+    """
+    if settings is None:
+        return None
+    shapes = adapter_shapes(config, mapping, settings.rank)
+    if settings.adapter is None:
+        return InitialAdapter(shapes, settings, seed)
+    reader = AdapterReader(settings.adapter)
+    reader.check(settings, shapes)
+    return reader
 
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:

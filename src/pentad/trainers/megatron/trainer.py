@@ -89,6 +89,7 @@ class Trainer:
         lora: LoraSettings | None = None,
         seed: int = 0,
     ) -> None:
+        self.config = config
         self.groups = groups
         self.platform = platform
         self.settings = settings
