@@ -32,7 +32,7 @@ def random_adapter(config: PreTrainedConfig, lora: LoraSettings, directory: Path
 @torch.no_grad()
 def merge_into(model: PreTrainedModel, matrices: dict[str, Tensor], scale: float) -> None:
     """Add `s B A` to the weights of the model, each under its checkpoint name."""
-    weights = WeightTable(model)._destinations
+    weights = WeightTable(model).tensors
     for name in matrices:
         if name.endswith(A):
             module = name.removesuffix(A)

@@ -53,7 +53,7 @@ from pentad.trainers.megatron.rows import take_rows
 from pentad.weights.mapping import TensorSource, WeightMapping
 
 Progress = Callable[[int], None]
-Published = Literal["all", "adapters", "merged"]
+Published = Literal["all", "base", "adapters", "merged"]
 
 
 def _no_progress(done: int) -> None:
@@ -152,13 +152,13 @@ class Trainer:
         """Whole Hugging Face tensors of this pipeline stage, one at a time; see `WeightMapping.export`.
 
         Args:
-            what: `all` parameters; the matrices of the `adapters` alone; or the model with its adapters `merged` into it.
+            what: `all` parameters; the `base` or the `adapters` alone; or the model with adapters `merged` into it.
         """
         return self.mapping.export(self._published(what))
 
     def _published(self, what: Published) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.parameters():
-            if what == "all" or (what == "adapters") == (base_of(name) is not None):
+            if what == "all" or (what == "adapters") == (base_of(name) is not None):  # base and merged: the weights
                 adapter = self.adapters.get(name) if what == "merged" else None
                 yield name, parameter.data if adapter is None else adapter.merged(parameter.data)
 
