@@ -3,15 +3,21 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 from quickstart import quickstart
 from ray_actors import Server, Worker
 
 from pentad.cluster.cluster import Cluster
+from pentad.cluster.engines import Engines
 from pentad.cluster.gang import Gang
 from pentad.cluster.mailbox import Mailbox
+from pentad.cluster.object_store import ObjectStore, StoreTransport
+from pentad.cluster.trainers import Trainers
 from pentad.config.schema.ray import RaySettings
+from pentad.config.schema.run import RunSettings
 from pentad.layout import parse_allocation
 
 __all__ = ["gangs", "quickstart"]
@@ -39,3 +45,37 @@ def gangs() -> Iterator[Gangs]:
         )
         asyncio.run(cluster.processes.started(120.0))
         yield gangs
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Trainer ranks with a policy and a reference model, an engine, and buckets far smaller than the weights."""
+
+    model: Path
+    trainers: Trainers
+    engines: Engines
+    transport: StoreTransport
+
+
+@pytest.fixture(scope="package")
+def parts(gangs: Any, quickstart: Path) -> Parts:
+    model = quickstart / "model"
+    settings = RunSettings.model_validate(
+        {
+            "experiment": {"name": "parts"},
+            "allocation": str(gangs.cluster.allocation),
+            "model": {"path": str(model)},
+            "data": {"train": "unused"},
+            "trainer": {"total_steps": 5, "optimizer": {"lr": 1e-2}, "deadline_s": 120.0},
+        }
+    )
+    store = ObjectStore(gangs.mailbox.actors[0], 60.0, bucket_bytes=2_000, in_flight=2)
+    trainers = Trainers(settings, model, gangs.cluster, {"policy": 5, "reference": None}, store)
+    engines = Engines(settings, model, str(model), 64, gangs.cluster)
+
+    async def build() -> None:
+        await gangs.cluster.processes.started(120.0)
+        await asyncio.gather(trainers.build(), engines.build())
+
+    asyncio.run(build())
+    return Parts(model, trainers, engines, StoreTransport(store, senders=2, receivers=1, dtype=engines.dtype))

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,9 @@ from tiny import transformers_logprobs
 from transformers import AutoModelForCausalLM
 
 from pentad.algorithms.sft import SFTLoss
-from pentad.cluster.engines import Engines
-from pentad.cluster.object_store import ObjectStore, StoreTransport
 from pentad.cluster.processes import DeadlineError
 from pentad.cluster.publication import PublishedPolicy
-from pentad.cluster.trainers import Trainers
 from pentad.config.schema.algorithms import SFTSettings
-from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.samples.batch import Batch
 from pentad.weights.proof import SyncError
@@ -31,42 +26,8 @@ cloudpickle.register_pickle_by_value(channels)
 LOSS = SFTLoss(SFTSettings())
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Trainer ranks with a policy and a reference model, an engine, and buckets far smaller than the weights."""
-
-    model: Path
-    trainers: Trainers
-    engines: Engines
-    transport: StoreTransport
-
-
-@pytest.fixture(scope="module")
-def parts(gangs: Any, quickstart: Path) -> Parts:
-    model = quickstart / "model"
-    settings = RunSettings.model_validate(
-        {
-            "experiment": {"name": "parts"},
-            "allocation": str(gangs.cluster.allocation),
-            "model": {"path": str(model)},
-            "data": {"train": "unused"},
-            "trainer": {"total_steps": 5, "optimizer": {"lr": 1e-2}, "deadline_s": 120.0},
-        }
-    )
-    store = ObjectStore(gangs.mailbox.actors[0], 60.0, bucket_bytes=2_000, in_flight=2)
-    trainers = Trainers(settings, model, gangs.cluster, {"policy": 5, "reference": None}, store)
-    engines = Engines(settings, model, str(model), 64, gangs.cluster)
-
-    async def build() -> None:
-        await gangs.cluster.processes.started(120.0)
-        await asyncio.gather(trainers.build(), engines.build())
-
-    asyncio.run(build())
-    return Parts(model, trainers, engines, StoreTransport(store, senders=2, receivers=1, dtype=engines.dtype))
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[Parts, Path], None]:
-    def run(parts: Parts, tmp_path: Path) -> None:
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[Any, Path], None]:
+    def run(parts: Any, tmp_path: Path) -> None:
         asyncio.run(test(parts, tmp_path))
 
     return run
@@ -82,7 +43,7 @@ def silent(done: int) -> None:
 
 
 @in_loop
-async def test_what_is_trained_is_published_and_exported(parts: Parts, folder: Path) -> None:
+async def test_what_is_trained_is_published_and_exported(parts: Any, folder: Path) -> None:
     policy, reference = (
         PublishedPolicy(parts.trainers, parts.engines, parts.transport),
         parts.trainers.role("reference"),
@@ -106,7 +67,7 @@ async def test_what_is_trained_is_published_and_exported(parts: Parts, folder: P
 
 
 @in_loop
-async def test_weights_that_arrive_changed_end_the_run(parts: Parts, folder: Path) -> None:
+async def test_weights_that_arrive_changed_end_the_run(parts: Any, folder: Path) -> None:
     name = "model.layers.0.mlp.down_proj.weight"
     transport = FaultyTransport(parts.transport, "changed", name, folder)
     with pytest.raises(SyncError, match=f"to rollout engine 0 failed: {name} arrived changed$"):
@@ -114,7 +75,7 @@ async def test_weights_that_arrive_changed_end_the_run(parts: Parts, folder: Pat
 
 
 @in_loop
-async def test_a_late_engine_and_the_tensor_that_it_is_at_are_named(parts: Parts, folder: Path) -> None:
+async def test_a_late_engine_and_the_tensor_that_it_is_at_are_named(parts: Any, folder: Path) -> None:
     name, gang = "model.embed_tokens.weight", parts.trainers.gang
     transport = FaultyTransport(parts.transport, "late", name, folder / "go on")
     usual, gang.deadline_s = gang.deadline_s, 2.0
@@ -130,7 +91,7 @@ async def test_a_late_engine_and_the_tensor_that_it_is_at_are_named(parts: Parts
 
 
 @in_loop
-async def test_an_export_that_cannot_be_written_ends_the_sending(parts: Parts, folder: Path) -> None:
+async def test_an_export_that_cannot_be_written_ends_the_sending(parts: Any, folder: Path) -> None:
     policy = PublishedPolicy(parts.trainers, parts.engines, parts.transport)
     with pytest.raises(UserError, match="exists already"):
         await policy.export(parts.model, folder)

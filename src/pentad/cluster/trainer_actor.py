@@ -16,6 +16,7 @@ from torch.distributed import Store
 from pentad.algorithms.protocol import Loss
 from pentad.cluster.meeting import join_store, open_store
 from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
+from pentad.cluster.saver import Saver, Started
 from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
@@ -24,14 +25,16 @@ from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import Platform, enter_platform
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
+from pentad.weights.block_files import FileRecord, WriteError
 from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
 if TYPE_CHECKING:
+    from pentad.trainers.megatron.state import Counters
     from pentad.trainers.megatron.trainer import Trainer
 
 
-@ray.remote(concurrency_groups=GROUPS)
+@ray.remote(concurrency_groups={**GROUPS, "save": 1})
 class TrainerActor(Process):
     """One rank of every model in the trainer, each known by its role. Progress is in microbatches."""
 
@@ -41,6 +44,7 @@ class TrainerActor(Process):
         self._models: dict[Role, Trainer] = {}
         self._steps: Counter[Role] = Counter()
         self._store: Store | None = None
+        self._saver = Saver(rank, {})
 
     def open_meeting(self, deadline_s: float) -> str:
         """Open the store at which all ranks meet; on rank 0. Returns its address for `build`."""
@@ -79,6 +83,7 @@ class TrainerActor(Process):
         if megatron.use_deterministic_algorithms:
             make_deterministic()
         from pentad.trainers.megatron.parallel import join_ranks, make_groups
+        from pentad.trainers.megatron.state import RankState
         from pentad.trainers.megatron.trainer import Trainer
         from pentad.weights.hf_files import CheckpointReader
         from pentad.weights.source import load_config
@@ -93,6 +98,8 @@ class TrainerActor(Process):
         for role, optimizer_steps in roles.items():
             self._models[role] = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps)
             self._models[role].load(reader)
+        trained = [role for role, optimizer_steps in roles.items() if optimizer_steps is not None]
+        self._saver = Saver(self.rank, {role: RankState(self._models[role]) for role in trained})
         return {"dtype": self.platform.dtype(trainer.dtype), "device": str(self.platform.device)}
 
     def logprobs(self, role: Role, batch: Batch, plan: Plan, temperature: float) -> np.ndarray | None:
@@ -146,6 +153,27 @@ class TrainerActor(Process):
         for _ in tensors:
             pass
         return {}
+
+    def reserve_save(self) -> None:
+        """Begin to allocate the host memory that `start_save` copies to; returns at once."""
+        self._saver.reserve()
+
+    def start_save(self, directory: Path) -> Started:
+        """Copy the state of all trained models, and begin to write it below a directory; see `Saver`."""
+        enter_platform()
+        return self._saver.start(directory)
+
+    @ray.method(concurrency_group="save")
+    def finish_save(self) -> Mapping[str, FileRecord] | WriteError:
+        """Wait until the files of the last `start_save` are on the disk; other verbs go on meanwhile."""
+        return self._saver.finish()
+
+    def restore(self, directory: Path, counters: "Mapping[Role, Counters]") -> None:
+        """Take the state of all trained models from the files below a directory; see `Saver`."""
+        enter_platform()
+        self._saver.restore(directory, counters)
+        for role, counted in counters.items():
+            self._steps[role] = counted["schedule"]
 
     def _model(self, role: Role) -> "Trainer":
         if role not in self._models:

@@ -27,12 +27,14 @@ from pentad.cluster.export import write_export
 from pentad.cluster.gang import Progress
 from pentad.cluster.object_store import ObjectStore
 from pentad.cluster.processes import Call
+from pentad.cluster.saver import Started, merge
 from pentad.cluster.trainer_actor import TrainerActor
 from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.run import RunSettings
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan, plan_microbatches
 from pentad.trainers.protocol import Trained
+from pentad.weights.block_files import FileRecord, WriteError
 from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
@@ -78,6 +80,50 @@ class Trainers:
         meeting = await gang.call_rank(0, "open_meeting", gang.deadline_s, phase=phase)
         arguments = [(meeting, *self._arguments, gang.neighbours(rank)) for rank in range(len(gang))]
         self.dtype = (await gang.call_each("build", arguments, phase))[0]["dtype"]
+
+    async def reserve_save(self) -> None:
+        """Have the ranks begin to allocate the host memory that a save needs; returns before they have."""
+        await self.gang.call("reserve_save", phase="start-up")
+
+    async def start_save(self, directory: Path) -> Started:
+        """Have the state of all trained models copied, and written to `directory/<role>/rank-<rank>.safetensors`.
+
+        Returns when it is copied; `finish_save` waits for the files. A rank that still writes an earlier save ends that
+        first.
+
+        Args:
+            directory: on a file system that all ranks see.
+
+        Raises:
+            UserError: a rank does not see the directory, or has not enough memory for the copy.
+        """
+        return merge(await self.gang.call("start_save", directory, phase="saving"))
+
+    async def finish_save(self) -> dict[str, FileRecord]:
+        """Wait for the files of the last `start_save`; other calls may be made meanwhile.
+
+        Returns:
+            what was written, by `<role>/<file>`.
+
+        Raises:
+            WriteError: a rank could not write its files; `is_full` tells a full disk. No rank writes any more then.
+        """
+        answers = await self.gang.call("finish_save", phase="writing a checkpoint")
+        for answer in answers:
+            if isinstance(answer, WriteError):
+                raise answer
+        return {name: record for answer in answers for name, record in answer.items()}
+
+    async def restore(self, directory: Path, counters: Mapping[Role, Mapping[str, int]]) -> None:
+        """Have all trained models take the state that `start_save` wrote there, under whatever layout.
+
+        Args:
+            counters: as `start_save` returned them.
+
+        Raises:
+            UserError: a rank does not see the directory, or the files do not hold what the models need.
+        """
+        await self.gang.call("restore", directory, counters, phase="restoring the trainer")
 
     def role(self, role: Role) -> "RoleTrainer":
         """The model in a role.

@@ -31,7 +31,6 @@ from pentad.samples.packing import split_minibatches
 from pentad.samples.trajectory import NOT_SAMPLED
 from pentad.trainers.protocol import Trained
 
-
 # A checkpoint that is being written when the run fails may take that long.
 _PATIENCE_S = 8.0
 
@@ -166,7 +165,7 @@ class Loop:
         self._boundary = self.state_dict()
         if saver is not None and (saver.due(self.step) or self._stop.is_set()):
             await saver.stage(self.step, self.version)
-            metrics["save/failures"] = saver.failures
+            metrics |= saver.metrics
         metrics = merge(metrics, journal.times())
         metrics["perf/tokens_per_s"] = tokens / metrics["time/step"]
         journal.write(self.step, metrics)

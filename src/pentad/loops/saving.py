@@ -6,6 +6,7 @@ checkpoint that cannot be written is told, leaves the earlier ones as they are, 
 
 import asyncio
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -75,6 +76,15 @@ class Saver:
         # The step of the newest checkpoint; a run that goes on has one from the beginning.
         self.saved: int | None = None
         self.failures = 0
+        # Of the newest checkpoint: its size, and how long it was written beside training.
+        self._bytes: int | None = None
+        self._write_s = 0.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`save/*`."""
+        done = {} if self._bytes is None else {"save/gib": self._bytes / (1 << 30), "save/write_s": self._write_s}
+        return {"save/failures": self.failures, **done}
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint of this step is asked for."""
@@ -134,9 +144,11 @@ class Saver:
             self._writing = None
 
     async def _write(self, staged: _Staged, state: Mapping[str, Any]) -> None:
+        began = time.monotonic()
         try:
             files = await self._trainers.finish_save()
             await asyncio.to_thread(self._complete, staged, files, state)
+            self._bytes, self._write_s = sum(file.bytes for file in files), time.monotonic() - began
         except (UserError, OSError) as error:
             await self._failed(staged.step, staged.partial, error)
 

@@ -263,6 +263,10 @@ _TABLE = (
     Metric("time/eval", "evaluation", "seconds", _SUM),
     Metric("time/save", "training waits while its state is copied for a checkpoint", "seconds", _SUM),
     Metric("save/failures", "checkpoints that could not be written so far", "checkpoints", "of the step"),
+    Metric("save/gib", "size of the checkpoint before this one", "GiB", "of the step"),
+    Metric(
+        "save/write_s", "how long the checkpoint before this one was written beside training", "seconds", "of the step"
+    ),
     Metric("time/step", "the whole step, without evaluations between steps", "seconds", _SUM),
 )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pentad.config.schema.algorithms.base import Role
 from pentad.data.prompts import EncodedExamples
 from pentad.errors import UserError
 from pentad.families.hf_config import facts_from_config
@@ -41,7 +42,7 @@ class Resume:
     checkpoint: Checkpoint
     changes: tuple[str, ...]
     loop: Mapping[str, Any]
-    trainers: Mapping[str, Any]
+    trainers: Mapping[Role, Mapping[str, int]]
 
     @property
     def step(self) -> int:

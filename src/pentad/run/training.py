@@ -37,6 +37,7 @@ from pentad.run.assemble import assemble
 from pentad.run.exporting import export
 from pentad.run.prepare import Prepared
 from pentad.run.resume import Resume, base_manifest
+from pentad.run.savable import SavableTrainers
 from pentad.run.signals import StopSignals
 from pentad.run.transport import choose_transport
 
@@ -99,7 +100,7 @@ async def _train(
     settings = prepared.settings
     policy, trainers, engines = await _start(prepared, cluster, terminal)
     if resume is not None:
-        await trainers.restore(resume.checkpoint.path, resume.trainers)
+        await trainers.restore(resume.checkpoint.path.absolute(), resume.trainers)
     # A run that could not be started has not touched the one that it would take the place of.
     _begin(run_dir, resume, terminal)
     if rewards is not None:
@@ -123,7 +124,8 @@ async def _train(
     parts = assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)
     if settings.trainer.save_freq:
         checkpoints = Checkpoints(run_dir.checkpoints)
-        parts.saver = Saver(trainers, checkpoints, base_manifest(prepared), settings.trainer, journal)
+        saved = SavableTrainers(trainers)
+        parts.saver = Saver(saved, checkpoints, base_manifest(prepared), settings.trainer, journal)
     if settings.trainer.hf_save_freq:
         parts.export = lambda step: export(policy, prepared.directory, run_dir.exports / f"step-{step:08d}")
     loop = Loop(parts)

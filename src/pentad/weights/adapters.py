@@ -21,7 +21,8 @@ from transformers import PreTrainedConfig
 from pentad.config.schema.lora import LoraSettings
 from pentad.errors import UserError
 from pentad.families.lora import A, B, is_adapter
-from pentad.weights.mapping import TensorSource, WeightMapping, expected_shapes
+from pentad.weights.hf_files import TensorSource
+from pentad.weights.mapping import WeightMapping, expected_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,68 @@ from pentad.errors import UserError
 _INDEX = "model.safetensors.index.json"
 
 
-class CheckpointReader:
+class TensorSource(Protocol):
+    """Where whole tensors come from, by their Hugging Face names."""
+
+    def get(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU."""
+        ...
+
+
+class TensorReader:
+    """Base of readers of whole tensors by their Hugging Face names.
+
+    Attributes:
+        directory: which they are in.
+    """
+
+    directory: Path
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor by name."""
+        raise NotImplementedError
+
+    def get(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU, in its stored dtype."""
+        raise NotImplementedError
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], *, tied: bool) -> None:
+        """Compare with the tensors that a model needs.
+
+        Args:
+            expected: shape by name.
+            tied: the output layer is the embedding; a stored copy is accepted where it is equal.
+
+        Raises:
+            UserError: a tensor is missing, unexpected or misshapen; each kind is named.
+        """
+        shapes = self.shapes
+        present = {name for name in shapes if not name.endswith("rotary_emb.inv_freq")}
+        if tied and "lm_head.weight" in present and "lm_head.weight" not in expected:
+            if not torch.equal(self.get("lm_head.weight"), self.get("model.embed_tokens.weight")):
+                raise UserError(
+                    f"{self.directory}: config.json ties the output layer to the embedding, but the checkpoint has a "
+                    "different lm_head.weight",
+                    "set tie_word_embeddings to false in config.json, or remove lm_head.weight",
+                )
+            present.discard("lm_head.weight")
+        problems = [f"missing tensor {name}" for name in sorted(set(expected) - present)]
+        problems += [f"unexpected tensor {name}" for name in sorted(present - set(expected))]
+        problems += [
+            f"tensor {name} has shape {list(shapes[name])}, expected {list(expected[name])}"
+            for name in sorted(present & set(expected))
+            if shapes[name] != tuple(expected[name])
+        ]
+        if problems:
+            more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+            raise UserError(
+                f"{self.directory} does not match its config.json:\n  " + "\n  ".join(problems[:8]) + more,
+                "check that model.path is complete and that config.json belongs to these weights",
+            )
+
+
+class CheckpointReader(TensorReader):
     """The tensors of a directory with `*.safetensors` files.
 
     Raises:
@@ -68,39 +130,6 @@ class CheckpointReader:
         """One whole tensor, on the CPU, in its stored dtype."""
         with safe_open(self._file_of[name], framework="pt") as handle:
             return handle.get_tensor(name)
-
-    def check(self, expected: Mapping[str, tuple[int, ...]], *, tied: bool) -> None:
-        """Compare with the tensors that a model needs.
-
-        Args:
-            expected: shape by name.
-            tied: the output layer is the embedding; a stored copy is accepted where it is equal.
-
-        Raises:
-            UserError: a tensor is missing, unexpected or misshapen; each kind is named.
-        """
-        present = {name for name in self._shapes if not name.endswith("rotary_emb.inv_freq")}
-        if tied and "lm_head.weight" in present and "lm_head.weight" not in expected:
-            if not torch.equal(self.get("lm_head.weight"), self.get("model.embed_tokens.weight")):
-                raise UserError(
-                    f"{self.directory}: config.json ties the output layer to the embedding, but the checkpoint has a "
-                    "different lm_head.weight",
-                    "set tie_word_embeddings to false in config.json, or remove lm_head.weight",
-                )
-            present.discard("lm_head.weight")
-        problems = [f"missing tensor {name}" for name in sorted(set(expected) - present)]
-        problems += [f"unexpected tensor {name}" for name in sorted(present - set(expected))]
-        problems += [
-            f"tensor {name} has shape {list(self._shapes[name])}, expected {list(expected[name])}"
-            for name in sorted(present & set(expected))
-            if self._shapes[name] != tuple(expected[name])
-        ]
-        if problems:
-            more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise UserError(
-                f"{self.directory} does not match its config.json:\n  " + "\n  ".join(problems[:8]) + more,
-                "check that model.path is complete and that config.json belongs to these weights",
-            )
 
 
 def _shards_of(index: Path) -> list[str]:

@@ -6,7 +6,9 @@ is an error, not a warning. Loading, export and weight synchronisation all go th
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,21 +19,14 @@ from pentad.families.blocks import model_rules
 from pentad.families.catalog import family_named
 from pentad.families.hf_config import facts_from_config
 from pentad.families.lora import AdapterRules, Targets, adaptable, base_of, beside, module_of
-from pentad.families.rules import Experts, Rule
+from pentad.families.rules import Experts, Replicated, Rule, Stacked
+from pentad.weights.blocks import Block, Shape, blocks_of
+from pentad.weights.hf_files import TensorSource
 from pentad.weights.sharding import join, shard
 
 # Megatron takes seconds to import, and who only asks for shapes has no use for it.
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
-
-
-class TensorSource(Protocol):
-    """Where whole Hugging Face tensors come from."""
-
-    def get(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
-        ...
-
 
 _LAYER_NUMBER = re.compile(r"(?<=decoder\.layers\.)\d+(?=\.)")
 
@@ -151,7 +146,7 @@ class WeightMapping:
         """
         for name, tensor in tensors:
             rule, targets = self.rule_of(name)
-            if self._is_copy(name):
+            if self.is_tied_copy(name):
                 continue
             if isinstance(rule, Experts):
                 yield from self._export_experts(rule, targets, tensor.detach())
@@ -172,9 +167,42 @@ class WeightMapping:
         first = _rank(self._ep) * per_rank
         return range(first, first + per_rank)
 
-    def _is_copy(self, name: str) -> bool:
+    def blocks(self, megatron_name: str, local_shape: Shape) -> list[Block]:
+        """The rectangles of Hugging Face tensors that this rank's parameter is made of, in the order of its elements.
+
+        Args:
+            megatron_name: name with the layer's number in the whole model.
+            local_shape: of this rank's parameter.
+
+        Raises:
+            KeyError: no rule knows the name.
+            ValueError: the rule gives a parameter of another shape.
+        """
+        rule, names = self.rule_of(megatron_name)
+        if not isinstance(rule, Experts):
+            return blocks_of(rule, names, self.facts, local_shape, _rank(self._tp), _size(self._tp))
+        experts, *one = local_shape
+        rank, size, blocks = _rank(self._expert_tp), _size(self._expert_tp), []
+        if experts != len(self._local_experts()):
+            raise ValueError(f"{names[0]}: parameter has {experts} experts, this rank {len(self._local_experts())}")
+        for place, expert in enumerate(self._local_experts()):
+            numbered = [_numbered(name, expert) for name in names]
+            for block in blocks_of(rule, numbered, self.facts, tuple(one), rank, size):
+                blocks.append(replace(block, start=block.start + place * prod(one)))
+        return blocks
+
+    def is_first_copy(self, megatron_name: str) -> bool:
+        """Whether this is the first of the model-parallel ranks that hold the same part of a parameter.
+
+        Data- and context-parallel replicas do not count.
+        """
+        rule, _ = self.rule_of(megatron_name)
+        group, inner = (self._expert_tp, rule.each) if isinstance(rule, Experts) else (self._tp, rule)
+        return not self.is_tied_copy(megatron_name) and not (isinstance(inner, Replicated | Stacked) and _rank(group) > 0)
+
+    def is_tied_copy(self, megatron_name: str) -> bool:
         """Whether a parameter is the last stage's copy of a tied embedding."""
-        return self.facts.tied and name == "output_layer.weight"
+        return self.facts.tied and megatron_name == "output_layer.weight"
 
 
 def _by_name(rules: Iterable[Rule]) -> dict[str, Rule]:

@@ -50,7 +50,8 @@ from pentad.trainers.megatron.optimizer import (
 )
 from pentad.trainers.megatron.rotary import RotaryTable
 from pentad.trainers.megatron.rows import take_rows
-from pentad.weights.mapping import TensorSource, WeightMapping
+from pentad.weights.hf_files import TensorSource
+from pentad.weights.mapping import WeightMapping
 
 Progress = Callable[[int], None]
 Published = Literal["all", "base", "adapters", "merged"]

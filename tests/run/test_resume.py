@@ -1,0 +1,135 @@
+"""A run that is killed goes on as if nothing had happened.
+
+The run without kill is the oracle: metrics, every sampled token, and the exported weights are the same bit for bit.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Command
+from quickstart import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+STEPS, SAVED = 12, 5
+RECORDER = REPOSITORY / "tests" / "outside" / "recorder.py"
+# What says how fast a machine is is not part of a run's result.
+UNCOMPARED = ("time/", "perf/", "save/")
+Pentad = Callable[..., Command]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart's model with four experts."""
+    folder = tmp_path_factory.mktemp("mixture")
+    script = REPOSITORY / "examples" / "quickstart" / "prepare.py"
+    command = [sys.executable, script, "--out", folder, "--experts", "4"]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    return folder
+
+
+def configure(folder: Path, data: Path, allocation: str, name: str) -> Path:
+    recording = folder / f"recording-{name}"
+    recording.mkdir()
+    config = folder / f"{name}.yaml"
+    config.write_text(f"""
+experiment: {{name: {name}, dir: {name}}}
+allocation: "{allocation}"
+model: {{path: {data}/model}}
+data: {{train: {data}/train.jsonl, eval: {{sort: {data}/test.jsonl}}, eval_limit: 12, template: text}}
+reward: {{name: exact}}
+algorithm: {{kl_coef: 0.01, optimizer_steps: 2}}
+rollout:
+  n: 4
+  max_response_tokens: 8
+  engine: {RECORDER}:RecordingEngine
+  engine_options: {{folder: {recording}}}
+trainer:
+  total_steps: {STEPS}
+  prompts_per_step: 8
+  save_freq: {SAVED}
+  test_freq: 4
+  optimizer: {{lr: 1.0e-3}}
+  schedule: {{name: cosine, warmup_steps: 3}}
+""")
+    return config
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in row.items() if not name.startswith(UNCOMPARED)} for row in rows]
+
+
+def sampled(folder: Path) -> dict[tuple[str, int], list[list[int]]]:
+    """Every response by request and sample; of what was sampled again, each time."""
+    found: dict[tuple[str, int], list[list[int]]] = {}
+    for file in folder.glob("*.jsonl"):
+        for row in map(json.loads, file.read_text().splitlines()):
+            found.setdefault((row["request"], row["sample"]), []).append(row["response"])
+    return found
+
+
+def check_equal(folder: Path, straight: str, resumed: str) -> None:
+    assert metrics(folder / resumed) == metrics(folder / straight)
+    assert (folder / resumed / "samples.jsonl").read_text() == (folder / straight / "samples.jsonl").read_text()
+    once, again = (sampled(folder / f"recording-{name}") for name in (straight, resumed))
+    assert once.keys() == again.keys()
+    assert all(len(set(map(tuple, again[key]))) == 1 and again[key][0] == once[key][0] for key in once)
+    weights = [(folder / name / "model" / "model.safetensors").read_bytes() for name in (straight, resumed)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "allocation"), [("dense", "hf:d1+megatron:t2"), ("mixture", "hf:d1|megatron:(attn:d2|ffn:d1e2)")]
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    kind: str, allocation: str, pentad: Pentad, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    data = request.getfixturevalue("mixture" if kind == "mixture" else "quickstart")
+    configs = {name: configure(tmp_path, data, allocation, name) for name in ("straight", "killed")}
+    assert pentad("train", str(configs["straight"])).ends_within(300) == 0
+    command = pentad("train", str(configs["killed"]))
+    saved = tmp_path / "killed" / "checkpoints" / f"step-{SAVED:08d}"
+    command.wait_until(saved.exists, "checkpoint")
+    command.process.send_signal(signal.SIGKILL)
+    command.ends_within(120)
+    again = pentad("train", str(configs["killed"]))
+    assert again.ends_within(300) == 0, again.stderr
+    assert "going on after step" in again.stdout
+    assert "changed since" not in again.stdout
+    check_equal(tmp_path, "straight", "killed")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(pentad: Pentad, quickstart: Path, tmp_path: Path) -> None:
+    """At two ranks; the next start has another layout and learning rate, which it says."""
+    config = configure(tmp_path, quickstart, "hf:d1+megatron:d2", "stopped")
+    command = pentad("train", str(config), "trainer.save_freq=1000", "trainer.total_steps=100")
+    command.wait_until(lambda: (tmp_path / "stopped" / "metrics.jsonl").exists(), "step")
+    command.process.send_signal(signal.SIGTERM)
+    assert command.ends_within(150) == 128 + signal.SIGTERM
+    assert "interrupted by SIGTERM" in command.stderr and "to go on: start the same command again" in command.stderr
+    (saved,) = (tmp_path / "stopped" / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert metrics(tmp_path / "stopped")[-1]["step"] == step
+    again = pentad(
+        "train",
+        str(config),
+        "allocation=hf:d1+megatron:p2",
+        f"trainer.total_steps={step + 1}",
+        "trainer.optimizer.lr=1.0e-4",
+    )
+    assert again.ends_within(300) == 0, again.stderr
+    assert f"going on after step {step}, from" in again.stdout
+    assert "changed since: allocation: hf:d1+megatron:d2 -> hf:d1+megatron:p2" in again.stdout
+    assert "changed since: trainer.optimizer.lr: 0.001 -> 0.0001" in again.stdout
+    steps = [row["step"] for row in metrics(tmp_path / "stopped") if "train/loss" in row]
+    assert steps == list(range(1, step + 2))
+    finished = pentad("train", str(config), f"trainer.total_steps={step + 1}")
+    assert finished.ends_within(60) == 2
+    assert f"already holds a run that has finished its {step + 1} steps" in finished.stderr
