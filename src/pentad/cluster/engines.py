@@ -59,6 +59,7 @@ class Engines:
             longest,
             cluster.allocation.colocated,
             settings.trainer.deadline_s,
+            settings.model.adapters,
         )
         self._arrived: list[Order] = []
         self.dtype = torch.float32

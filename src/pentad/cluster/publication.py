@@ -6,6 +6,7 @@ sent, or the run ends. Engines are paused meanwhile: running requests go on unde
 
 from pentad.cluster.engines import Engines
 from pentad.cluster.trainers import RoleTrainer, Trainers
+from pentad.trainers.protocol import Published
 from pentad.weights.proof import check_checksums
 from pentad.weights.transport.protocol import Transport
 
@@ -19,10 +20,16 @@ class PublishedPolicy(RoleTrainer):
         trainers: its ranks.
         engines: what it is published to.
         transport: how its weights travel.
+
+    Where adapters are trained, engines that take them (`EngineFeatures.adapters`) get all weights at the first
+    publication, and the adapters alone after that; others get the model with the adapters merged into it.
     """
 
     def __init__(self, trainers: Trainers, engines: Engines, transport: Transport) -> None:
         super().__init__(trainers, "policy")
+        self._what: Published = "all"
+        if trainers.lora is not None and not engines.features.adapters:
+            self._what = "merged"
         self._engines = engines
         self._transport = transport
 
@@ -43,7 +50,7 @@ class PublishedPolicy(RoleTrainer):
         channel = self._transport.open(version)
         try:
             # Engines first: they receive from the first bucket on.
-            calls = [self._engines.start_loading(channel, version), self.start_sending(channel)]
+            calls = [self._engines.start_loading(channel, version), self.start_sending(channel, self._what)]
             held, sent = await gang.processes.wait(calls, _PHASE, gang.deadline_s)
         finally:
             channel.close("the publication has ended")
@@ -52,4 +59,6 @@ class PublishedPolicy(RoleTrainer):
             sums |= part
         for engine, found in zip(self._engines.names, held, strict=True):
             check_checksums(sums, found, engine)
+        if self._trainers.lora is not None and self._what == "all":
+            self._what = "adapters"
         await self._engines.resume()

@@ -193,7 +193,11 @@ async def _start(
     policy = trainers.role("policy")
     if engines is not None:
         transport = choose_transport(prepared, store, engines)
-        terminal.message(f"weights go to the engines by {transport.name}")
+        what = "weights"
+        if settings.model.adapters is not None:
+            hot = engines.features.adapters
+            what = "adapters (after the base, once)" if hot else "weights with the adapters merged into them"
+        terminal.message(f"{what} go to the engines by {transport.name}")
         policy = PublishedPolicy(trainers, engines, transport)
     return policy, trainers, engines
 

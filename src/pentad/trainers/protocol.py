@@ -5,6 +5,10 @@ Invariant: nothing here knows a process, a backend or an algorithm.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Published = Literal["all", "base", "adapters", "merged"]
+"""What of a model is sent: all its parameters; the frozen ones; its adapters; or the weights with adapters merged in."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ without the prefix `base_model.model.`.
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,41 @@ def peft_config(settings: LoraSettings, base: str, modules: Iterable[str]) -> di
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+
+
+def write_adapter_directory(
+    tensors: Iterable[tuple[str, Tensor]], target: Path, settings: LoraSettings, base: Path, companions: Iterable[Path]
+) -> None:
+    """Write an adapter as PEFT does, complete or not at all.
+
+    Args:
+        tensors: name and matrix, streamed.
+        target: the directory; must not exist yet.
+        base: the model that the adapter belongs to.
+        companions: files to copy beside the adapter (tokenizer, generation settings).
+
+    Raises:
+        UserError: the target exists, or cannot be written.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already", "choose another directory, or move it away")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    # What the other side of the channel raises is not the disk's fault.
+    matrices = dict(tensors)
+    try:
+        partial.mkdir(parents=True)
+        modules = [name.removesuffix(A) for name in matrices if name.endswith(A)]
+        write_adapter(matrices.items(), partial, peft_config(settings, str(base), modules))
+        for path in companions:
+            shutil.copy(path, partial / path.name)
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot write the adapter to {target}: {reason}", "free space there, or check its permissions"
+        ) from None
 
 
 def write_adapter(tensors: Iterable[tuple[str, Tensor]], directory: Path, config: Mapping[str, Any]) -> None:

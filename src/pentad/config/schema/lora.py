@@ -14,7 +14,9 @@ ALL_LINEAR = "all-linear"
 class LoraSettings(Settings):
     """`model.lora.*`: https://arxiv.org/abs/2106.09685, with the names and the meaning of PEFT."""
 
-    rank: int = Field(ge=1, description="rows of A and columns of B")
+    rank: int = Field(
+        0, ge=0, description="rows of A and columns of B; the model is frozen. 0: no adapters, all of the model is trained"
+    )
     alpha: float | None = Field(None, gt=0, description="the adapter is scaled by alpha / rank; null: alpha is rank")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead")
     dropout: float = Field(0.0, ge=0, lt=1, description="part of an adapter's input that is zeroed in training")
@@ -34,6 +36,6 @@ class LoraSettings(Settings):
 
     @property
     def scale(self) -> float:
-        """What `B A x` is multiplied by."""
+        """What `B A x` is multiplied by; of settings with a rank."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)

@@ -16,4 +16,9 @@ class ModelSettings(Settings):
     chat_template: Path | None = Field(
         None, strict=False, description="a Jinja file that replaces the tokenizer's chat template"
     )
-    lora: LoraSettings | None = Field(None, description="train low-rank adapters and freeze the model; null: train it all")
+    lora: LoraSettings = LoraSettings()
+
+    @property
+    def adapters(self) -> LoraSettings | None:
+        """What adapters are trained; None: the whole model is trained."""
+        return self.lora if self.lora.rank else None

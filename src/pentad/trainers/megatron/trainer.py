@@ -8,7 +8,7 @@ nor the packing can change a gradient. The verbs know nothing of any algorithm.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.distributed import finalize_model_grads
@@ -50,11 +50,11 @@ from pentad.trainers.megatron.optimizer import (
 )
 from pentad.trainers.megatron.rotary import RotaryTable
 from pentad.trainers.megatron.rows import take_rows
+from pentad.trainers.protocol import Published
 from pentad.weights.hf_files import TensorSource
 from pentad.weights.mapping import WeightMapping
 
 Progress = Callable[[int], None]
-Published = Literal["all", "base", "adapters", "merged"]
 
 
 def _no_progress(done: int) -> None:
