@@ -175,15 +175,15 @@ def judge(
     bounds: Bounds,
     *,
     parameters: Iterable[str],
-    trained: Iterable[str],
     samples: Iterable[int],
+    trained: Iterable[str] | None = None,
 ) -> Report:
     """All ranks of a layout together: of each quantity the worst rank counts.
 
     Args:
         parameters: Hugging Face names that the stages together must have, each of them on one stage.
-        trained: those that must have gradients.
         samples: ids of the samples that must be trained, each once.
+        trained: parameters that must have gradients; None: all.
     """
     quantities = {
         "log-probs": Quantity.of(_worst(named("sample", rank.logprobs) for rank in ranks), bounds.logprobs),
@@ -197,7 +197,7 @@ def judge(
     changed = sorted({name for rank in ranks for name, equal in rank.frozen.items() if not equal})
     faults += [f"frozen: {name} has changed" for name in changed[:_NAMED]]
     whole = set(parameters)
-    faults += _check_owners(ranks, {"exported": whole, "gradients": set(trained), "weights": whole})
+    faults += _check_owners(ranks, {"exported": whole, "gradients": whole if trained is None else set(trained), "weights": whole})
     faults += _check_samples(ranks, samples)
     return Report(subject, len(ranks), seconds, quantities, tuple(faults), phases=ranks[0].seconds)
 
@@ -228,6 +228,11 @@ def _check_owners(ranks: Sequence[RankFindings], wanted: Mapping[str, set[str]])
             for name in getattr(rank, kind):
                 stages.setdefault(name, set()).add(rank.stage)
         what = {"exported": "export", "gradients": "gradients", "weights": "weights"}[kind]
+        # Any rank of a stage may be the one that sends, so each must get all of it.
+        for number, rank in enumerate(ranks):
+            held = getattr(rank, kind)
+            lacking = sorted(name for name, owners in stages.items() if owners == {rank.stage} and name not in held)
+            faults += [f"{what}: rank {number} did not get {name}" for name in lacking[:_NAMED]]
         faults += [f"{what}: {name} is missing" for name in sorted(expected - stages.keys())[:_NAMED]]
         faults += [f"{what}: {name} is not in the checkpoint" for name in sorted(stages.keys() - expected)[:_NAMED]]
         twice = [name for name, owners in sorted(stages.items()) if len(owners) > 1][:_NAMED]

@@ -52,8 +52,8 @@ class Reference:
     def grad_norms(self) -> list[float]:
         return self._numbers()["grad_norms"]
 
-    def names(self, kind: str = "weights") -> list[str]:
-        """Hugging Face names of all parameters, or (`gradients`) of those that are trained."""
+    def names(self, kind: str = "gradients") -> list[str]:
+        """Hugging Face names of the parameters that are trained, or (`weights`) of all."""
         with safe_open(self.directory / f"{kind}.safetensors", framework="pt") as handle:
             return list(handle.keys())
 

@@ -73,8 +73,8 @@ class Verification:
                 kept = torch.float32 if dtype == "fp32" else torch.bfloat16
                 self.lora = write_random_adapter(checkpoint, lora, Path(self._folder.name) / "adapter", kept)
             self._call(compute, 1, self._job(Layout(), writes=True))
-            self.parameters = Reference(self._reference).names()
-            self.trained = Reference(self._reference).names("gradients")
+            self.parameters = Reference(self._reference).names("weights")
+            self.trained = Reference(self._reference).names()
         except BaseException:
             self.close()
             raise
