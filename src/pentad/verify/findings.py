@@ -229,10 +229,10 @@ def _check_owners(ranks: Sequence[RankFindings], wanted: Mapping[str, set[str]])
                 stages.setdefault(name, set()).add(rank.stage)
         what = {"exported": "export", "gradients": "gradients", "weights": "weights"}[kind]
         # Any rank of a stage may be the one that sends, so each must get all of it.
-        for number, rank in enumerate(ranks):
+        for rank in ranks:
             held = getattr(rank, kind)
             lacking = sorted(name for name, owners in stages.items() if owners == {rank.stage} and name not in held)
-            faults += [f"{what}: rank {number} did not get {name}" for name in lacking[:_NAMED]]
+            faults += [f"{what}: a rank of stage {rank.stage} did not get {name}" for name in lacking[:_NAMED]]
         faults += [f"{what}: {name} is missing" for name in sorted(expected - stages.keys())[:_NAMED]]
         faults += [f"{what}: {name} is not in the checkpoint" for name in sorted(stages.keys() - expected)[:_NAMED]]
         twice = [name for name, owners in sorted(stages.items()) if len(owners) > 1][:_NAMED]
