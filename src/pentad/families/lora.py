@@ -8,10 +8,12 @@ the Megatron side `<module>.lora.A` beside `<module>.weight` (stacked experts: `
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pentad.errors import UserError
+from pentad.families.catalog import family_named
+from pentad.families.facts import ModelFacts
 from pentad.families.rules import QKV, Column, Experts, Gated, Replicated, Row, Rule, Stacked
 
 _PARAMETER = re.compile(r"^(?P<module>.+)\.lora(?P<number>\d?)\.(?P<kind>[AB])$")
@@ -55,6 +57,17 @@ def adaptable(rule: Rule) -> bool:
     inner = rule.each if isinstance(rule, Experts) else rule
     weight = beside(rule.megatron) is not None
     return weight and (isinstance(inner, (QKV, Gated, Row, Column)) or rule.megatron.endswith(_ROUTER))
+
+
+def adaptable_modules(facts: ModelFacts) -> Iterator[tuple[Rule, str]]:
+    """Every module of a model that an adapter can stand beside: its rule, and its whole name."""
+    family = family_named(facts.family)
+    for layer in range(facts.num_layers):
+        for rule in family.layer_rules(facts.has_experts(layer)):
+            numbers = range(facts.num_experts or 0) if isinstance(rule, Experts) else (0,)
+            for name in rule.hugging_face if adaptable(rule) else ():
+                whole = module_of(name.replace("{layer}", str(layer)))
+                yield from ((rule, whole.replace("{expert}", str(number))) for number in numbers)
 
 
 def module_of(name: str) -> str:

@@ -19,6 +19,7 @@ from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_layout, refuse
 from pentad.planning.parameters import model_parameters
 from pentad.run.allocation import check_allocation
+from pentad.planning.adapters import adapter_work
 from pentad.run.gpu_memory import check_gpus
 from pentad.weights.source import resolve_model
 
@@ -116,6 +117,7 @@ def find_sources(settings: RunSettings) -> Sources:
     facts, layout = facts_of(str(directory)), allocation.trainer.layout
     refuse(check_layout(facts, layout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
+    adapter_work(settings.model.adapters, facts, layout)
     check_gpus(settings, facts, allocation)
     return Sources(settings, allocation, directory, chat_template, train, evals)
 

@@ -108,13 +108,7 @@ class AdapterReader:
         Raises:
             UserError: with the fields or tensors that differ.
         """
-        problems = [
-            f"{name} is {self.config[name]!r}, which Pentad does not compute"
-            for name, values in _PLAIN.items()
-            if name in self.config and self.config[name] not in values
-        ]
-        if problems:
-            raise UserError(f"{self.directory}: {'; '.join(problems)}", "use a plain LoRA adapter")
+        check_plain(self.config, str(self.directory))
         own = peft_scale(self.config)
         if self.config["r"] != settings.rank or not math.isclose(own, settings.scale):
             raise UserError(
@@ -123,6 +117,20 @@ class AdapterReader:
                 "set model.lora.rank, alpha and rslora to those of the adapter",
             )
         check_shapes(self.shapes, expected, str(self.directory))
+
+
+def check_plain(config: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        UserError: an adapter, by its configuration, is one that Pentad does not compute.
+    """
+    problems = [
+        f"{name} is {config[name]!r}, which Pentad does not compute"
+        for name, values in _PLAIN.items()
+        if name in config and config[name] not in values
+    ]
+    if problems:
+        raise UserError(f"{where}: {'; '.join(problems)}", "use a plain LoRA adapter")
 
 
 def open_adapter(

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from pentad.families.blocks import model_rules
 from pentad.families.catalog import family_named
 from pentad.families.hf_config import facts_from_config
-from pentad.families.lora import AdapterRules, Targets, adaptable, base_of, beside, module_of
+from pentad.families.lora import AdapterRules, Targets, adaptable_modules, base_of, beside
 from pentad.families.rules import Experts, Replicated, Rule, Stacked
 from pentad.weights.blocks import Block, Shape, blocks_of
 from pentad.weights.hf_files import TensorSource
@@ -54,7 +54,7 @@ class WeightMapping:
         self._targets = targets
         self._adapters: dict[str, AdapterRules | None] = {}
         if targets is not None:
-            targets.check(self._adaptable())
+            targets.check(adaptable_modules(self.facts))
 
     def rule_of(self, megatron_name: str) -> tuple[Rule, tuple[str, ...]]:
         """The rule of a parameter and its Hugging Face names, in which `{expert}` may still stand.
@@ -92,17 +92,7 @@ class WeightMapping:
     def adapted_modules(self) -> list[str]:
         """Whole names of all modules with an adapter."""
         targets = self._targets
-        return [name for rule, name in self._adaptable() if targets is not None and targets.includes(rule, name)]
-
-    def _adaptable(self) -> Iterator[tuple[Rule, str]]:
-        """Every module that an adapter can stand beside."""
-        for layer in range(self.facts.num_layers):
-            for rule in self._layer_rules[self.facts.has_experts(layer)].values():
-                if adaptable(rule):
-                    for name in rule.hugging_face:
-                        numbers = range(self._experts) if isinstance(rule, Experts) else (0,)
-                        whole = module_of(name.replace("{layer}", str(layer)))
-                        yield from ((rule, _numbered(whole, number)) for number in numbers)
+        return [name for rule, name in adaptable_modules(self.facts) if targets is not None and targets.includes(rule, name)]
 
     def parameters(self, model: torch.nn.Module, layer_offset: int = 0) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters of one model chunk under their names in the whole model.
