@@ -194,7 +194,6 @@ BF16, BF16_COPIES = Way("dense", D2, dtype="bf16"), Way("dense", D2, False, "bf1
 EXPERT_COPIES = Way("mixture", E2, distributed=False)
 
 
-
 def lora(family: str, layout: Layout) -> Way:
     return Way(family, layout, rank=4)
 

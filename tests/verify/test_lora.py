@@ -1,4 +1,4 @@
-"""Adapters compute the same on every layout; and faults of adapters that other trainers have shipped are found and named.
+"""Adapters compute the same on every layout; faults of adapters that other trainers have shipped are found and named.
 
 `make verify` has all small layouts of every family; here are few, with every kind of split of an adapter.
 """
@@ -15,6 +15,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
+import pentad.trainers.megatron.gradients as gradients
 import pentad.trainers.megatron.lora as lora
 import pentad.trainers.megatron.trainer as trainer
 from pentad.layout import Layout
@@ -78,7 +79,7 @@ def replicated_matrix_not_reduced(patch: pytest.MonkeyPatch) -> None:
 
 
 def expert_copies_not_reduced(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trainer, "reduce_expert_copies", lambda *rest: None)
+    patch.setattr(gradients, "reduce_expert_copies", lambda *rest: None)
 
 
 def expert_adapters_swapped(patch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,10 @@ def test_a_merged_model_is_that_of_peft(dtype, tiny_models, tmp_path, capsys):
         # One rounding, of the larger of what is added.
         close = value.float().abs().clamp(min=0.1) * torch.finfo(dtype).eps
         assert bool(((found.get(name).float() - value.float()).abs() <= close).all()), name
-    assert torch.equal(found.get("model.layers.0.self_attn.k_proj.weight"), CheckpointReader(base).get("model.layers.0.self_attn.k_proj.weight"))
+    assert torch.equal(
+        found.get("model.layers.0.self_attn.k_proj.weight"),
+        CheckpointReader(base).get("model.layers.0.self_attn.k_proj.weight"),
+    )
 
 
 def test_merged_experts_are_the_oracles(tiny_models, tmp_path):

@@ -11,7 +11,9 @@ from pentad.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("path", metavar="PATH", type=Path, help="an adapter in PEFT's format, or a run that trained one")
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, help="an adapter in PEFT's format, or a run that trained one"
+    )
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the model that it belongs to")
     parser.add_argument("--model", help="that model: a directory, hub id or .gguf file (default: as the adapter says)")
     parser.add_argument("--out", type=Path, required=True, help="directory to write; must not exist")

@@ -230,7 +230,9 @@ def _workload(
     if adapters is not None:
         whole = adapter_parameters(facts, Layout(), pipeline_chunks(facts, Layout())[0], adapters)
         share, adapted = whole.total / model_parameters(facts), whole.base
-        notes.append(f"LoRA of rank {adapters.rank}: {whole.total:,} parameters are trained, {share:.2%} of the model's")
+        notes.append(
+            f"LoRA of rank {adapters.rank}: {whole.total:,} parameters are trained, {share:.2%} of the model's"
+        )
     engine = EngineWork(
         adapted=adapted,
         sequences=settings.rollout.batch_size,

@@ -102,8 +102,8 @@ def _verify(
     devices: int,
     megatron: "MegatronSettings",
 ) -> int:
-    from pentad.verify.processes import RankFailedError
     from pentad.verify.models import lora_of_everything
+    from pentad.verify.processes import RankFailedError
     from pentad.verify.verification import Verification
 
     where = "GPU (NCCL)" if devices else "CPU (gloo)"

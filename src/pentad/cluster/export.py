@@ -38,9 +38,7 @@ async def write_export(
         RunFailedError: see `pentad.cluster.processes.Processes.wait`.
     """
     ranks = asyncio.ensure_future(sending)
-    writer = asyncio.ensure_future(
-        asyncio.to_thread(_write, _copies(channel), source, target, lora)
-    )
+    writer = asyncio.ensure_future(asyncio.to_thread(_write, _copies(channel), source, target, lora))
     try:
         await asyncio.wait({ranks, writer}, return_when=asyncio.FIRST_EXCEPTION)
         if writer.done() and writer.exception() is not None and not isinstance(writer.exception(), UserError):

@@ -207,7 +207,9 @@ class RoleTrainer:
         """
         channel = self._trainers.store.channel(self._trainers.layout.pipeline, 1, None)
         lora = self._trainers.lora
-        sending = self._trainers.gang.finish(self.start_sending(channel, "all" if lora is None else "adapters"), "export")
+        sending = self._trainers.gang.finish(
+            self.start_sending(channel, "all" if lora is None else "adapters"), "export"
+        )
         await write_export(channel, sending, source, target, lora)
 
 

@@ -1,10 +1,10 @@
 """Which modules LoRA adapts, and the weight rules of their adapters.
 
-Invariant: an adapter belongs to one Hugging Face module; the rules of A and B follow from the rule of the module's weight
-alone, so that they are split as it is. Where Megatron fuses modules, so are their adapters.
+Invariant: an adapter belongs to one Hugging Face module; the rules of A and B follow from the rule of the module's
+weight alone, so that they are split as it is. Where Megatron fuses modules, so are their adapters.
 
-Names: `<module>.lora_A.weight` `[rank, in]` and `<module>.lora_B.weight` `[out, rank]`, as in PEFT without its prefix; on
-the Megatron side `<module>.lora.A` beside `<module>.weight` (stacked experts: `lora1.A` beside `weight1`).
+Names: `<module>.lora_A.weight` `[rank, in]` and `<module>.lora_B.weight` `[out, rank]`, as in PEFT without its prefix;
+on the Megatron side `<module>.lora.A` beside `<module>.weight` (stacked experts: `lora1.A` beside `weight1`).
 """
 
 import re

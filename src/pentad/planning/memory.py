@@ -262,7 +262,9 @@ def _stage_memory(
 
     activations = chunks_in_flight(layout, stage, work.microbatches, tuple(kept(chunk) for chunk in chunks))
     if adapters is not None:
-        activations += chunks_in_flight(layout, stage, work.microbatches, _adapter_activations(layout, work, adapters, chunks))
+        activations += chunks_in_flight(
+            layout, stage, work.microbatches, _adapter_activations(layout, work, adapters, chunks)
+        )
     exchanges = _exchanges(facts, layout, work, table)
     workspace = max(_backward_workspace(facts, layout, work, layer, parameters, table) for layer in kinds)
     logits = _logits(facts, layout, work, table) if chunks[-1].head else 0.0
@@ -295,7 +297,7 @@ def _stage_memory(
 def _adapter_activations(
     layout: Layout, work: Workload, adapters: AdapterParameters, chunks: tuple[Chunk, ...]
 ) -> tuple[float, ...]:
-    """Bytes that adapters keep of one microbatch, for each chunk: `A x`, and of an adapted MLP what lies between its products."""
+    """Bytes that adapters keep of one microbatch, by chunk: `A x`, and what an adapted MLP has between products."""
     if work.recompute == "full":
         return (0.0,) * len(chunks)
     each = (adapters.inner + 2 * adapters.mlp) * work.tokens / layout.context * BYTES[work.dtype]

@@ -17,9 +17,9 @@ from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_layout, refuse
+from pentad.planning.adapters import adapter_work
 from pentad.planning.parameters import model_parameters
 from pentad.run.allocation import check_allocation
-from pentad.planning.adapters import adapter_work
 from pentad.run.gpu_memory import check_gpus
 from pentad.weights.source import resolve_model
 

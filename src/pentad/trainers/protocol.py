@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Published = Literal["all", "base", "adapters", "merged"]
-"""What of a model is sent: all its parameters; the frozen ones; its adapters; or the weights with adapters merged in."""
+"""What of a model is sent: all parameters; the frozen ones; the adapters; or weights with the adapters merged in."""
 
 
 @dataclass(frozen=True)

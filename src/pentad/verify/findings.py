@@ -197,7 +197,9 @@ def judge(
     changed = sorted({name for rank in ranks for name, equal in rank.frozen.items() if not equal})
     faults += [f"frozen: {name} has changed" for name in changed[:_NAMED]]
     whole = set(parameters)
-    faults += _check_owners(ranks, {"exported": whole, "gradients": whole if trained is None else set(trained), "weights": whole})
+    faults += _check_owners(
+        ranks, {"exported": whole, "gradients": whole if trained is None else set(trained), "weights": whole}
+    )
     faults += _check_samples(ranks, samples)
     return Report(subject, len(ranks), seconds, quantities, tuple(faults), phases=ranks[0].seconds)
 

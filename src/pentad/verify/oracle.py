@@ -75,7 +75,9 @@ class _Merged:
     def __init__(self, model: PreTrainedModel, adapter: AdapterReader, scale: float) -> None:
         self._scale = scale
         self._matrices = {
-            name.removesuffix(A): tuple(adapter.get(name.removesuffix(A) + kind).to(model.device).float() for kind in (A, B))
+            name.removesuffix(A): tuple(
+                adapter.get(name.removesuffix(A) + kind).to(model.device).float() for kind in (A, B)
+            )
             for name in adapter.shapes
             if name.endswith(A)
         }

@@ -125,7 +125,9 @@ class Verification:
         self.close()
 
     def _job(self, layout: Layout, *, writes: bool) -> Job:
-        return Job(layout, self.checkpoint, self._reference, writes, self.dtype, self.megatron, self.deadline_s, self.lora)
+        return Job(
+            layout, self.checkpoint, self._reference, writes, self.dtype, self.megatron, self.deadline_s, self.lora
+        )
 
     def _call(self, function: Any, world: int, *arguments: Any) -> list[Any]:
         """On GPUs processes are kept, as they take long to start; on the CPU a fork is quicker than cleaning up."""

@@ -92,7 +92,9 @@ class WeightMapping:
     def adapted_modules(self) -> list[str]:
         """Whole names of all modules with an adapter."""
         targets = self._targets
-        return [name for rule, name in adaptable_modules(self.facts) if targets is not None and targets.includes(rule, name)]
+        return [
+            name for rule, name in adaptable_modules(self.facts) if targets is not None and targets.includes(rule, name)
+        ]
 
     def parameters(self, model: torch.nn.Module, layer_offset: int = 0) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters of one model chunk under their names in the whole model.
@@ -188,7 +190,9 @@ class WeightMapping:
         """
         rule, _ = self.rule_of(megatron_name)
         group, inner = (self._expert_tp, rule.each) if isinstance(rule, Experts) else (self._tp, rule)
-        return not self.is_tied_copy(megatron_name) and not (isinstance(inner, Replicated | Stacked) and _rank(group) > 0)
+        return not self.is_tied_copy(megatron_name) and not (
+            isinstance(inner, Replicated | Stacked) and _rank(group) > 0
+        )
 
     def is_tied_copy(self, megatron_name: str) -> bool:
         """Whether a parameter is the last stage's copy of a tied embedding."""

@@ -1,7 +1,7 @@
 """A model with an adapter merged into it, as a Hugging Face directory.
 
-Invariant: each weight is `W + s B A`, computed in float32 and rounded once; every matrix of the adapter is used, and weights
-without one are copied bit for bit.
+Invariant: each weight is `W + s B A`, computed in float32 and rounded once; every matrix of the adapter is used, and
+weights without one are copied bit for bit.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,11 @@ def merge_adapter(adapter: Path, base: Path, target: Path) -> int:
     scale = peft_scale(matrices.config)
     modules = {name.removesuffix(A) for name in matrices.shapes if name.endswith(A)}
     for module in sorted(modules):
-        shape, a, b = weights.shapes.get(f"{module}.weight"), matrices.shapes[module + A], matrices.shapes.get(module + B)
+        shape, a, b = (
+            weights.shapes.get(f"{module}.weight"),
+            matrices.shapes[module + A],
+            matrices.shapes.get(module + B),
+        )
         if shape is None or b is None or (b[0], a[1]) != tuple(shape) or b[1] != a[0]:
             has = "has no such module" if shape is None else f"has a weight {list(shape)} there"
             raise UserError(

@@ -15,7 +15,9 @@ class LoraSettings(Settings):
     """`model.lora.*`: https://arxiv.org/abs/2106.09685, with the names and the meaning of PEFT."""
 
     rank: int = Field(
-        0, ge=0, description="rows of A and columns of B; the model is frozen. 0: no adapters, all of the model is trained"
+        0,
+        ge=0,
+        description="rows of A and columns of B; the model is frozen. 0: no adapters, all of the model is trained",
     )
     alpha: float | None = Field(None, gt=0, description="the adapter is scaled by alpha / rank; null: alpha is rank")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead")
@@ -27,7 +29,8 @@ class LoraSettings(Settings):
     )
     exclude: str | list[str] = Field([], description="modules without one, named in the same way")
     init: Literal["kaiming", "gaussian"] = Field(
-        "kaiming", description="what A begins with (B begins with 0): uniform as torch's linear layers, or normal, 1/rank"
+        "kaiming",
+        description="what A begins with (B begins with 0): uniform as torch's linear layers, or normal, 1/rank",
     )
     dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the adapters; auto: as trainer.dtype")
     adapter: Path | None = Field(

@@ -1,11 +1,11 @@
-"""The weights of an engine whose trainer trains adapters: the base, kept as it arrived, and the adapters merged into it.
+"""The weights of an engine whose trainer trains adapters: the base as it arrived, and the adapters merged into it.
 
-Invariant: the model computes with `W + s B A`, computed in float32 from the base and the newest adapters and rounded once to
-the model's dtype; rounding does not add up over publications, as each starts from the base again.
+Invariant: the model computes with `W + s B A`, computed in float32 from the base and the newest adapters and rounded
+once to the model's dtype; rounding does not add up over publications, as each starts from the base again.
 
-Merging covers dense layers, stacked experts and routers alike, and generation costs what it costs without adapters. In float32
-the log-probs are the trainer's to rounding. In bfloat16 an adapted weight is rounded where the trainer's sum is not: an
-error of the size of bfloat16's own.
+Merging covers dense layers, stacked experts and routers alike, and generation costs what it costs without adapters. In
+float32 the log-probs are the trainer's to rounding. In bfloat16 an adapted weight is rounded where the trainer's sum is
+not: an error of the size of bfloat16's own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +45,7 @@ class AdaptedWeights:
         self._released = False
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, int]:
-        """Take base and adapters, or later adapters alone; returns the checksum of each tensor that came, as it is held.
+        """Take base and adapters, later adapters alone; returns the checksum of each tensor that came, as it is held.
 
         Raises:
             WeightMismatchError: a tensor is missing, unknown, repeated or misshapen.
@@ -70,7 +70,9 @@ class AdaptedWeights:
     def release(self) -> None:
         """Keep the base in the machine's memory: the model's own is about to be given back."""
         if self._base:
-            self._base = {name: self._base.get(name, held).to("cpu", copy=True) for name, held in self._table.tensors.items()}
+            self._base = {
+                name: self._base.get(name, held).to("cpu", copy=True) for name, held in self._table.tensors.items()
+            }
             self._released = True
 
     @torch.no_grad()
@@ -83,9 +85,7 @@ class AdaptedWeights:
         self._base = {f"{module}.weight": self._base[f"{module}.weight"].to(self._device) for module in self._modules}
         self._released = False
 
-    def _take_adapters(
-        self, tensors: Iterable[tuple[str, Tensor]], arrived: set[str]
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _take_adapters(self, tensors: Iterable[tuple[str, Tensor]], arrived: set[str]) -> Iterator[tuple[str, Tensor]]:
         """Keep adapters; yield everything else."""
         for name, tensor in tensors:
             if not is_adapter(name):

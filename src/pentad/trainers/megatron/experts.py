@@ -4,6 +4,8 @@ Invariant: a token's output depends on its own expert only, whatever other token
 gets a zero gradient, not none.
 """
 
+from typing import Any
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -77,7 +79,7 @@ class GroupedExperts(MegatronModule):
     def _product(self, number: int, x: Tensor, tokens_per_expert: Tensor) -> Tensor:
         """With `weight1` or `weight2`, and the adapter beside it."""
         output = grouped(x, getattr(self, f"weight{number}"), tokens_per_expert)
-        adapter = self._modules.get(f"lora{number}")
+        adapter: Any = self._modules.get(f"lora{number}")
         if adapter is None or not adapter.enabled:
             return output
         hidden = grouped(adapter.inner(x), adapter.A, tokens_per_expert)

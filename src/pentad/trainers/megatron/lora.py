@@ -1,14 +1,14 @@
 """LoRA adapters beside Megatron's modules.
 
-Invariant: an adapted module computes `W x + s B (A x)` on every layout, for each of the Hugging Face modules that Megatron
-has fused in it, with W frozen; with the adapter off it computes what the module alone computes. Adapters are made before
-data-parallel wrapping, so that their gradients are in Megatron's buffers and nothing else's are.
+Invariant: an adapted module computes `W x + s B (A x)` on every layout, for each of the Hugging Face modules that are
+fused in it, with W frozen; with the adapter off it computes what the module alone computes. Adapters are made before
+data-parallel wrapping, so that their gradients are in Megatron's buffers and no others are.
 
 Gradients of a matrix that several ranks hold whole are parts of a sum. Dense ones are marked `sequence_parallel`, which
 Megatron sums over the tensor-parallel ranks; `reduce_expert_copies` sums those of experts over the expert-tensor ranks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,11 +25,12 @@ from torch.nn import functional
 
 from pentad.config.schema.lora import LoraSettings
 from pentad.errors import UserError
-from pentad.families.lora import AdapterRules
+from pentad.families.lora import AdapterRules, base_of
 from pentad.families.rules import QKV, Experts, Rule
 from pentad.trainers.megatron.build import Chunk
 from pentad.trainers.megatron.experts import GroupedExperts
 from pentad.trainers.megatron.router import AdaptedRouter
+from pentad.trainers.protocol import Published
 from pentad.weights.mapping import WeightMapping
 from pentad.weights.sharding import shard
 
@@ -65,13 +66,16 @@ class Adapter(nn.Module):
         # Row i of B is for output row i, of the module whose part of A x is multiplied with it.
         self.register_buffer("_places", None if plain else (rows * parts + part).to(device), persistent=False)
 
+    _places: Tensor | None
+
     def wide(self) -> Tensor:
-        """B as a matrix for all of A x: `[(experts,) out, parts * rank]`, zeros where a row has nothing to do with it."""
-        if self._places is None:
+        """B as one matrix for all of A x: `[(experts,) out, parts * rank]`; a row is 0 at other modules' parts."""
+        places = self._places
+        if places is None:
             return self.B
         lead = self.B.shape[:-2]
         empty = self.B.new_zeros(*lead, self.out * self.parts, self.rank)
-        return empty.index_copy(len(lead), self._places, self.B).view(*lead, self.out, self.parts * self.rank)
+        return empty.index_copy(len(lead), places, self.B).view(*lead, self.out, self.parts * self.rank)
 
     def inner(self, x: Tensor) -> Tensor:
         """What A is multiplied with."""
@@ -108,7 +112,7 @@ class _ColumnHook:
 
 
 class _RowHook:
-    """After a layer that is split by its inputs: `A x` is a sum over the ranks, and each keeps it for its own tokens."""
+    """After a layer that is split by its inputs: `A x` is summed over the ranks; each keeps it for its own tokens."""
 
     def __init__(self, adapter: Adapter, group: ProcessGroup | None) -> None:
         self.adapter, self.group = adapter, group
@@ -227,15 +231,36 @@ def _place(module: nn.Module, leaf: str, adapter: Adapter, groups: ProcessGroupC
 
 
 def _need_input_gradients(chunk: Chunk) -> None:
-    """Recomputation drops the gradients of a block of which no input needs one; a frozen embedding's output needs none."""
+    """Recomputation drops the gradients of a block of which no input needs one, as with a frozen embedding's output."""
     if chunk.module.pre_process and chunk.module.config.recompute_granularity is not None:
         chunk.module.embedding.register_forward_hook(
             lambda module, args, result: result.requires_grad_() if torch.is_grad_enabled() else None
         )
 
 
+def published(
+    parameters: Iterable[tuple[str, nn.Parameter]], adapters: Mapping[str, Adapter], what: Published
+) -> Iterator[tuple[str, Tensor]]:
+    """What of a rank's parameters is sent.
+
+    Args:
+        parameters: under their Megatron names in the whole model.
+        adapters: by the names of the weights that they stand beside.
+    """
+    for name, parameter in parameters:
+        if what != "all" and (what == "adapters") != (base_of(name) is not None):
+            continue
+        adapter = adapters.get(name) if what == "merged" else None
+        yield name, parameter.data if adapter is None else adapter.merged(parameter.data)
+
+
+def seed_dropout(seed: int, step: int) -> None:
+    """What is dropped follows from the optimizer step and the rank, so that a run that was resumed drops the same."""
+    torch.manual_seed(hash((seed, step, torch.distributed.get_rank())) % (1 << 63))
+
+
 @contextmanager
-def adapters_off(adapters: Iterable[Adapter]) -> Iterator[None]:
+def adapters_off(adapters: Iterable[Adapter]) -> Generator[None]:
     """Inside it, modules compute without their adapters: the model that training began from."""
     held = list(adapters)
     for adapter in held:
@@ -250,8 +275,8 @@ def adapters_off(adapters: Iterable[Adapter]) -> Iterator[None]:
 def reduce_expert_copies(adapters: Iterable[Adapter], group: ProcessGroup) -> None:
     """Sum the gradients of what expert-tensor-parallel ranks hold whole over them. After Megatron's own reductions.
 
-    Each has the gradient of its part of the experts' inner width. Megatron has no such parameters of its own; it would sum
-    over the tensor-parallel ranks, which may be others.
+    Each has the gradient of its part of the experts' inner width. Megatron has no such parameters of its own; it would
+    sum over the tensor-parallel ranks, which may be others.
     """
     if group is None or group.size() == 1:
         return

@@ -3,6 +3,8 @@
 Invariant: without an adapter, or with one that is off, it is Megatron's.
 """
 
+from typing import Any
+
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
@@ -13,7 +15,7 @@ class AdaptedRouter(TopKRouter):
     def gating(self, input: Tensor) -> Tensor:
         """`[t, 1, hidden]` to `[t, 1, experts]`, in the router's precision."""
         logits = super().gating(input)
-        adapter = self._modules.get("lora")
+        adapter: Any = self._modules.get("lora")
         if adapter is None or not adapter.enabled:
             return logits
         hidden = adapter.inner(input).to(logits.dtype) @ adapter.A.t().to(logits.dtype)

@@ -8,10 +8,10 @@ nor the packing can change a gradient. The verbs know nothing of any algorithm.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -37,9 +37,9 @@ from pentad.samples.packing import Plan
 from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
 from pentad.trainers.megatron.fused_step import fused_clip_and_update
-from pentad.trainers.megatron.gradients import not_finite, reduced_gradients
+from pentad.trainers.megatron.gradients import finalize, not_finite, reduced_gradients
 from pentad.trainers.megatron.last_stage import as_pairs, is_last_stage, send_from_last_stage, sum_over_microbatches
-from pentad.trainers.megatron.lora import Adapter, adapters_off, attach, reduce_expert_copies
+from pentad.trainers.megatron.lora import Adapter, adapters_off, attach, published, seed_dropout
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import (
     clip_and_update,
@@ -121,7 +121,7 @@ class Trainer:
                 self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer, self.kernels
             )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
-            self.megatron.finalize_model_grads_func = self._finalize
+            self.megatron.finalize_model_grads_func = partial(finalize, self.adapters, groups)
             # Overlapped reduction must wait for the last microbatch, whatever their number was in the step before.
             waits = [model.no_sync for model in self.models]
             self.megatron.no_sync_func = waits if len(waits) > 1 else waits[0]
@@ -139,13 +139,12 @@ class Trainer:
         """Take the weights of a checkpoint; masters and moments start anew from them.
 
         Args:
-            adapter: has the matrices of the adapters, if there are adapters.
+            adapter: has the matrices of adapters; needed where there are adapters.
         """
-        for name, parameter in self.parameters():
-            source = reader if base_of(name) is None else adapter
-            if source is None:
-                raise ValueError(f"nothing to load {name} from")
-            self.mapping.load([(name, parameter)], source)
+        parameters = list(self.parameters())
+        self.mapping.load([one for one in parameters if base_of(one[0]) is None], reader)
+        if adapter is not None:
+            self.mapping.load([one for one in parameters if base_of(one[0]) is not None], adapter)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
 
@@ -155,13 +154,7 @@ class Trainer:
         Args:
             what: `all` parameters; the `base` or the `adapters` alone; or the model with adapters `merged` into it.
         """
-        return self.mapping.export(self._published(what))
-
-    def _published(self, what: Published) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.parameters():
-            if what == "all" or (what == "adapters") == (base_of(name) is not None):  # base and merged: the weights
-                adapter = self.adapters.get(name) if what == "merged" else None
-                yield name, parameter.data if adapter is None else adapter.merged(parameter.data)
+        return self.mapping.export(published(self.parameters(), self.adapters, what))
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """Inside it, this is the model that training began from: the reference."""
@@ -229,7 +222,8 @@ class Trainer:
             chunk.module.train()
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        self._seed_dropout()
+        if self.lora is not None and self.lora.dropout:
+            seed_dropout(self.seed, self.schedule.num_steps)
         denominator = loss.denominator(batch)
         if not denominator > 0:
             raise UserError(
@@ -304,16 +298,6 @@ class Trainer:
         if not math.isfinite(norm):
             self.schedule.step(increment=-1)
         return {"train/grad_norm": norm, **counted}
-
-    def _finalize(self, models: list[Any], num_tokens: Tensor | None = None, **rest: Any) -> None:
-        """Megatron's, without its division by the tokens: the loss is divided by its denominator already."""
-        finalize_model_grads(models, None, **rest)
-        reduce_expert_copies(self.adapters.values(), self.groups.expt_tp)
-
-    def _seed_dropout(self) -> None:
-        """Which elements are dropped follows from the step and the rank, so that a resumed run drops the same."""
-        if self.lora is not None and self.lora.dropout:
-            torch.manual_seed(hash((self.seed, self.schedule.num_steps, torch.distributed.get_rank())) % (1 << 63))
 
     @property
     def _modules(self) -> list[GPTModel]:
