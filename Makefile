@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap quickstart test verify lint format docs clean
+.PHONY: help bootstrap quickstart test verify soak lint format docs clean
 
 # Left there by scripts/bootstrap.sh.
 UV := .cache/bin/uv
@@ -26,6 +26,14 @@ FAMILIES := llama_tied mistral qwen2 qwen3 qwen3_moe qwen2_moe mixtral qwen3_moe
 
 verify: bootstrap ## compare all 470 small layouts of all families with one process; twenty minutes on two cores
 	set -e; for family in $(FAMILIES); do $(RUN) pentad verify layouts $$family --max-ranks 8; done
+
+KILLS := 60
+
+soak: ## kill runs in all their phases, go on, and compare with runs that nobody killed; half an hour on two cores
+	scripts/bootstrap.sh --tests
+	$(RUN) pytest -m long
+	$(RUN) python tests/soak/soak.py --kills $(KILLS)
+	$(RUN) python tests/soak/soak.py --kills 10 --experts 4 --allocation 'hf:d1+megatron:(attn:d2|ffn:d1e2)' --out runs/soak-mixture
 
 lint: bootstrap ## check style, types and floors
 	$(RUN) ruff check .

@@ -129,7 +129,7 @@ def test_interrupt_while_starting(start_sft: Start) -> None:
 )
 def test_death_while_generating(start_grpo: Start, tmp_path: Path, victim: str, name: str) -> None:
     """The driver waits for the engine only, and notices the trainer's death all the same."""
-    command = start_grpo()
+    command = start_grpo("rollout.max_engine_restarts=0")
     process = command.worker(victim)
     process.kill()
     check_stopped(command, 1, f"failed: {name} failed during rollout: its process died", run=tmp_path / "run")

@@ -63,13 +63,18 @@ def main() -> int:
 
 
 def write_config(folder: Path, allocation: str, steps: int) -> Path:
+    # Depends on every character, so that groups hold different rewards.
+    (folder / "scoring.py").write_text(
+        "def score(response):\n"
+        "    return sum((place + 1) * ord(letter) for place, letter in enumerate(response)) % 11 / 10\n"
+    )
     config = folder / "soak.yaml"
     config.write_text(f"""
 experiment: {{name: soak, dir: run}}
 allocation: "{allocation}"
 model: {{path: {folder}/data/model}}
-data: {{train: {folder}/data/train.jsonl, eval: {{sort: {folder}/data/test.jsonl}}, eval_limit: 16, template: text}}
-reward: {{name: exact}}
+data: {{train: {folder}/data/train.jsonl, eval: {{sort: {folder}/data/eval.jsonl}}, eval_limit: 16, template: text}}
+reward: {{name: "scoring.py:score"}}
 rollout: {{n: 4, max_response_tokens: 8}}
 trainer: {{total_steps: {steps}, prompts_per_step: 8, save_freq: 3, test_freq: 5, optimizer: {{lr: 1.0e-3}}}}
 """)

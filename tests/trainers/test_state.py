@@ -307,7 +307,7 @@ def refusals(rank: Rank, directories: list[Path], folder: Path, batch: Batch) ->
     attempt(lambda: RankState(mixture).load(BlockReader(target), updates))
     torch.distributed.barrier()
     if rank.number == 0:
-        (target / "rank-00001.safetensors").unlink()
+        (target / "rank-00000.safetensors").unlink()
     torch.distributed.barrier()
     attempt(lambda: state.load(BlockReader(target), {"updates": 0, "schedule": 0}))
     attempt(lambda: RankState(rank.trainer(directories[0], optimizer_steps=None)))
@@ -322,13 +322,15 @@ def refusals(rank: Rank, directories: list[Path], folder: Path, batch: Batch) ->
 
 def test_what_cannot_be_taken_or_saved_is_refused(directory_of, tmp_path):
     directories = [directory_of(family) for family in CONFIGS]
-    for said in run_on(T2, refusals, directories, tmp_path, BATCHES[0]):
+    # The first rank lacks its half of the embedding; the second has its own, and lacks norms, which the first wrote.
+    missing = ("are missing", "has no weight of model.layers.0.input_layernorm.weight")
+    for said, lost in zip(run_on(T2, refusals, directories, tmp_path, BATCHES[0]), missing, strict=True):
         for text, part in zip(
             said,
             (
                 "has no exp_avg of model.",
                 "has no weight of model.",
-                "are missing",
+                lost,
                 "a model that is never trained has no state",
                 "cannot hold the state of a precision-aware optimizer",
                 "cannot hold the state of the optimizer AdamW",

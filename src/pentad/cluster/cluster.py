@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import (
     PlacementGroup,
@@ -140,26 +141,31 @@ class Cluster:
         ranks = self.allocation.devices(self.allocation.trainer)
         self.notes = crossing_groups(self.allocation, [machines[self._bundles[device]] for device in ranks])
 
-    def spawn(self, actor_class: Any, name: str, component: Component, deadline_s: float) -> Gang:
+    def spawn(
+        self, actor_class: Any, name: str, component: Component, deadline_s: float, *, replaceable: bool = False
+    ) -> Gang:
         """One process on each device of a component.
 
         Args:
             actor_class: a Ray actor class with `pentad.cluster.process.Process` as its base.
             name: of one process, as in "trainer rank".
             deadline_s: longest time of one call, in seconds.
+            replaceable: a process that is lost can be replaced, and the run goes on.
         """
         devices = self.allocation.devices(component)
         sharing = next(len(group) for group in self.allocation.groups if component in group)
-        actors = []
-        for rank, device in enumerate(devices):
+
+        def start(rank: int) -> ActorHandle:
             options: dict[str, Any] = {"num_cpus": 0}
             if self._group is not None:
                 options["num_gpus"] = 1.0 / sharing
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                    placement_group=self._group, placement_group_bundle_index=self._bundles[device]
+                    placement_group=self._group, placement_group_bundle_index=self._bundles[devices[rank]]
                 )
-            actors.append(actor_class.options(**options).remote(rank, len(devices)))
-        return Gang(name, actors, self.processes, deadline_s)
+            return actor_class.options(**options).remote(rank, len(devices))
+
+        actors = [start(rank) for rank in range(len(devices))]
+        return Gang(name, actors, self.processes, deadline_s, start if replaceable else None)
 
     def spawn_one(self, actor_class: Any, name: str, deadline_s: float) -> Gang:
         """One process that needs no device; see `spawn`."""

@@ -1,7 +1,7 @@
 """The rollout engines as the driver sees them: one object, however many engines.
 
-Invariant: each request goes to one engine and is answered once. Where no request is in flight, the assignment of the
-requests of one tick of the event loop depends on these requests and their order alone.
+Invariant: each request is answered once, by one engine, however many were lost before. Where no request is in flight,
+the assignment of the requests of one tick of the event loop depends on these requests and their order alone.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from pentad.cluster.cluster import Cluster
 from pentad.cluster.engine_actor import EngineActor
 from pentad.cluster.processes import Call
 from pentad.cluster.replica import Order, Replica
+from pentad.cluster.revival import Revival
 from pentad.config.schema.run import RunSettings
 from pentad.engines.protocol import EngineFeatures
 from pentad.errors import UserError
@@ -40,14 +41,16 @@ class Engines:
     Attributes:
         dtype: that engines take weights in; known once they are built.
         features: what every engine can do; known once they are built.
+        revival: replaces engines that are lost.
     """
 
     def __init__(self, settings: RunSettings, directory: Path, tokenizer: str, longest: int, cluster: Cluster) -> None:
         component = cluster.allocation.rollout
         if component is None:
             raise UserError(f"allocation {cluster.allocation} has no rollout engines")
-        self._gang = cluster.spawn(EngineActor, "rollout engine", component, settings.trainer.deadline_s)
-        self._replicas = [Replica(self._gang, rank) for rank in range(len(self._gang))]
+        self._gang = cluster.spawn(
+            EngineActor, "rollout engine", component, settings.trainer.deadline_s, replaceable=True
+        )
         self._sleeps = settings.rollout.sleep
         self._arguments = (
             component.backend,
@@ -61,6 +64,9 @@ class Engines:
             settings.trainer.deadline_s,
             settings.model.adapters,
         )
+        self.revival = Revival(self._gang, self._arguments, settings.rollout.max_engine_restarts)
+        late, recover = settings.rollout.deadline_s, self.revival.recover
+        self._replicas = [Replica(self._gang, rank, late, recover) for rank in range(len(self._gang))]
         self._arrived: list[Order] = []
         self.dtype = torch.float32
         self.features = EngineFeatures(frozenset())
@@ -114,8 +120,15 @@ class Engines:
 
     async def sleep(self) -> None:
         """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""
-        if self._sleeps:
-            await self._gang.call("sleep", phase="releasing the engines' memory")
+        if not self._sleeps:
+            return
+        while True:
+            try:
+                await self._gang.call("sleep", phase="releasing the engines' memory")
+                return
+            except Exception as error:
+                if not await self.revival.revive(error):
+                    raise
 
     async def wake(self) -> None:
         """Take the memory back. The engines then need weights."""

@@ -30,16 +30,25 @@ class Gang:
         actors: in order of rank.
         processes: all processes of the run; those of the gang join them.
         deadline_s: longest time of one call, in seconds.
+        spawn: starts the process of a rank, where one that is lost can be replaced.
     """
 
-    def __init__(self, name: str, actors: Sequence[ActorHandle], processes: Processes, deadline_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        actors: Sequence[ActorHandle],
+        processes: Processes,
+        deadline_s: float,
+        spawn: Callable[[int], ActorHandle] | None = None,
+    ) -> None:
         self.name = name
         self.actors = tuple(actors)
         self.processes = processes
         self.deadline_s = deadline_s
         self.names = tuple(f"{name} {rank}" for rank in range(len(actors)))
+        self._spawn = spawn
         for process, actor in zip(self.names, self.actors, strict=True):
-            processes.add(process, actor)
+            processes.add(process, actor, replaceable=spawn is not None)
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -51,6 +60,21 @@ class Gang:
     def neighbours(self, rank: int) -> int:
         """How many processes of the gang are on the machine of a rank, its own among them."""
         return sum(self.info(other).machine == self.info(rank).machine for other in range(len(self)))
+
+    async def replace(self, rank: int, phase: str) -> None:
+        """End the process of a rank, dead or alive, and start another, which knows nothing of what that one knew.
+
+        Raises:
+            UserError, RunFailedError: see `Processes.wait`.
+        """
+        if self._spawn is None:
+            raise RuntimeError(f"a {self.name} cannot be replaced")
+        name = self.names[rank]
+        self.processes.end(name)
+        actor = self._spawn(rank)
+        self.actors = (*self.actors[:rank], actor, *self.actors[rank + 1 :])
+        self.processes.add(name, actor, replaceable=True)
+        self.processes.infos[name] = await self.call_rank(rank, "info", phase=phase)
 
     async def call(self, method: str, *args: Any, phase: str, progress: Progress | None = None) -> list[Any]:
         """Call a method of every process with the same arguments.
@@ -90,12 +114,14 @@ class Gang:
         pairs = zip(self.actors, arguments, strict=True)
         return Call(tuple(getattr(actor, method).remote(*args) for actor, args in pairs), self.names)
 
-    async def finish(self, call: Call, phase: str, progress: Progress | None = None) -> list[Any]:
-        """Wait for the answers, in order of rank; see `call`."""
+    async def finish(
+        self, call: Call, phase: str, progress: Progress | None = None, *, deadline_s: float | None = None
+    ) -> list[Any]:
+        """Wait for the answers, in order of rank; see `call`. `deadline_s`: another than the gang's."""
         report: Callable[[], Awaitable[None]] | None = None
         if progress is not None:
 
             async def report() -> None:
                 progress(await self.processes.sum_progress(self.names))
 
-        return (await self.processes.wait([call], phase, self.deadline_s, report))[0]
+        return (await self.processes.wait([call], phase, deadline_s or self.deadline_s, report))[0]

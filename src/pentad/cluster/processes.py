@@ -6,17 +6,15 @@ event loop, and a wait that is cancelled leaves nothing behind in it.
 """
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
+from pentad.cluster.deaths import Deaths
 from pentad.cluster.failure import first_cause
 from pentad.record.outcome import RunFailedError
 
@@ -88,22 +86,30 @@ class Processes:
     def __init__(self) -> None:
         self.infos: dict[str, ProcessInfo] = {}
         self._actors: dict[str, ActorHandle] = {}
-        self._deaths: dict[str, BaseException] = {}
-        # Deaths are told by a thread of Ray's.
-        self._lock = threading.Lock()
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._deaths = Deaths()
 
     @property
     def actors(self) -> Mapping[str, ActorHandle]:
         """All processes by name."""
         return self._actors
 
-    def add(self, name: str, actor: ActorHandle) -> None:
-        """Take a process in. Its class has the methods of `pentad.cluster.process.Process`."""
+    def add(self, name: str, actor: ActorHandle, *, replaceable: bool = False) -> None:
+        """Take a process in. Its class has the methods of `pentad.cluster.process.Process`.
+
+        Args:
+            replaceable: the run can go on without it; its death fails only the calls to it.
+        """
         self._actors[name] = actor
-        # Never answered: the future fails when the process dies.
-        life: Future[None] = actor.live.remote().future()
-        life.add_done_callback(lambda future: self._died(name, actor, future))
+        self._deaths.watch(name, actor, replaceable=replaceable)
+
+    def end(self, name: str) -> None:
+        """End a replaceable process, dead or alive; `add` then takes another in under its name."""
+        self._deaths.forget(name)
+        ray.kill(self._actors.pop(name))
+
+    def is_lost(self, name: str, error: BaseException) -> bool:
+        """Whether an error of a wait came from this process: it died, or is one of those that were late."""
+        return name in self._deaths or (isinstance(error, DeadlineError) and name in error.names)
 
     async def started(self, deadline_s: float) -> None:
         """Wait until all processes run."""
@@ -117,9 +123,9 @@ class Processes:
     def kill(self) -> None:
         """End them all at once."""
         actors, self._actors = self._actors, {}
+        self._deaths.forget(*actors)
         for actor in actors.values():
             ray.kill(actor)
-        self._deaths = {}
 
     async def sum_progress(self, names: Sequence[str]) -> int:
         """The sum of what `progress` of some processes returns; one that does not answer at once counts 0."""
@@ -159,7 +165,7 @@ class Processes:
             raise
         finally:
             _drop(names)
-        errors = dict(self._deaths)
+        errors = self._deaths.concerning(names.values())
         for future, name in names.items():
             if future not in pending and (error := future.exception()) is not None:
                 errors.setdefault(name, error)
@@ -171,12 +177,20 @@ class Processes:
         answers = iter(names)
         return [[next(answers).result() for _ in call.refs] for call in calls]
 
+    async def settle(self, calls: Sequence[Call], deadline_s: float) -> None:
+        """Wait until calls that have failed have ended in every process, so that others may follow."""
+        futures = {_future(ref) for call in calls for ref in call.refs}
+        _, late = await asyncio.wait(futures, timeout=deadline_s)
+        _drop(futures)
+        if late:
+            raise RunFailedError(f"{len(late)} processes did not end what had failed within {deadline_s:g} s")
+
     async def _settle(
         self, names: Mapping[asyncio.Future[Any], str], end: float, report: Report | None
     ) -> set[asyncio.Future[Any]]:
         """Wait until all is answered, something failed, or it is `end`; returns what is not answered."""
-        pending, failed = set(names), False
-        with self._told_of_deaths() as died:
+        pending, failed, waited_for = set(names), False, set(names.values())
+        with self._deaths.told() as died:
             death = asyncio.ensure_future(died.wait())
             try:
                 while pending:
@@ -186,7 +200,11 @@ class Processes:
                     watched = pending if failed else {*pending, death}
                     done, _ = await asyncio.wait(watched, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                     pending -= done
-                    if not failed and (self._deaths or any(future.exception() for future in done - {death})):
+                    if death.done() and not failed:
+                        died.clear()
+                        death = asyncio.ensure_future(died.wait())
+                    raised = any(future.exception() for future in done & names.keys())
+                    if not failed and (raised or self._deaths.concerning(waited_for)):
                         failed = True
                         end = min(end, time.monotonic() + _GRACE_S)
                     if time.monotonic() >= end:
@@ -196,29 +214,6 @@ class Processes:
             finally:
                 death.cancel()
         return pending
-
-    @contextmanager
-    def _told_of_deaths(self) -> Generator[asyncio.Event]:
-        """An event of the running loop, which is set when a process of the run has died."""
-        entry = (asyncio.get_running_loop(), asyncio.Event())
-        with self._lock:
-            self._waiting.add(entry)
-            if self._deaths:
-                entry[1].set()
-        try:
-            yield entry[1]
-        finally:
-            with self._lock:
-                self._waiting.discard(entry)
-
-    def _died(self, name: str, actor: ActorHandle, life: Future[None]) -> None:
-        error = life.exception() if not life.cancelled() else None
-        with self._lock:
-            if error is None or self._actors.get(name) is not actor:  # ended by `kill`
-                return
-            self._deaths[name] = error
-            for loop, event in self._waiting:
-                loop.call_soon_threadsafe(event.set)
 
 
 def _future(ref: Any) -> asyncio.Future[Any]:

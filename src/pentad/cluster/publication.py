@@ -2,27 +2,31 @@
 
 Invariant: trainer ranks send while engines receive; after a publication every engine holds, bit for bit, what was
 sent, or the run ends. Engines are paused meanwhile: running requests go on under the new weights once these are proven.
+An engine that is lost meanwhile is replaced, and all is sent again.
 """
 
 from pentad.cluster.engines import Engines
+from pentad.cluster.processes import Call
 from pentad.cluster.trainers import RoleTrainer, Trainers
 from pentad.trainers.protocol import Published
 from pentad.weights.proof import check_checksums
 from pentad.weights.transport.protocol import Transport
 
 _PHASE = "weight synchronisation"
+# Who sends or receives learns at once that the channel is closed.
+_GRACE_S = 60.0
 
 
 class PublishedPolicy(RoleTrainer):
     """The model that is trained and generates; satisfies `pentad.loops.roles.Policy`.
 
+    Where adapters are trained, engines that take them (`EngineFeatures.adapters`) get all weights at the first
+    publication, and the adapters alone after that; others get the model with the adapters merged into it.
+
     Args:
         trainers: its ranks.
         engines: what it is published to.
         transport: how its weights travel.
-
-    Where adapters are trained, engines that take them (`EngineFeatures.adapters`) get all weights at the first
-    publication, and the adapters alone after that; others get the model with the adapters merged into it.
     """
 
     def __init__(self, trainers: Trainers, engines: Engines, transport: Transport) -> None:
@@ -32,6 +36,8 @@ class PublishedPolicy(RoleTrainer):
             self._what = "merged"
         self._engines = engines
         self._transport = transport
+        self._version: int | None = None
+        engines.revival.publish_again = self._publish_again
 
     async def publish(self, version: int) -> None:
         """Bring the trainer's weights to the engines and prove that they arrived; engines are awake afterwards.
@@ -44,13 +50,40 @@ class PublishedPolicy(RoleTrainer):
             DeadlineError: it took too long. The message names the processes, and the tensor that each was at.
             RunFailedError: a process failed.
         """
+        calls: list[Call] = []
+        while True:
+            try:
+                await self._publish(version, calls)
+                break
+            except Exception as error:
+                # An engine that was lost has another in its place now; all of them take the weights once more.
+                if not await self._engines.revival.revive(error):
+                    raise
+                self._send_all()
+                await self._trainers.gang.processes.settle(calls, _GRACE_S)
+        self._version = version
+
+    async def _publish_again(self) -> None:
+        if self._version is None:
+            raise RuntimeError("an engine generated before the first publication")
+        self._send_all()
+        await self.publish(self._version)
+
+    def _send_all(self) -> None:
+        """A new engine has no base for adapters yet."""
+        if self._what == "adapters":
+            self._what = "all"
+
+    async def _publish(self, version: int, calls: list[Call]) -> None:
+        """Publish once; `calls` then has what may still be under way if that failed."""
+        calls.clear()
         await self._engines.pause(abort=False)
         await self._engines.wake()
         gang = self._trainers.gang
         channel = self._transport.open(version)
         try:
             # Engines first: they receive from the first bucket on.
-            calls = [self._engines.start_loading(channel, version), self.start_sending(channel, self._what)]
+            calls += [self._engines.start_loading(channel, version), self.start_sending(channel, self._what)]
             held, sent = await gang.processes.wait(calls, _PHASE, gang.deadline_s)
         finally:
             channel.close("the publication has ended")

@@ -1,13 +1,13 @@
 """The driver's side of one rollout engine.
 
 Invariant: while anything is in flight, the driver waits for answers of the engine, and notices the death of any process
-of the run; a failure fails all requests in flight. Time during which nothing is in flight does not count towards the
-deadline.
+of the run. A failure is told once; then all requests in flight are sent again or fail. Time during which nothing is in
+flight does not count towards the deadline.
 """
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -40,12 +40,23 @@ class Order:
 class Replica:
     """One engine.
 
+    Args:
+        gang: the engines.
+        rank: of this one.
+        deadline_s: longest time without an answer while something is in flight, in seconds.
+        on_failure: is told that the engine, or another process, failed; then calls `send_again` or `fail`.
+
     Attributes:
         load: tokens that the requests in flight may take.
     """
 
-    def __init__(self, gang: Gang, rank: int) -> None:
-        self._gang, self._rank = gang, rank
+    def __init__(
+        self, gang: Gang, rank: int, deadline_s: float, on_failure: Callable[["Replica", Exception], None]
+    ) -> None:
+        self._gang, self.rank = gang, rank
+        self._deadline_s, self._on_failure = deadline_s, on_failure
+        # Between a failure and what is done about it nothing is sent.
+        self._failed = False
         self._tickets = itertools.count()
         self._new: list[Order] = []
         self._in_flight: dict[Ticket, Order] = {}
@@ -65,7 +76,7 @@ class Replica:
 
     def send(self) -> None:
         """Send what was taken."""
-        if not self._new:
+        if not self._new or self._failed:
             return
         new, self._new = self._new, []
         requests = [(order.ticket, order.request) for order in new]
@@ -87,13 +98,32 @@ class Replica:
                 self._collection.cancel()
                 self._collection = None
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered."""
+        return len(self._in_flight)
+
+    def send_again(self) -> None:
+        """Send what is in flight to the engine that has taken the place of the one that failed."""
+        self._failed, self._asked, self._cancelled = False, None, []
+        self._new = list(self._in_flight.values())
+        self.send()
+
+    def fail(self, error: Exception) -> None:
+        """Give up: every request in flight gets the error."""
+        self._failed, self._asked, self._new = False, None, []
+        for ticket in list(self._in_flight):
+            self._answer(ticket, error)
+
     def _cancel(self) -> None:
         tickets, self._cancelled = self._cancelled, []
-        self._gang.actors[self._rank].cancel.remote(tickets)
+        if self._failed or not tickets:
+            return
+        self._gang.actors[self.rank].cancel.remote(tickets)
 
     async def _submit(self, requests: Sequence[tuple[Ticket, GenerateRequest]]) -> None:
         try:
-            await self._gang.call_rank(self._rank, "submit", requests, phase=_PHASE)
+            await self._gang.call_rank(self.rank, "submit", requests, phase=_PHASE)
         except Exception as error:
             self._fail(error)
 
@@ -101,9 +131,9 @@ class Replica:
         try:
             while self._in_flight:
                 if self._asked is None:
-                    collect = self._gang.actors[self._rank].collect.remote()
-                    self._asked = Call((collect,), (self._gang.names[self._rank],))
-                (answers,) = await self._gang.finish(self._asked, _PHASE)
+                    collect = self._gang.actors[self.rank].collect.remote()
+                    self._asked = Call((collect,), (self._gang.names[self.rank],))
+                (answers,) = await self._gang.finish(self._asked, _PHASE, deadline_s=self._deadline_s)
                 self._asked = None
                 for ticket, answer in answers:
                     self._answer(ticket, answer if isinstance(answer, Completion) else self._named(answer))
@@ -111,14 +141,15 @@ class Replica:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        for ticket in list(self._in_flight):
-            self._answer(ticket, error)
+        if not self._failed:
+            self._failed = True
+            self._on_failure(self, error)
 
     def _named(self, error: Exception) -> Exception:
         """What is raised for a request that the engine could not complete."""
         if isinstance(error, UserError):
             return error
-        return first_cause({self._gang.names[self._rank]: error}, _PHASE, {})
+        return first_cause({self._gang.names[self.rank]: error}, _PHASE, {})
 
     def _answer(self, ticket: Ticket, answer: Answer) -> None:
         order = self._in_flight.pop(ticket, None)

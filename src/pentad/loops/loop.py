@@ -124,6 +124,11 @@ class Loop:
                 await parts.saver.close()
             await parts.source.close()
 
+    @property
+    def saves(self) -> bool:
+        """Whether it writes checkpoints."""
+        return self._parts.saver is not None
+
     def stop(self) -> None:
         """Have `run` save and end, as soon as the weights are those of a whole step. On the loop's thread."""
         self._stop.set()

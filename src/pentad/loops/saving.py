@@ -59,6 +59,11 @@ class Saver:
         trainers: models that are trained.
         checkpoints: where they go.
         manifest: with what is the same in all checkpoints of the run.
+        saved: the step that the run goes on from; None if it begins.
+
+    Attributes:
+        saved: the step of the newest checkpoint.
+        failures: checkpoints that could not be written.
     """
 
     def __init__(
@@ -68,13 +73,13 @@ class Saver:
         manifest: Manifest,
         settings: TrainerSettings,
         journal: Journal,
+        saved: int | None = None,
     ) -> None:
         self._trainers, self._checkpoints, self._manifest = trainers, checkpoints, manifest
         self._settings, self._journal = settings, journal
         self._staged: _Staged | None = None
         self._writing: asyncio.Task[None] | None = None
-        # The step of the newest checkpoint; a run that goes on has one from the beginning.
-        self.saved: int | None = None
+        self.saved = saved
         self.failures = 0
         # Of the newest checkpoint: its size, and how long it was written beside training.
         self._bytes: int | None = None

@@ -7,7 +7,7 @@ told. Nothing of the run directory changes before its processes stand.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from pentad.config.schema.algorithms.base import Role
 from pentad.data.prompts import EncodedExamples
 from pentad.errors import UserError
-from pentad.families.hf_config import facts_from_config
 from pentad.loops.saving import DRIVER_STATE
 from pentad.record.checkpoints import Checkpoint
 from pentad.record.machine import collect_versions
@@ -26,6 +25,8 @@ from pentad.weights.source import load_config
 
 # Packages whose versions decide what is computed.
 _SOFTWARE = ("pentad", "torch", "megatron-core", "transformers", "ray", "vllm", "safetensors", "quack-kernels")
+# Of config.json: what changes nothing that is computed.
+_UNCOMPARED = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache", "name_or_path")
 _SHOWN = 8
 
 
@@ -58,7 +59,7 @@ def base_manifest(prepared: Prepared) -> Manifest:
         version=0,
         roles=("policy",),
         files=(),
-        model={"path": prepared.settings.model.path, "facts": _facts(prepared)},
+        model={"path": prepared.settings.model.path, "config": _config(prepared)},
         data=_data(prepared),
         settings=prepared.settings.model_dump(mode="json"),
         software={name: packages[name] for name in _SOFTWARE if name in packages},
@@ -90,7 +91,7 @@ def check_same(manifest: Manifest, prepared: Prepared, checkpoint: Path) -> list
         UserError: another model, or other data.
     """
     now = base_manifest(prepared)
-    problems = [f"model: {line}" for line in differences(manifest.model["facts"], now.model["facts"])]
+    problems = [f"model: {line}" for line in differences(manifest.model["config"], now.model["config"])]
     problems += [f"data: {line}" for line in differences(manifest.data, now.data)]
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -107,9 +108,12 @@ def _settings_changed(then: Manifest, now: Manifest) -> Iterable[str]:
     return [line for line in differences(then.settings, now.settings) if line.partition(":")[0] not in ignored]
 
 
-def _facts(prepared: Prepared) -> dict[str, Any]:
-    facts = asdict(facts_from_config(load_config(prepared.directory).to_dict()))
-    return json.loads(json.dumps(facts, default=list))
+def _config(prepared: Prepared) -> dict[str, Any]:
+    """What the model's configuration says of what it computes."""
+    config = load_config(prepared.directory).to_dict()
+    return json.loads(
+        json.dumps({name: value for name, value in config.items() if name not in _UNCOMPARED}, default=str)
+    )
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:

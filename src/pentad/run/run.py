@@ -47,7 +47,7 @@ def run(loaded: LoadedSettings) -> int:
     print(f"{settings.experiment.name}: reading model and data", flush=True)
     status = Status(settings.trainer.total_steps)
     with ExitStack() as stack:
-        signals = stack.enter_context(StopSignals())
+        signals = stack.enter_context(StopSignals(lambda: status))
         try:
             check_loggers(settings.trainer.logger)
             sources = find_sources(settings)
@@ -70,7 +70,7 @@ def run(loaded: LoadedSettings) -> int:
             if signals.received is None:
                 raise
             facts = getattr(error, "facts", {})
-            text = f"by {signals.received.name} during {status}"
+            text = f"by {signals.received.name} during {signals.during}"
             raise RunInterruptedError(text, facts, signals.exit_code) from None
     return 0
 

@@ -22,10 +22,19 @@ class StopSignals:
     """Handles SIGINT, SIGTERM, SIGHUP and SIGUSR1 while the block runs; outside the main thread it leaves them alone.
 
     SIGUSR1 is what Slurm can be asked to send some time before it ends a job.
+
+    Args:
+        status: says what is being done.
+
+    Attributes:
+        received: the first signal.
+        during: what was being done when it came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, status: Callable[[], object] = str) -> None:
         self.received: signal.Signals | None = None
+        self.during = ""
+        self._status = status
         # Times that a failed run starts again: a failure does not end the process then.
         self.restarts = 0
         self._ask: Callable[[], object] | None = None
@@ -91,7 +100,8 @@ class StopSignals:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._ending:
             return
-        first, self.received = self.received is None, self.received or signal.Signals(number)
+        if first := self.received is None:
+            self.received, self.during = signal.Signals(number), str(self._status())
         if self._finished:
             self.ending(0)
             return

@@ -26,14 +26,13 @@ from pentad.record.checkpoints import Checkpoints
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import Sinks, open_sinks
 from pentad.record.notices import NoticeBoard
-from pentad.record.old_runs import KEPT
 from pentad.record.outcome import RunInterruptedError, Status
-from pentad.record.rewind import rewind
 from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
 from pentad.record.terminal import Terminal, duration
 from pentad.rewards.pool import RewardPool
 from pentad.run.assemble import assemble
+from pentad.run.begin import begin
 from pentad.run.exporting import export
 from pentad.run.prepare import Prepared
 from pentad.run.resume import Resume, base_manifest
@@ -99,10 +98,12 @@ async def _train(
 ) -> None:
     settings = prepared.settings
     policy, trainers, engines = await _start(prepared, cluster, terminal)
+    if settings.trainer.save_freq:
+        await trainers.reserve_save()
     if resume is not None:
         await trainers.restore(resume.checkpoint.path.absolute(), resume.trainers)
     # A run that could not be started has not touched the one that it would take the place of.
-    _begin(run_dir, resume, terminal)
+    begin(run_dir, resume, terminal)
     if rewards is not None:
         rewards.log_to(run_dir.rewards_log)
     written = open_sinks(
@@ -118,23 +119,14 @@ async def _train(
     samples = SampleLog(run_dir)
     stack.callback(samples.close)
     journal = Journal(terminal, sinks, samples, status, prepared.tokenizer)
-    roles: dict[Role, Trainer] = {role: trainers.role(role) for role in settings.algorithm.roles}
-    roles["policy"] = policy
-    dtype = torch.bfloat16 if torch.bfloat16 in (trainers.dtype, engines and engines.dtype) else torch.float32
-    parts = assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)
-    if settings.trainer.save_freq:
-        checkpoints = Checkpoints(run_dir.checkpoints)
-        saved = SavableTrainers(trainers)
-        parts.saver = Saver(saved, checkpoints, base_manifest(prepared), settings.trainer, journal)
-    if settings.trainer.hf_save_freq:
-        parts.export = lambda step: export(policy, prepared.directory, run_dir.exports / f"step-{step:08d}")
-    loop = Loop(parts)
-    if resume is not None:
-        loop.load_state_dict(resume.loop)
-        if parts.saver is not None:
-            parts.saver.saved = resume.step
+    loop = _make_loop(prepared, policy, trainers, engines, rewards, journal, run_dir, resume, stack)
     running = asyncio.get_running_loop()
-    with signals.asking(lambda: running.call_soon_threadsafe(loop.stop)) if parts.saver else nullcontext():
+
+    def stop() -> None:
+        terminal.message("stopping: the last finished step is saved first; a second signal ends the run at once")
+        loop.stop()
+
+    with signals.asking(lambda: running.call_soon_threadsafe(stop)) if loop.saves else nullcontext():
         await loop.run()
     if settings.trainer.export:
         status.phase = "export"
@@ -142,26 +134,33 @@ async def _train(
     signals.finished()
 
 
-def _begin(run_dir: RunDir, resume: Resume | None, terminal: Terminal) -> None:
-    """Make the directory this run's; where the run goes on, bring its records back to the checkpoint."""
-    again = run_dir.begun
-    if not again:
-        run_dir.begin()
-    for path in run_dir.removed:
-        terminal.message(f"removed {path}: of earlier runs the last {KEPT} are kept")
-    checkpoints = Checkpoints(run_dir.checkpoints)
-    checkpoints.clean()
-    if resume is None:
-        if again:
-            rewind(run_dir, -1)
-        return
-    cut = rewind(run_dir, resume.step)
-    behind = f"; {cut} later step{'s are' if cut > 1 else ' is'} done again" if cut else ""
-    terminal.message(f"going on after step {resume.step}, from {resume.checkpoint.path}{behind}")
-    for change in resume.changes:
-        terminal.message(f"changed since: {change}")
-    for path in checkpoints.set_aside_after(resume.step):
-        terminal.message(f"{path}: a checkpoint of a later step, set aside")
+def _make_loop(
+    prepared: Prepared,
+    policy: RoleTrainer,
+    trainers: Trainers,
+    engines: Engines | None,
+    rewards: RewardPool | None,
+    journal: Journal,
+    run_dir: RunDir,
+    resume: Resume | None,
+    stack: ExitStack,
+) -> Loop:
+    """The loop, where a checkpoint says that it stands."""
+    settings = prepared.settings
+    roles: dict[Role, Trainer] = {role: trainers.role(role) for role in settings.algorithm.roles}
+    roles["policy"] = policy
+    dtype = torch.bfloat16 if torch.bfloat16 in (trainers.dtype, engines and engines.dtype) else torch.float32
+    parts = assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)
+    if settings.trainer.save_freq:
+        saved, checkpoints = SavableTrainers(trainers), Checkpoints(run_dir.checkpoints)
+        last = None if resume is None else resume.step
+        parts.saver = Saver(saved, checkpoints, base_manifest(prepared), settings.trainer, journal, last)
+    if settings.trainer.hf_save_freq:
+        parts.export = lambda step: export(policy, prepared.directory, run_dir.exports / f"step-{step:08d}")
+    loop = Loop(parts)
+    if resume is not None:
+        loop.load_state_dict(resume.loop)
+    return loop
 
 
 def _interrupted(stopped: StoppedError, run_dir: RunDir) -> RunInterruptedError:
@@ -192,6 +191,7 @@ async def _start(
     await asyncio.gather(*(part.build() for part in (trainers, engines) if part is not None))
     policy = trainers.role("policy")
     if engines is not None:
+        engines.revival.tell = terminal.message
         transport = choose_transport(prepared, store, engines)
         what = "weights"
         if settings.model.adapters is not None:

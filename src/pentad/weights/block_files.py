@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -90,15 +91,17 @@ def write_blocks(
     """
     items = list(items)
     digest, written = sha256(), 0
-    with path.open("wb", buffering=0) as file:
+    # Each chunk is read for its digest while it is written.
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
         for part in (_header(items), *(_bytes(tensor) for _, _, tensor in items)):
             for start in range(0, len(part), _CHUNK_BYTES):
                 chunk = part[start : start + _CHUNK_BYTES]
-                digest.update(chunk)
+                hashed = hasher.submit(digest.update, chunk)
                 while len(chunk):
                     count = file.write(chunk)
                     written += count
                     chunk = chunk[count:]
+                hashed.result()
                 if progress is not None:
                     progress(written)
         os.fsync(file.fileno())

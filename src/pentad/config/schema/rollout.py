@@ -29,3 +29,11 @@ class RolloutSettings(Settings):
         description="with vllm: in allocation, arguments of vLLM's engine, as gpu_memory_utilization, enforce_eager",
     )
     sleep: bool = Field(False, description="release the engines' GPU memory while the trainer works")
+    deadline_s: float = Field(
+        1800.0,
+        gt=0,
+        description="longest time that an engine may take for an answer, in seconds; then it is started again",
+    )
+    max_engine_restarts: int = Field(
+        3, ge=0, description="times in a run that an engine which died or was late is started again"
+    )

@@ -9,6 +9,7 @@ not: an error of the size of bfloat16's own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from pentad.weights.table import WeightTable
 
 
 class AdaptedWeights:
-    """Takes all weights first, and after that adapters alone.
+    """Takes all weights first, and after that adapters alone, or all again.
 
     Args:
         model: a transformers model, whose parameters stay where they are.
@@ -45,7 +46,10 @@ class AdaptedWeights:
         self._released = False
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, int]:
-        """Take base and adapters, later adapters alone; returns the checksum of each tensor that came, as it is held.
+        """Take base and adapters, or adapters to the base that is held.
+
+        Returns:
+            the checksum of each tensor that came, as it is held.
 
         Raises:
             WeightMismatchError: a tensor is missing, unknown, repeated or misshapen.
@@ -53,11 +57,10 @@ class AdaptedWeights:
         arrived: set[str] = set()
         rest = self._take_adapters(tensors, arrived)
         sums: dict[str, int] = {}
-        if self._base:
-            for name, _ in rest:
-                raise WeightMismatchError(f"weight {name} arrived, but only adapters are expected after the base")
-        else:
-            self._table.load(rest)
+        first = next(rest, None)
+        if first is not None or not self._base:
+            self._base = {}
+            self._table.load(rest if first is None else chain([first], rest))
             sums = self._table.checksums()
             held = self._table.tensors
             self._base = {f"{module}.weight": held[f"{module}.weight"].clone() for module in self._modules}

@@ -16,6 +16,8 @@ from pentad.errors import UserError
 
 _log = logging.getLogger(__name__)
 _GIB = 1 << 30
+# cudaHostRegisterPortable: for all devices of the process.
+_PORTABLE = 1
 
 
 class Staging:
@@ -59,7 +61,7 @@ def _lock_pages(buffer: Tensor) -> None:
     """Lock a tensor's pages in memory. torch's own pinned memory would be rounded up to a power of two of bytes."""
     runtime = torch.cuda.cudart()
     address = buffer.data_ptr()
-    if error := int(runtime.cudaHostRegister(address, buffer.nbytes, 0)):
+    if error := int(runtime.cudaHostRegister(address, buffer.nbytes, _PORTABLE)):
         _log.warning(
             "memory for checkpoints could not be page-locked (CUDA error %d): training waits longer for each", error
         )
