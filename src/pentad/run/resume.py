@@ -28,6 +28,8 @@ _SOFTWARE = ("pentad", "torch", "megatron-core", "transformers", "ray", "vllm", 
 # Of config.json: what changes nothing that is computed.
 _UNCOMPARED = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache", "name_or_path")
 _SHOWN = 8
+# Of each file of frozen weights.
+_PLACES, _PLACE_BYTES = 16, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def base_manifest(prepared: Prepared) -> Manifest:
         version=0,
         roles=("policy",),
         files=(),
-        model={"path": prepared.settings.model.path, "config": _config(prepared)},
+        model={"path": prepared.settings.model.path, "config": _config(prepared) | _adapters(prepared)},
         data=_data(prepared),
         settings=prepared.settings.model_dump(mode="json"),
         software={name: packages[name] for name in _SOFTWARE if name in packages},
@@ -114,6 +116,25 @@ def _config(prepared: Prepared) -> dict[str, Any]:
     return json.loads(
         json.dumps({name: value for name, value in config.items() if name not in _UNCOMPARED}, default=str)
     )
+
+
+def _adapters(prepared: Prepared) -> dict[str, Any]:
+    """What adapters a checkpoint has, and what base it lacks; nothing where the model itself is trained."""
+    lora = prepared.settings.model.adapters
+    if lora is None:
+        return {}
+    digest = hashlib.sha256()
+    for path in sorted(prepared.directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            digest.update(f"{path.name} {size}".encode())
+            # Some places tell one model from another; a large one would take long to read whole.
+            for part in range(_PLACES):
+                file.seek(part * max(0, size - _PLACE_BYTES) // max(1, _PLACES - 1))
+                digest.update(file.read(_PLACE_BYTES))
+    shared = ("rank", "rslora", "targets", "exclude")
+    given = {f"lora.{name}": getattr(lora, name) for name in shared} | {"lora scale": lora.scale}
+    return {**given, "frozen weights (SHA-256 of samples)": digest.hexdigest()[:16]}
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:

@@ -195,8 +195,8 @@ async def _start(
         transport = choose_transport(prepared, store, engines)
         what = "weights"
         if settings.model.adapters is not None:
-            hot = engines.features.adapters
-            what = "adapters (after the base, once)" if hot else "weights with the adapters merged into them"
+            alone = engines.features.adapters
+            what = "adapters (and once the base)" if alone else "weights with the adapters merged into them"
         terminal.message(f"{what} go to the engines by {transport.name}")
         policy = PublishedPolicy(trainers, engines, transport)
     return policy, trainers, engines
