@@ -60,6 +60,13 @@ def test_grpo_goes_on_with_the_same_adapters(quickstart: Path, pentad: Callable[
     first, second = adapter(straight), adapter(resumed)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+    exported = tmp_path / "exported"
+    command = pentad("checkpoint", "export", str(resumed), "--out", str(exported))
+    assert command.ends_within(60) == 0, command.stderr
+    (exported / "model").mkdir()
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        (exported / file).rename(exported / "model" / file)
+    assert all(torch.equal(value, first[name]) for name, value in adapter(exported).items())
     # The reference is the model without adapters, which are nothing before the first step.
     kl = [row["train/kl"] for row in rows(straight)]
     assert kl[0] == pytest.approx(0.0, abs=1e-9)

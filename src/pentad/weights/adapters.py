@@ -22,8 +22,10 @@ from transformers import PreTrainedConfig
 from pentad.config.schema.lora import LoraSettings
 from pentad.errors import UserError
 from pentad.families.lora import A, B, is_adapter
+from pentad.weights.block_files import BlockReader
 from pentad.weights.hf_files import TensorSource
 from pentad.weights.mapping import WeightMapping, expected_shapes
+from pentad.weights.source import companion_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -238,6 +240,21 @@ def write_adapter_directory(
         raise UserError(
             f"cannot write the adapter to {target}: {reason}", "free space there, or check its permissions"
         ) from None
+
+
+def export_adapter(directory: Path, settings: LoraSettings, base: Path, target: Path) -> None:
+    """Write the adapter of a checkpoint as PEFT does.
+
+    Args:
+        directory: of the checkpoint's blocks, of any layout, as `policy` of a checkpoint.
+        base: the model that the adapter belongs to.
+
+    Raises:
+        UserError: the checkpoint lacks parts of it; the target exists, or cannot be written.
+    """
+    reader = BlockReader(directory)
+    tensors = ((name, reader.get(name)) for name in sorted(reader.shapes))
+    write_adapter_directory(tensors, target, settings, base, companion_files(base))
 
 
 def write_adapter(tensors: Iterable[tuple[str, Tensor]], directory: Path, config: Mapping[str, Any]) -> None:
