@@ -254,8 +254,10 @@ def published(
         yield name, parameter.data if adapter is None else adapter.merged(parameter.data)
 
 
-def seed_dropout(seed: int, step: int) -> None:
+def seed_dropout(settings: LoraSettings | None, seed: int, step: int) -> None:
     """What is dropped follows from the optimizer step and the rank, so that a run that was resumed drops the same."""
+    if settings is None or not settings.dropout:
+        return
     torch.manual_seed(hash((seed, step, torch.distributed.get_rank())) % (1 << 63))
 
 

@@ -222,8 +222,7 @@ class Trainer:
             chunk.module.train()
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        if self.lora is not None and self.lora.dropout:
-            seed_dropout(self.seed, self.schedule.num_steps)
+        seed_dropout(self.lora, self.seed, self.schedule.num_steps)
         denominator = loss.denominator(batch)
         if not denominator > 0:
             raise UserError(
