@@ -28,6 +28,11 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_grpo_goes_on_with_the_same_adapters(quickstart: Path, pentad: Callable[..., Command], tmp_path: Path) -> None:
+    # The untrained model answers nothing right; this tells its answers apart.
+    (tmp_path / "rewards.py").write_text(
+        "def score(response, ground_truth):\n    return sum(map(ord, response)) % 5 / 4\n"
+    )
+
     def run(name: str, *more: str) -> Path:
         command = pentad(
             "train",
@@ -42,6 +47,7 @@ def test_grpo_goes_on_with_the_same_adapters(quickstart: Path, pentad: Callable[
             "trainer.check_replicas_freq=1",
             "algorithm.kl_coef=0.1",
             "model.lora.rank=2",
+            "reward.name=rewards:score",
             "trainer.optimizer.lr=1.0e-2",
             *more,
         )
@@ -57,6 +63,7 @@ def test_grpo_goes_on_with_the_same_adapters(quickstart: Path, pentad: Callable[
         for key in ("train/loss", "train/grad_norm", "reward/mean"):
             assert one[key] == other[key]
         assert one["rollout/logprob_diff_max"] < 1e-4
+    assert len({row["reward/mean"] for row in rows(straight)}) > 1
     first, second = adapter(straight), adapter(resumed)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -225,9 +225,9 @@ def _workload(
     if layout.virtual > 1:
         microbatches = -(-microbatches // layout.pipeline) * layout.pipeline
 
-    adapters = adapter_work(settings.model.adapters, facts, layout)
-    adapted = 0
-    if adapters is not None:
+    adapters, adapted = None, 0
+    if (lora := settings.model.adapters) is not None:
+        adapters = adapter_work(lora, facts, layout)
         whole = adapter_parameters(facts, Layout(), pipeline_chunks(facts, Layout())[0], adapters)
         share, adapted = whole.total / model_parameters(facts), whole.base
         notes.append(

@@ -29,14 +29,12 @@ class AdapterWork:
     targets: Targets
 
 
-def adapter_work(settings: LoraSettings | None, facts: ModelFacts, layout: Layout) -> AdapterWork | None:
-    """What `model.lora` asks for, of a model on a layout; None without adapters.
+def adapter_work(settings: LoraSettings, facts: ModelFacts, layout: Layout) -> AdapterWork:
+    """What `model.lora` asks for, of a model on a layout.
 
     Raises:
         UserError: no module is called so, or some of query, key and value cannot be split as the layout asks.
     """
-    if settings is None:
-        return None
     targets = Targets(settings.targets, settings.exclude)
     targets.check(adaptable_modules(facts))
     if layout.tensor > facts.num_kv_heads:

@@ -31,5 +31,6 @@ def check_gpus(settings: RunSettings, facts: ModelFacts, allocation: Allocation)
     # What an engine of the user's own holds is not known.
     known = engine if rollout.engine is None else None
     dtype = "fp32" if settings.trainer.dtype == "fp32" else "bf16"
-    adapters = adapter_work(settings.model.adapters, facts, allocation.trainer.layout)
+    lora = settings.model.adapters
+    adapters = None if lora is None else adapter_work(lora, facts, allocation.trainer.layout)
     refuse(check_memory(facts, allocation, dtype, known, memory, adapters), f"allocation {allocation}")

@@ -64,9 +64,11 @@ class Sources:
     @property
     def trained_share(self) -> float | None:
         """Parameters of the adapters that are trained, over those of the model; None where the model itself is."""
+        if (lora := self.settings.model.adapters) is None:
+            return None
         facts = facts_of(str(self.directory))
-        work = adapter_work(self.settings.model.adapters, facts, self.allocation.trainer.layout)
-        return None if work is None else trained_parameters(facts, work) / model_parameters(facts)
+        work = adapter_work(lora, facts, self.allocation.trainer.layout)
+        return trained_parameters(facts, work) / model_parameters(facts)
 
     @property
     def scored(self) -> list[Rows]:
@@ -130,7 +132,8 @@ def find_sources(settings: RunSettings) -> Sources:
     facts, layout = facts_of(str(directory)), allocation.trainer.layout
     refuse(check_layout(facts, layout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
-    adapter_work(settings.model.adapters, facts, layout)
+    if (lora := settings.model.adapters) is not None:
+        adapter_work(lora, facts, layout)
     check_gpus(settings, facts, allocation)
     return Sources(settings, allocation, directory, chat_template, train, evals)
 
