@@ -93,9 +93,18 @@ def prune(run: Path, keep: int) -> int:
 
 def export(path: Path, out: Path, model: str | None) -> int:
     """Write the model of a checkpoint as a Hugging Face directory."""
+    checkpoint = find_checkpoint(path, print)
+    lora = checkpoint.manifest.settings.get("model", {}).get("lora", {})
+    if lora.get("rank"):
+        from pentad.config.schema.lora import LoraSettings
+        from pentad.weights.adapters import export_adapter
+
+        base = Path(model or checkpoint.manifest.model["path"])
+        export_adapter(checkpoint.path / "policy", LoraSettings(**lora), base, out)
+        print(f"{out}: the adapter of step {checkpoint.manifest.step}, from {checkpoint.path}")
+        return 0
     from pentad.run.converting import export_model
 
-    checkpoint = find_checkpoint(path, print)
     export_model(checkpoint, out, model=model)
     print(f"{out}: the model of step {checkpoint.manifest.step}, from {checkpoint.path}")
     return 0

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, convert, plan, verify
+from pentad.cli import checkpoint, commands, convert, export, plan, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -127,6 +127,10 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     convert.add_arguments(converted)
     converted.set_defaults(call=convert.convert)
+
+    exported = subparsers.add_parser("export", help="merge an adapter into its model", allow_abbrev=False)
+    export.add_arguments(exported)
+    exported.set_defaults(call=export.export)
 
     verified = subparsers.add_parser("verify", help="compare layouts of a model with one process", allow_abbrev=False)
     subjects = verified.add_subparsers(dest="subject", metavar="SUBJECT", required=True, parser_class=_Parser)

@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings, as transformer.recompute_granularity=selective or use_deterministic_algorithms=true",
     )
+    parser.add_argument(
+        "--lora", type=int, metavar="RANK", help="train adapters of that rank on all linear modules and routers instead"
+    )
     parser.add_argument("--deadline", type=float, help="seconds for one layout (default 120)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
 
@@ -99,15 +102,19 @@ def _verify(
     devices: int,
     megatron: "MegatronSettings",
 ) -> int:
+    from pentad.verify.models import lora_of_everything
     from pentad.verify.processes import RankFailedError
     from pentad.verify.verification import Verification
 
     where = "GPU (NCCL)" if devices else "CPU (gloo)"
-    print(f"{options.model}, {options.dtype}, {where}, {len(layouts)} layouts against one process", flush=True)
+    of = "" if options.lora is None else f", LoRA of rank {options.lora}"
+    print(f"{options.model}, {options.dtype}, {where}{of}, {len(layouts)} layouts against one process", flush=True)
     print(_header())
     reports = []
     most = min(devices, max(layout.world for layout in layouts))
     settings: dict[str, Any] = {"dtype": options.dtype, "devices": most, "deadline_s": options.deadline}
+    if options.lora is not None:
+        settings["lora"] = lora_of_everything(options.lora)
     try:
         with Verification(directory, megatron=megatron, **settings) as verification:
             for report in _reports(verification, layouts):
@@ -135,7 +142,9 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is read with --shrink only", f"add --shrink, or leave --{name} out")
     if options.allocations and options.max_ranks is not None:
         raise UserError("--max-ranks is not read together with --allocations", "leave one of the two out")
-    for name in ("json", "megatron", "dtype", "deadline"):
+    if options.lora is not None and options.lora < 1:
+        raise UserError(f"--lora {options.lora} is no rank", "give a whole number above 0, as 8")
+    for name in ("json", "megatron", "dtype", "deadline", "lora"):
         if options.list and getattr(options, name) is not None:
             raise UserError(f"--{name} is not read together with --list", f"leave --{name} or --list out")
     for name in ("layers", "experts", "scale", "max_ranks"):

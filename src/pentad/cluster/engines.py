@@ -62,6 +62,7 @@ class Engines:
             longest,
             cluster.allocation.colocated,
             settings.trainer.deadline_s,
+            settings.model.adapters,
         )
         self.revival = Revival(self._gang, self._arguments, settings.rollout.max_engine_restarts)
         late, revival = settings.rollout.deadline_s, self.revival

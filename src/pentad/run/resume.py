@@ -30,7 +30,8 @@ _SOFTWARE = ("pentad", "torch", "megatron-core", "transformers", "ray", "vllm", 
 # Of config.json: what changes nothing that is computed.
 _UNCOMPARED = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache", "name_or_path")
 _SHOWN = 8
-_END_BYTES = 1 << 16
+# Of each file of weights.
+_PLACES, _PLACE_BYTES = 16, 1 << 16
 # Settings that decide which row has which number.
 _KEPT = (("experiment", "seed"), ("data", "shuffle"))
 
@@ -69,7 +70,7 @@ def base_manifest(prepared: Prepared, resume: Resume | None = None) -> Manifest:
         files=(),
         model={
             "path": prepared.settings.model.path,
-            "config": model_config(prepared.directory),
+            "config": model_config(prepared.directory) | _adapters(prepared),
             "weights": _weights(prepared.directory),
         },
         data=_data(prepared),
@@ -140,15 +141,15 @@ def model_config(directory: Path) -> dict[str, Any]:
 
 
 def _weights(directory: Path) -> str:
-    """What tells files of weights apart, without reading all of them: names, sizes, and both ends."""
+    """What tells files of weights apart, without reading all of them: names, sizes, and some places."""
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(f"{path.name} {size}".encode())
-            for start in (0, max(0, size - _END_BYTES)):
-                file.seek(start)
-                digest.update(file.read(_END_BYTES))
+            for part in range(_PLACES):
+                file.seek(part * max(0, size - _PLACE_BYTES) // (_PLACES - 1))
+                digest.update(file.read(_PLACE_BYTES))
     return digest.hexdigest()[:16]
 
 
@@ -168,6 +169,16 @@ def software_versions() -> dict[str, str]:
     """Versions of the packages that decide what is computed."""
     packages = collect_versions()["packages"]
     return {name: packages[name] for name in _SOFTWARE if name in packages}
+
+
+def _adapters(prepared: Prepared) -> dict[str, Any]:
+    """What adapters a checkpoint has; nothing where the model itself is trained."""
+    lora = prepared.settings.model.adapters
+    if lora is None:
+        return {}
+    shared = ("rank", "rslora", "targets", "exclude")
+    given = {f"lora.{name}": getattr(lora, name) for name in shared} | {"lora scale": lora.scale}
+    return given
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:

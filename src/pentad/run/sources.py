@@ -16,6 +16,7 @@ from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_layout, refuse
+from pentad.planning.adapters import adapter_work, trained_parameters
 from pentad.planning.parameters import model_parameters
 from pentad.record.checkpoints import sound
 from pentad.run.allocation import check_allocation
@@ -56,7 +57,19 @@ class Sources:
         checkpoints = trainer.max_ckpt_to_keep + (trainer.keep_best is not None) + 1 if trainer.save_freq else 0
         if trainer.save_freq:
             checkpoints = min(checkpoints, -(-trainer.total_steps // trainer.save_freq))
-        return models * self.model_bytes + checkpoints * 12 * model_parameters(facts_of(str(self.directory)))
+        whole, share = model_parameters(facts_of(str(self.directory))), self.trained_share
+        if share is not None:
+            return int((models * 4 + checkpoints * 12) * share * whole)
+        return models * self.model_bytes + checkpoints * 12 * whole
+
+    @property
+    def trained_share(self) -> float | None:
+        """Parameters of the adapters that are trained, over those of the model; None where the model itself is."""
+        if (lora := self.settings.model.adapters) is None:
+            return None
+        facts = facts_of(str(self.directory))
+        work = adapter_work(lora, facts, self.allocation.trainer.layout)
+        return trained_parameters(facts, work) / model_parameters(facts)
 
     @property
     def scored(self) -> list[Rows]:
@@ -65,8 +78,11 @@ class Sources:
 
     @property
     def notices(self) -> list[str]:
-        """What of the data is legal and may not be meant, or should be known."""
+        """What is legal and may not be meant, or should be known."""
         found = []
+        if (share := self.trained_share) is not None:
+            rank = self.settings.model.lora.rank
+            found.append(f"LoRA of rank {rank}: what is trained has {share:.2%} of the model's number of parameters")
         if self.settings.rollout.sleep and self.allocation.rollout is not None and not self.allocation.colocated:
             found.append(
                 f"rollout.sleep = true, but in allocation {self.allocation} the engines share no device with the "
@@ -117,6 +133,8 @@ def find_sources(settings: RunSettings) -> Sources:
     facts, layout = facts_of(str(directory)), allocation.trainer.layout
     refuse(check_layout(facts, layout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
+    if (lora := settings.model.adapters) is not None:
+        adapter_work(lora, facts, layout)
     check_gpus(settings, facts, allocation)
     return Sources(settings, allocation, directory, chat_template, train, evals)
 

@@ -204,7 +204,11 @@ async def _start(
     if engines is not None:
         engines.revival.tell = terminal.message
         transport = choose_transport(prepared, store, engines)
-        terminal.message(f"weights go to the engines by {transport.name}")
+        what = "weights"
+        if settings.model.adapters is not None:
+            alone = engines.features.adapters
+            what = "adapters (and once the base)" if alone else "weights with the adapters merged into them"
+        terminal.message(f"{what} go to the engines by {transport.name}")
         policy = PublishedPolicy(trainers, engines, transport)
     return policy, trainers, engines
 

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,14 @@ from pentad.weights.safetensors_writer import DTYPES
 _INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30
 """Most bytes of a file of weights, but for a larger tensor."""
+
+
+class TensorSource(Protocol):
+    """Where whole tensors come from, by their Hugging Face names."""
+
+    def get(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU."""
+        ...
 
 
 class TensorReader:

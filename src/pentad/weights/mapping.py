@@ -18,10 +18,11 @@ from transformers import PreTrainedConfig
 from pentad.families.blocks import model_rules
 from pentad.families.catalog import family_named
 from pentad.families.hf_config import facts_from_config
-from pentad.families.rules import Experts, Replicated, Rule
+from pentad.families.lora import AdapterRules, Targets, adaptable_modules, base_of, beside
+from pentad.families.rules import Experts, Replicated, Rule, Stacked
 from pentad.weights.block_files import WEIGHT, BlockReader
 from pentad.weights.blocks import Block, Shape, blocks_of
-from pentad.weights.hf_files import TensorReader
+from pentad.weights.hf_files import TensorSource
 from pentad.weights.placement import Part, Place
 from pentad.weights.sharding import join, shard
 
@@ -40,9 +41,15 @@ class WeightMapping:
         config: the Hugging Face configuration.
         groups: Megatron's process groups; None for a single process without torch.distributed; or the place of a rank
             without processes, for which only names, rules and blocks are asked.
+        targets: which modules have an adapter; None: no module has.
     """
 
-    def __init__(self, config: PreTrainedConfig, groups: "ProcessGroupCollection | Place | None") -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        groups: "ProcessGroupCollection | Place | None",
+        targets: Targets | None = None,
+    ) -> None:
         self.facts = facts_from_config(config.to_dict())
         self._experts = self.facts.num_experts or 0
         self._tp: Group | None = groups.tp if groups is not None else None
@@ -51,6 +58,10 @@ class WeightMapping:
         family = family_named(self.facts.family)
         self._model_rules = _by_name(model_rules(self.facts.tied))
         self._layer_rules = {has_experts: _by_name(family.layer_rules(has_experts)) for has_experts in (False, True)}
+        self._targets = targets
+        self._adapters: dict[str, AdapterRules | None] = {}
+        if targets is not None:
+            targets.check(adaptable_modules(self.facts))
 
     def rule_of(self, megatron_name: str) -> tuple[Rule, tuple[str, ...]]:
         """The rule of a parameter and its Hugging Face names, in which `{expert}` may still stand.
@@ -61,6 +72,13 @@ class WeightMapping:
         Raises:
             KeyError: no rule knows the name.
         """
+        adapter = base_of(megatron_name)
+        if adapter is not None:
+            rules = self.adapter_of(adapter[0])
+            if rules is None:
+                raise KeyError(f"parameter {megatron_name} belongs to an adapter that there is not")
+            rule = rules.a if adapter[1] == "A" else rules.b
+            return rule, rule.hugging_face
         match = _LAYER_NUMBER.search(megatron_name)
         layer = match.group() if match else ""
         rules = self._layer_rules[self.facts.has_experts(int(layer))] if layer else self._model_rules
@@ -85,6 +103,22 @@ class WeightMapping:
         if head:
             yield from (name for name in self._model_rules if name != "embedding.word_embeddings.weight")
 
+    def adapter_of(self, megatron_name: str) -> AdapterRules | None:
+        """The rules of a weight's adapter, whose names have the layer's number in them; None if it has none."""
+        if self._targets is None or beside(megatron_name) is None:
+            return None
+        if megatron_name not in self._adapters:
+            rule, names = self.rule_of(megatron_name)
+            self._adapters[megatron_name] = self._targets.rules_of(rule, names, self._experts)
+        return self._adapters[megatron_name]
+
+    def adapted_modules(self) -> list[str]:
+        """Whole names of all modules with an adapter."""
+        targets = self._targets
+        return [
+            name for rule, name in adaptable_modules(self.facts) if targets is not None and targets.includes(rule, name)
+        ]
+
     def parameters(self, model: torch.nn.Module, layer_offset: int = 0) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters of one model chunk under their names in the whole model.
 
@@ -95,7 +129,7 @@ class WeightMapping:
             yield _LAYER_NUMBER.sub(lambda match: str(int(match.group()) + layer_offset), name), parameter
 
     @torch.no_grad()
-    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: TensorReader) -> None:
+    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: TensorSource) -> None:
         """Fill this rank's parameters from a checkpoint, a few tensors at a time.
 
         Args:
@@ -120,7 +154,7 @@ class WeightMapping:
         for block in blocks:
             reader.read(WEIGHT, block, flat[block.start : block.stop].view(block.sizes))
 
-    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: TensorReader) -> None:
+    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: TensorSource) -> None:
         group = self._expert_tp if isinstance(rule, Experts) else self._tp
         part = shard(rule, [reader.get(source) for source in sources], self.facts, _rank(group), _size(group))
         if part.shape != target.shape:
@@ -189,7 +223,10 @@ class WeightMapping:
         Data- and context-parallel replicas do not count.
         """
         rule, _ = self.rule_of(megatron_name)
-        return not self.is_tied_copy(megatron_name) and not (isinstance(rule, Replicated) and _rank(self._tp) > 0)
+        group, inner = (self._expert_tp, rule.each) if isinstance(rule, Experts) else (self._tp, rule)
+        return not self.is_tied_copy(megatron_name) and not (
+            isinstance(inner, Replicated | Stacked) and _rank(group) > 0
+        )
 
     def is_tied_copy(self, megatron_name: str) -> bool:
         """Whether a parameter is the last stage's copy of a tied embedding."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pentad.config.schema.base import Settings
+from pentad.config.schema.lora import LoraSettings
 
 
 class ModelSettings(Settings):
@@ -15,3 +16,9 @@ class ModelSettings(Settings):
     chat_template: Path | None = Field(
         None, strict=False, description="a Jinja file that replaces the tokenizer's chat template"
     )
+    lora: LoraSettings = LoraSettings()
+
+    @property
+    def adapters(self) -> LoraSettings | None:
+        """What adapters are trained; None: the whole model is trained."""
+        return self.lora if self.lora.rank else None

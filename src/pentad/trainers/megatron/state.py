@@ -128,6 +128,8 @@ class RankState:
             UserError: the files do not hold what this rank needs.
         """
         for name, parameter in self._trainer.parameters():
+            if not parameter.requires_grad:  # frozen beside adapters, and as the model's own files have it
+                continue
             _read(reader, WEIGHT, self._blocks(name, parameter), 0, parameter.data.view(-1))
         for master in self._masters:
             blocks = self._blocks(master.name, master.parameter)
