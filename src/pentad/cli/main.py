@@ -106,6 +106,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     doctor = subparsers.add_parser("doctor", help="show what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())
 
+    _add_models(subparsers)
+    return parser, list(subparsers.choices)
+
+
+def _add_models(subparsers: Any) -> None:
+    """The commands about layouts, checkpoints and weights."""
     planned = subparsers.add_parser(
         "plan", help="predict GPUs, memory and time of a layout, or rank layouts", allow_abbrev=False
     )
@@ -137,7 +143,6 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     layouts = subjects.add_parser("layouts", help="a model computes the same on every layout", allow_abbrev=False)
     verify.add_arguments(layouts)
     layouts.set_defaults(call=verify.verify_layouts)
-    return parser, list(subparsers.choices)
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:

@@ -128,15 +128,6 @@ class RunDir:
             self.outcome.write_text(json.dumps(row) + "\n")
 
     @property
-    def finished_steps(self) -> int | None:
-        """The steps of the finished run that the directory holds; None if it holds none."""
-        try:
-            row = json.loads(self.outcome.read_text())
-            return row["steps"] if row["outcome"] == "finished" else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    @property
     def moves_aside(self) -> bool:
         """Whether `begin` will move what is in the directory."""
         return not self.begun and bool(self._leftovers())
@@ -246,6 +237,15 @@ class RunDir:
         assert lock is not None
         os.close(lock)
         self._take()
+
+
+def finished_steps(run_dir: RunDir) -> int | None:
+    """The steps of the finished run that a directory holds; None if it holds none."""
+    try:
+        row = json.loads(run_dir.outcome.read_text())
+        return row["steps"] if row["outcome"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _size(directory: Path) -> int:

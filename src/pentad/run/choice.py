@@ -10,7 +10,7 @@ from pathlib import Path
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.record.checkpoints import DIRECTORY, Checkpoint, Checkpoints, find_checkpoint
-from pentad.record.run_dir import RunDir
+from pentad.record.run_dir import RunDir, finished_steps
 
 ORIGIN = "resumed_from"
 """In a manifest's `run`: the checkpoint that `trainer.resume_mode` named when the run began."""
@@ -61,7 +61,7 @@ def is_finished(settings: RunSettings) -> bool:
     if settings.trainer.resume_mode != "auto" or settings.experiment.overwrite:
         return False
     run_dir = RunDir(settings.experiment.run_dir)
-    done = run_dir.finished_steps == settings.trainer.total_steps
+    done = finished_steps(run_dir) == settings.trainer.total_steps
     return done and bool(Checkpoints(run_dir.checkpoints).steps())
 
 
@@ -74,7 +74,7 @@ def begins_again(settings: RunSettings, settings_yaml: str) -> bool:
     run_dir = RunDir(settings.experiment.run_dir)
     if settings.trainer.resume_mode == "disable" or settings.experiment.overwrite or not settings.trainer.save_freq:
         return False
-    if run_dir.finished_steps is not None or run_dir.model.exists() or Checkpoints(run_dir.checkpoints).steps():
+    if finished_steps(run_dir) is not None or run_dir.model.exists() or Checkpoints(run_dir.checkpoints).steps():
         return False
     try:
         return run_dir.config.read_text(encoding="utf-8") == settings_yaml

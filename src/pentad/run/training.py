@@ -20,9 +20,10 @@ from pentad.cluster.publication import PublishedPolicy
 from pentad.cluster.trainers import RoleTrainer, Trainers
 from pentad.config.schema.algorithms.base import Role
 from pentad.loops.journal import Journal
-from pentad.loops.loop import Loop, StoppedError
+from pentad.loops.loop import Loop
 from pentad.loops.roles import Trainer
 from pentad.loops.saving import Saver
+from pentad.loops.stopping import StoppedError
 from pentad.record.checkpoints import Checkpoints
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import Sinks, open_sinks
