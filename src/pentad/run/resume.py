@@ -176,9 +176,7 @@ def _adapters(prepared: Prepared) -> dict[str, Any]:
     lora = prepared.settings.model.adapters
     if lora is None:
         return {}
-    shared = ("rank", "rslora", "targets", "exclude")
-    given = {f"lora.{name}": getattr(lora, name) for name in shared} | {"lora scale": lora.scale}
-    return given
+    return {f"lora.{name}": getattr(lora, name) for name in ("rank", "scale", "targets", "exclude")}
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:
