@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3MoeConfig
@@ -26,6 +26,11 @@ from pentad.planning.gpus import gpu_of
 from pentad.planning.memory import Workload, predict_memory
 from pentad.planning.parameters import flops_per_token
 from pentad.verify.processes import RankFailedError, Ranks
+
+if TYPE_CHECKING:
+    from pentad.samples.batch import Batch
+    from pentad.samples.packing import Plan
+    from pentad.trainers.megatron.trainer import Trainer
 
 QWEN2 = {"head_dim": None, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 MODELS: dict[str, PreTrainedConfig] = {
@@ -103,13 +108,9 @@ class Job:
 
 def measure(rank: int, meeting: str, job: Job) -> dict[str, Any]:
     """One rank's part of a case: its peak bytes, and median seconds of forward and backward, forward, and AdamW."""
-    from pentad.algorithms.sft import SFTLoss
-    from pentad.config.schema.algorithms import SFTSettings
     from pentad.config.schema.megatron import MegatronSettings
     from pentad.config.schema.trainer import TrainerSettings
     from pentad.platform.device import enter_platform
-    from pentad.samples.batch import Batch
-    from pentad.samples.packing import Plan
     from pentad.trainers.megatron.parallel import join_ranks, make_groups
     from pentad.trainers.megatron.trainer import Trainer
 
@@ -126,52 +127,72 @@ def measure(rank: int, meeting: str, job: Job) -> dict[str, Any]:
             for _, parameter in trainer.parameters():
                 torch.nn.init.normal_(parameter, std=0.02)
         trainer.optimizer.reload_model_params()
-        generator = torch.Generator().manual_seed(0)
-        packs = [_pack(case.tokens, generator) for _ in range(job.microbatches * layout.data)]
-        vocabulary = config.vocab_size
-        batch = Batch.from_sequences(
-            [
-                (
-                    torch.randint(vocabulary, (length // 4,), generator=generator),
-                    torch.randint(vocabulary, (length - length // 4,), generator=generator),
-                )
-                for pack in packs
-                for length in pack
-            ]
-        )
-        numbers = iter(range(batch.num_sequences))
-        places = [tuple(next(numbers) for _ in pack) for pack in packs]
-        dealt = tuple(tuple(places[first :: layout.data]) for first in range(layout.data))
-        plan = Plan(microbatches=dealt, max_tokens_used=case.tokens, balance=1.0)
-        loss = SFTLoss(SFTSettings())
-
-        def timed(run: Callable[[], Any]) -> float:
-            platform.synchronize()
-            start = time.perf_counter()
-            run()
-            platform.synchronize()
-            return time.perf_counter() - start
-
-        def step() -> tuple[float, float]:
-            return timed(lambda: trainer.forward_backward(batch, plan, loss)), timed(trainer.step)
-
-        for _ in range(2):
-            step()
-        if platform.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
-        times = [step() for _ in range(job.steps)]
-        peak = torch.cuda.max_memory_allocated() if platform.is_cuda else 0
-        forward = [timed(lambda: trainer.logprobs(batch, plan, 1.0)) for _ in range(job.steps)]
-        if job.profile and rank == 0:
-            _profile(lambda: trainer.forward_backward(batch, plan, loss), job.profile)
-        return {
-            "peak": peak, "stage": groups.pp.rank(), "seconds": median(first for first, _ in times),
-            "step": median(second for _, second in times), "forward": median(forward), "tokens": batch.num_tokens,
-            "microbatches": plan.num_microbatches, "pack": plan.max_tokens_used, "kernels": vars(trainer.kernels),
-            "allocation_retries": torch.cuda.memory_stats()["num_alloc_retries"] if platform.is_cuda else 0,
-        }  # fmt: skip
+        return _measure(trainer, rank, job)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _measure(trainer: "Trainer", rank: int, job: Job) -> dict[str, Any]:
+    from pentad.algorithms.sft import SFTLoss
+    from pentad.config.schema.algorithms import SFTSettings
+
+    platform, groups = trainer.platform, trainer.groups
+    batch, plan = _full_packs(job, groups.dp.size())
+    loss = SFTLoss(SFTSettings())
+
+    def timed(run: Callable[[], Any]) -> float:
+        platform.synchronize()
+        start = time.perf_counter()
+        run()
+        platform.synchronize()
+        return time.perf_counter() - start
+
+    def step() -> tuple[float, float]:
+        return timed(lambda: trainer.forward_backward(batch, plan, loss)), timed(trainer.step)
+
+    for _ in range(2):
+        step()
+    if platform.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times = [step() for _ in range(job.steps)]
+    peak = torch.cuda.max_memory_allocated() if platform.is_cuda else 0
+    forward = [timed(lambda: trainer.logprobs(batch, plan, 1.0)) for _ in range(job.steps)]
+    if job.profile and rank == 0:
+        _profile(lambda: trainer.forward_backward(batch, plan, loss), job.profile)
+    return {
+        "peak": peak, "stage": groups.pp.rank(), "seconds": median(first for first, _ in times),
+        "step": median(second for _, second in times), "forward": median(forward), "tokens": batch.num_tokens,
+        "microbatches": plan.num_microbatches, "pack": plan.max_tokens_used, "kernels": vars(trainer.kernels),
+        "allocation_retries": torch.cuda.memory_stats()["num_alloc_retries"] if platform.is_cuda else 0,
+    }  # fmt: skip
+
+
+def _full_packs(job: Job, ranks: int) -> tuple["Batch", "Plan"]:
+    """Random sequences, a quarter of each a prompt, and the plan that puts them into packs without a gap.
+
+    Args:
+        ranks: data-parallel ones.
+    """
+    from pentad.samples.batch import Batch
+    from pentad.samples.packing import Plan
+
+    vocabulary = MODELS[job.case.model].vocab_size
+    generator = torch.Generator().manual_seed(0)
+    packs = [_pack(job.case.tokens, generator) for _ in range(job.microbatches * ranks)]
+    batch = Batch.from_sequences(
+        [
+            (
+                torch.randint(vocabulary, (length // 4,), generator=generator),
+                torch.randint(vocabulary, (length - length // 4,), generator=generator),
+            )
+            for pack in packs
+            for length in pack
+        ]
+    )
+    numbers = iter(range(batch.num_sequences))
+    places = [tuple(next(numbers) for _ in pack) for pack in packs]
+    dealt = tuple(tuple(places[first::ranks]) for first in range(ranks))
+    return batch, Plan(microbatches=dealt, max_tokens_used=job.case.tokens, balance=1.0)
 
 
 def _pack(tokens: int, generator: torch.Generator) -> list[int]:

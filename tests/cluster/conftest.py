@@ -1,7 +1,7 @@
 """A Ray cluster with small actors, started once for all tests of this folder."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,27 @@ class Gangs:
 
 
 @pytest.fixture(scope="package")
-def gangs() -> Iterator[Gangs]:
+def beside() -> Iterator[Callable[[str], Cluster]]:
+    """Gives clusters of an allocation, each with its own processes, in the one Ray of these tests.
+
+    A process of one may fail without those of another. None of them is to be entered or closed.
+    """
+    with Cluster(RaySettings(), parse_allocation("hf:d1+megatron:d1")) as cluster:
+        yield lambda allocation: Cluster(cluster.settings, parse_allocation(allocation))
+
+
+@pytest.fixture(scope="package")
+def gangs(beside: Callable[[str], Cluster]) -> Gangs:
     """No test may end one of them."""
-    with Cluster(RaySettings(), parse_allocation("hf:d1+megatron:p2")) as cluster:
-        gangs = Gangs(
-            cluster,
-            cluster.spawn(Worker, "trainer rank", cluster.allocation.trainer, 60.0),
-            cluster.spawn(Server, "rollout engine", cluster.allocation.rollout, 60.0),
-            cluster.spawn_one(Mailbox, "weight mailbox", 60.0),
-        )
-        asyncio.run(cluster.processes.started(120.0))
-        yield gangs
+    cluster = beside("hf:d1+megatron:p2")
+    gangs = Gangs(
+        cluster,
+        cluster.spawn(Worker, "trainer rank", cluster.allocation.trainer, 60.0),
+        cluster.spawn(Server, "rollout engine", cluster.allocation.rollout, 60.0),
+        cluster.spawn_one(Mailbox, "weight mailbox", 60.0),
+    )
+    asyncio.run(cluster.processes.started(120.0))
+    return gangs
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Requests to real Ray actors that hold an engine of the tests': dealt out, answered, failed, cancelled."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,8 @@ import torch
 from pentad.cluster.cluster import Cluster
 from pentad.cluster.engines import Engines
 from pentad.cluster.processes import Call, Processes
-from pentad.config.schema.ray import RaySettings
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
-from pentad.layout import parse_allocation
 from pentad.record.outcome import RunFailedError
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest, SamplingParams
@@ -24,7 +22,7 @@ ALLOCATION = "hf:d2+megatron:d1"
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+def engines(beside: Callable[[str], Cluster], tmp_path_factory: pytest.TempPathFactory) -> Engines:
     """Two engines, built. Only the last test ends one."""
     directory = tmp_path_factory.mktemp("model")
     settings = RunSettings.model_validate(
@@ -35,18 +33,18 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
             "algorithm": {"name": "grpo"},
             "data": {"train": "none.jsonl"},
             "trainer": {"total_steps": 1, "deadline_s": 60.0},
-            "rollout": {"engine": f"{PUPPET}:Puppet"},
+            "rollout": {"engine": f"{PUPPET}:Puppet", "max_engine_restarts": 0},
         }
     )
-    with Cluster(RaySettings(), parse_allocation(ALLOCATION)) as cluster:
-        engines = Engines(settings, directory, str(directory), 64, cluster)
+    cluster = beside(ALLOCATION)
+    engines = Engines(settings, directory, str(directory), 64, cluster)
 
-        async def start() -> None:
-            await cluster.processes.started(60.0)
-            await engines.build()
+    async def start() -> None:
+        await cluster.processes.started(60.0)
+        await engines.build()
 
-        asyncio.run(start())
-        yield engines
+    asyncio.run(start())
+    return engines
 
 
 def request(name: str, prompt_tokens: int = 4, sample: int = 0) -> GenerateRequest:
@@ -192,9 +190,14 @@ def test_a_run_that_is_interrupted_leaves_nothing_behind(engines: Engines) -> No
     assert seen(asyncio.run(ask(engines, request("a")))) == [(0, 1)]
 
 
-def test_a_death_fails_all_requests_in_flight(engines: Engines) -> None:
-    answers = asyncio.run(ask(engines, request("wait", 20), request("die"), request("wait", 4)))
-    assert len(answers) == 3
-    for answer in answers:
-        assert isinstance(answer, RunFailedError)
-        assert str(answer).startswith("rollout engine 1 failed during rollout: its process died")
+def test_a_death_that_is_the_last_allowed_fails_the_requests_of_its_engine(engines: Engines) -> None:
+    async def main() -> None:
+        elsewhere = asyncio.create_task(engines.generate(request("wait", 20)))
+        answers = await ask(engines, request("die"), request("wait", 4))
+        assert len(answers) == 2
+        for answer in answers:
+            assert isinstance(answer, RunFailedError)
+            assert str(answer).startswith("rollout engine 1 failed during rollout: its process died")
+        assert not elsewhere.done()
+
+    asyncio.run(main())

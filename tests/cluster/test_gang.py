@@ -131,6 +131,27 @@ def test_cancelling_leaves_nothing_behind(gangs: Any, tmp_path: Path) -> None:
     asyncio.run(drive())
 
 
+def test_a_wait_that_is_destroyed_late_starts_no_cluster(
+    gangs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when Python ends: Ray's functions would start a cluster, or join any that they find."""
+    cancelled: list[Any] = []
+    call = gangs.engines.call_rank(0, "meet", tmp_path / "1", tmp_path / "2", phase="rollout")
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(call)
+    loop.set_exception_handler(lambda *_: None)  # it would tell of the task when that is destroyed
+    loop.call_later(0.1, loop.stop)
+    loop.run_forever()
+    loop.close()
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.cancel", lambda ref, **_: cancelled.append(ref))
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        call.close()
+    assert not task.done()
+    assert not cancelled
+    (tmp_path / "2").touch()
+
+
 def test_an_interrupt_ends_all_calls_at_once(gangs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainers, engines = gangs.trainers, gangs.engines
     for gang in (trainers, engines):

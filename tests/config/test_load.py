@@ -329,6 +329,8 @@ def test_translations_lead_to_settings_that_exist() -> None:
     ):
         found = translate(name)
         assert found is not None and is_ours(found.key), name
+    found = translate("actor_rollout_ref.actor.megatron.dist_checkpointing_path")
+    assert found is not None and found.key == "model.path" and "pentad convert" in found.note
 
 
 def test_environment_of_processes(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The real command in a process, and every process that comes of it."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,14 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from zygote import OF_TESTS, PATIENCE_S, Forked, zygote
+from zygote import DUMP, OF_TESTS, PATIENCE_S, Forked, zygote
 
 _MARK = "PENTAD_TEST_RUN"
 _PATIENT = f"""
-import sys
+import faulthandler, sys
 from pentad.cli.main import main
 from pentad.run import signals
 signals.CLEANUP_S = {PATIENCE_S}
+faulthandler.register({DUMP:d}, file=2)
 sys.exit(main())
 """
 
@@ -123,11 +126,30 @@ class Command:
     def ends_within(self, seconds: float) -> int:
         """The exit code; fails if the command, or any process that it started, is left after so many seconds."""
         end = time.monotonic() + seconds
-        code = self.process.wait(seconds)
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {seconds} s\n{self._state()}") from None
         while (left := self.processes()) and time.monotonic() < end:
             time.sleep(0.1)
         assert not left, f"left after {seconds} s: {[' '.join(process.cmdline()) for process in left]}"
         return code
+
+    def _state(self) -> str:
+        """What the command has said, its processes, and the stacks of its own threads where it can be asked."""
+        self._dump_stacks()
+        lines = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                lines.append(f"{process.pid} {process.status()} {process.num_threads()} {process.cmdline()}")
+        return "\n".join(["stdout:", self.stdout, "stderr:", self.stderr, "processes:", *lines])
+
+    def _dump_stacks(self) -> None:
+        """Have them written to standard error. Otherwise the signal would end the process."""
+        caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{self.process.pid}/status").read_text(), re.MULTILINE)
+        if caught is not None and int(caught[1], 16) & 1 << (DUMP - 1):
+            self.process.send_signal(DUMP)
+            time.sleep(1.0)
 
     def kill(self) -> None:
         """End everything."""

@@ -8,6 +8,7 @@ Starting from nothing is five seconds of a processor; tests of what a command sa
 """
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -32,6 +33,8 @@ OF_TESTS = ("OMP_NUM_THREADS", "TRITON_INTERPRET")
 _LOOK_S = 0.02
 PATIENCE_S = 120.0
 """How long a patient command may clean up."""
+DUMP = signal.SIGUSR2
+"""Has a forked command write the stacks of its threads to standard error, whatever they wait for."""
 
 
 class Forked:
@@ -183,6 +186,7 @@ def _become(arguments: list[str], folder: str, output: list[str], environment: d
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, file in enumerate(output, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    faulthandler.register(DUMP, file=2)
     os.environ.clear()
     os.environ.update(environment)
     if patient:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, export, plan, verify
+from pentad.cli import checkpoint, commands, convert, export, plan, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -120,6 +120,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     exported = subparsers.add_parser("export", help="merge an adapter into its model", allow_abbrev=False)
     export.add_arguments(exported)
     exported.set_defaults(call=export.export)
+
+    converted = subparsers.add_parser(
+        "convert",
+        help="make a checkpoint of a Hugging Face model, or the other way round",
+        description=convert.DESCRIPTION,
+        epilog=convert.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    convert.add_arguments(converted)
+    converted.set_defaults(call=convert.convert)
 
     verified = subparsers.add_parser("verify", help="compare layouts of a model with one process", allow_abbrev=False)
     subjects = verified.add_subparsers(dest="subject", metavar="SUBJECT", required=True, parser_class=_Parser)

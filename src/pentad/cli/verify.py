@@ -198,14 +198,19 @@ def _with_weights(options: argparse.Namespace, directory: Path, folder: Path, de
     import torch
 
     from pentad.verify.models import write_random_model
-    from pentad.weights.hf_files import CheckpointReader
+    from pentad.weights.checkpoint_model import open_weights
+    from pentad.weights.conversion import export_checkpoint
     from pentad.weights.mapping import expected_shapes
-    from pentad.weights.source import load_config
+    from pentad.weights.source import POLICY, checkpoint_of, load_config
 
     config = load_config(directory)
     if directory != folder / "model":
-        CheckpointReader(directory).check(expected_shapes(config), tied=bool(config.tie_word_embeddings))
-        return directory
+        open_weights(directory).check(expected_shapes(config), tied=bool(config.tie_word_embeddings))
+        if (checkpoint := checkpoint_of(directory)) is None:
+            return directory
+        # transformers, with which the first line compares, reads no checkpoints.
+        export_checkpoint(checkpoint / POLICY, directory, folder / "weights")
+        return folder / "weights"
     if not devices:
         # Threads of this process would be lost in its forks.
         torch.set_num_threads(1)

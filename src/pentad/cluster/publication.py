@@ -6,7 +6,7 @@ An engine that is lost meanwhile is replaced, and all is sent again.
 """
 
 from pentad.cluster.engines import Engines
-from pentad.cluster.processes import Call
+from pentad.cluster.processes import Call, DeadlineError
 from pentad.cluster.trainers import RoleTrainer, Trainers
 from pentad.trainers.protocol import Published
 from pentad.weights.proof import check_checksums
@@ -56,8 +56,9 @@ class PublishedPolicy(RoleTrainer):
                 await self._publish(version, calls)
                 break
             except Exception as error:
-                # An engine that was lost has another in its place now; all of them take the weights once more.
-                if not await self._engines.revival.revive(error):
+                # An engine that has died has another in its place now; all of them take the weights once more. Of
+                # several that are late it is not known which one the others wait for.
+                if isinstance(error, DeadlineError) or not await self._engines.revival.revive(error):
                     raise
                 self._send_all()
                 await self._trainers.gang.processes.settle(calls, _GRACE_S)

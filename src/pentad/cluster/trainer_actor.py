@@ -94,7 +94,7 @@ class TrainerActor(Process):
         from pentad.trainers.megatron.state import RankState
         from pentad.trainers.megatron.trainer import Trainer
         from pentad.weights.adapters import open_adapter
-        from pentad.weights.hf_files import CheckpointReader
+        from pentad.weights.checkpoint_model import open_weights
         from pentad.weights.source import load_config
 
         if not self.platform.is_cuda:
@@ -103,7 +103,7 @@ class TrainerActor(Process):
         join_ranks(self.platform, self.rank, self.world_size, store, trainer.deadline_s)
         groups = make_groups(layout, seed, trainer.deadline_s)
         config = load_config(directory)
-        reader = CheckpointReader(directory)
+        reader = open_weights(directory)
         self._has_shared_reference = lora is not None and "reference" in roles
         for role, optimizer_steps in roles.items():
             if role == "reference" and self._has_shared_reference:
@@ -167,7 +167,13 @@ class TrainerActor(Process):
         model = self._model(role)
         tensors = self._noting("gathering", model.weights(what))
         if model.groups.tp.rank() == 0 and model.groups.dp_cp.rank() == 0:
-            return channel.send(tensors)
+            try:
+                return channel.send(tensors)
+            except BaseException:
+                # The other ranks of the stage still gather with this one.
+                for _ in tensors:
+                    pass
+                raise
         for _ in tensors:
             pass
         return {}

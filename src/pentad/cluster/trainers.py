@@ -38,6 +38,9 @@ from pentad.weights.block_files import FileRecord, WriteError
 from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
+# Longest time that a checkpoint is written.
+_WRITE_S = 24 * 3600.0
+
 
 class Trainers:
     """All ranks of the trainer, with one model a role.
@@ -110,7 +113,9 @@ class Trainers:
         Raises:
             WriteError: a rank could not write its files; `is_full` tells a full disk. No rank writes any more then.
         """
-        answers = await self.gang.call("finish_save", phase="writing a checkpoint")
+        # A slow disk is no reason to end the run; the next save waits.
+        call = self.gang.start("finish_save")
+        answers = await self.gang.finish(call, "writing a checkpoint", deadline_s=_WRITE_S)
         for answer in answers:
             if isinstance(answer, WriteError):
                 raise answer

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from pentad.algorithms.protocol import Algorithm
+from pentad.algorithms.protocol import Algorithm, algorithm_state, load_algorithm_state
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
@@ -47,7 +47,7 @@ class Parts:
         temperature: that samples are drawn at.
         drift_watch: judges how far engines and trainer are apart; None where nothing is generated.
         saver: writes checkpoints; None where none are asked for.
-        export: writes the model of a step as a Hugging Face directory.
+        export: writes the model of a step as a Hugging Face directory; whether it replaces one that is there.
     """
 
     settings: TrainerSettings
@@ -63,7 +63,7 @@ class Parts:
     max_staleness: int = 0
     drift_watch: DriftWatch | None = None
     saver: Saver | None = None
-    export: Callable[[int], Awaitable[None]] | None = None
+    export: Callable[[int, bool], Awaitable[None]] | None = None
 
 
 class StoppedError(Exception):
@@ -99,6 +99,7 @@ class Loop:
         self._boundary: dict[str, Any] | None = None
         self._stop = asyncio.Event()
         self._skipped_in_a_row = 0
+        self._last_metrics: dict[str, float] = {}
 
     async def run(self) -> None:
         """All steps.
@@ -136,6 +137,7 @@ class Loop:
     async def _run(self) -> None:
         parts = self._parts
         self._boundary = self.state_dict()
+        await self._export_if_due(replace=False)  # a run that was killed may have done the step and not its export
         if self._evaluation_due():
             await self._unless_stopped(self._evaluate())
         if parts.source.generates and self.step < parts.settings.total_steps:
@@ -174,6 +176,7 @@ class Loop:
         metrics = merge(metrics, journal.times())
         metrics["perf/tokens_per_s"] = tokens / metrics["time/step"]
         journal.write(self.step, metrics)
+        self._last_metrics = metrics
         try:
             if self._evaluation_due():
                 metrics |= await self._unless_stopped(self._evaluate())
@@ -182,11 +185,20 @@ class Loop:
             if saver is not None:
                 self._boundary["evaluated"] = self._evaluated
                 saver.commit(self._boundary, metrics)
-        if parts.export is not None and parts.settings.hf_save_freq and self.step % parts.settings.hf_save_freq == 0:
-            with journal.timed("save"):
-                await parts.export(self.step)
+        await self._export_if_due(replace=True)
         if self._stop.is_set() and self.step < parts.settings.total_steps:
             raise _StopNow
+
+    async def _export_if_due(self, *, replace: bool) -> None:
+        """Write the model of a step that has one; where that fails, say so and go on."""
+        parts, every = self._parts, self._parts.settings.hf_save_freq
+        if parts.export is None or not self.step or not every or self.step % every:
+            return
+        try:
+            with parts.journal.timed("save"):
+                await parts.export(self.step, replace)
+        except UserError as error:
+            parts.journal.message(f"the model of step {self.step} could not be written: {error.cause}; the run goes on")
 
     def _evaluation_due(self) -> bool:
         """Whether the step that is done is to be evaluated and is not yet."""
@@ -222,7 +234,7 @@ class Loop:
         await saver.wait()
         if boundary["step"] and saver.saved != boundary["step"]:
             await saver.stage(boundary["step"], boundary["version"])
-            saver.commit(boundary, {})
+            saver.commit(boundary, self._last_metrics)
             await saver.wait()
         return saver.saved
 
@@ -323,11 +335,15 @@ class Loop:
             "evaluated": self._evaluated,
             "source": self._parts.source.state_dict(),
             "drift": None if watch is None else watch.state_dict(),
+            "skipped": self._skipped_in_a_row,
+            "algorithm": algorithm_state(self._parts.algorithm),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, before `run`."""
         self.step, self.version, self._evaluated = state["step"], state["version"], state["evaluated"]
         self._parts.source.load_state_dict(state["source"])
-        if self._parts.drift_watch is not None:
+        if self._parts.drift_watch is not None and state["drift"] is not None:
             self._parts.drift_watch.load_state_dict(state["drift"])
+        self._skipped_in_a_row = state["skipped"]
+        load_algorithm_state(self._parts.algorithm, state["algorithm"])

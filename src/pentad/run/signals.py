@@ -2,14 +2,17 @@
 
 Invariant: while a run can save, the first signal asks it to save and end, and the second ends it at once; otherwise the
 first one does, by `KeyboardInterrupt`. Further ones change nothing; so does any signal after the results are written.
-Once a run is ending, by a signal or a failure, its process is gone within `CLEANUP_S` seconds,
-whatever its clean-up waits for.
+Once a run is ending, by a signal or a failure, its clean-up takes at most `CLEANUP_S` seconds,
+whatever it waits for, and so does the end of the interpreter after it.
 """
 
+import asyncio
+import atexit
+import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -38,6 +41,7 @@ class StopSignals:
         # Times that a failed run starts again: a failure does not end the process then.
         self.restarts = 0
         self._ask: Callable[[], object] | None = None
+        self._cancel: Callable[[], object] | None = None
         self._ending = False
         self._finished = False
         self._previous: dict[signal.Signals, Any] = {}
@@ -78,6 +82,35 @@ class StopSignals:
         finally:
             self._ask = None
 
+    def run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """`asyncio.run`; a signal that ends the run cancels `work`.
+
+        An exception in the midst of an event loop would leave tasks that have not begun. They would begin while the
+        others are cancelled, and be destroyed with the interpreter.
+
+        Raises:
+            KeyboardInterrupt: a signal has ended the run.
+        """
+
+        async def main() -> T:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+            def cancel() -> None:
+                if task is not None and not loop.is_closed():
+                    loop.call_soon_threadsafe(task.cancel)
+
+            self._cancel = cancel
+            return await work
+
+        try:
+            return asyncio.run(main())
+        except BaseException:
+            if self._ending and not self._finished:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            self._cancel = None
+
     def finished(self) -> None:
         """The results are written: a signal from now on only limits the time of the clean-up, and the run succeeds."""
         self._finished = True
@@ -96,6 +129,8 @@ class StopSignals:
             self._timer = threading.Timer(CLEANUP_S, self._leave, [code])
             self._timer.daemon = True
             self._timer.start()
+            # While the interpreter ends itself, none of its threads runs: then the kernel ends the process.
+            atexit.register(signal.alarm, math.ceil(CLEANUP_S))
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._ending:
@@ -110,7 +145,9 @@ class StopSignals:
             return
         # Armed here, because an interrupt that hits a destructor is swallowed there.
         self.ending(self.exit_code)
-        raise KeyboardInterrupt
+        if self._cancel is None:
+            raise KeyboardInterrupt
+        self._cancel()
 
     def _leave(self, code: int) -> None:
         os.write(2, f"clean-up took longer than {CLEANUP_S:.0f} s; leaving without it\n".encode())

@@ -4,7 +4,6 @@ Invariant: after `find_sources`, the allocation is possible, the model's files a
 data is well-formed; nothing has been started.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,10 @@ from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_layout, refuse
 from pentad.planning.adapters import adapter_work, trained_parameters
 from pentad.planning.parameters import model_parameters
+from pentad.record.checkpoints import sound
 from pentad.run.allocation import check_allocation
 from pentad.run.gpu_memory import check_gpus
-from pentad.weights.source import resolve_model
+from pentad.weights.source import checkpoint_of, gguf_cache, resolve_model
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Sources:
 
     @property
     def model_bytes(self) -> int:
-        """Size of the checkpoint."""
-        return sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
+        """Size of the model's files of weights; of a checkpoint, which may hold more, as if they were float32."""
+        files = sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
+        return files or 4 * model_parameters(facts_of(str(self.directory)))
 
     @property
     def written_bytes(self) -> int:
@@ -126,9 +127,9 @@ def find_sources(settings: RunSettings) -> Sources:
     chat_template = _read_template(settings.model.chat_template)
     evals = load_eval_rows(settings.data)
     train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
-    directory = resolve_model(
-        settings.model.path, Path("~/.cache/pentad/gguf").expanduser() / _key(settings.model.path)
-    )
+    directory = resolve_model(settings.model.path, gguf_cache(settings.model.path))
+    if (checkpoint := checkpoint_of(directory)) is not None:
+        sound(checkpoint)
     facts, layout = facts_of(str(directory)), allocation.trainer.layout
     refuse(check_layout(facts, layout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
@@ -136,13 +137,6 @@ def find_sources(settings: RunSettings) -> Sources:
         adapter_work(lora, facts, layout)
     check_gpus(settings, facts, allocation)
     return Sources(settings, allocation, directory, chat_template, train, evals)
-
-
-def _key(path: str) -> str:
-    """A directory name for what a GGUF file turns into; changes with the file."""
-    file = Path(path).expanduser()
-    stat = f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" if file.is_file() else path
-    return hashlib.sha256(stat.encode()).hexdigest()[:16]
 
 
 def _read_template(path: Path | None) -> str | None:

@@ -101,6 +101,20 @@ def cut(block: Block, start: int, stop: int) -> list[Block]:
     return parts
 
 
+def whole_block(name: str, shape: Shape) -> Block:
+    """All of a tensor."""
+    return Block(name, shape, (0,) * len(shape), shape, 0)
+
+
+def slabs(block: Block, elements: int) -> Iterator[Block]:
+    """A block as runs of whole rows, in order, each of at most so many elements; at least one row each."""
+    rows = max(1, elements // max(1, prod(block.sizes[1:])))
+    for first in range(0, block.sizes[0], rows):
+        count = min(rows, block.sizes[0] - first)
+        offsets, width = (first, *(0 for _ in block.sizes[1:])), prod(block.sizes[1:])
+        yield _part(block, offsets, (count, *block.sizes[1:]), first * width)
+
+
 def _part(block: Block, offsets: Shape, sizes: Shape, start: int) -> Block:
     """A rectangle of a block; offsets and start count from the block's own."""
     moved = tuple(one + other for one, other in zip(block.offsets, offsets, strict=True))

@@ -135,8 +135,12 @@ _TABLE: tuple[tuple[str, Translation], ...] = (
     (r".*\bsequence_parallel", Translation("", "sequence parallelism is on whenever t is above 1; remove it")),
     (
         r".*\b(param_offload|grad_offload|optimizer_offload|use_distributed_optimizer|use_mbridge|use_remove_padding"
-        r"|use_dist_checkpointing|dist_checkpointing_path|gpu_memory_utilization)",
+        r"|gpu_memory_utilization)",
         _NO_SAVE,
+    ),
+    (
+        r".*\b(use_dist_checkpointing|dist_checkpointing_path)",
+        Translation("model.path", "a Hugging Face directory, or a checkpoint that `pentad convert` makes of one"),
     ),
 )
 

@@ -11,7 +11,7 @@ from pentad.config.schema.lora import LoraSettings
 class ModelSettings(Settings):
     """`model.*`"""
 
-    path: str = Field(description="Hugging Face directory, hub id, or a .gguf file")
+    path: str = Field(description="Hugging Face directory, checkpoint, hub id, or a .gguf file")
     tokenizer: str | None = Field(None, description="where the tokenizer is; default: with the model")
     chat_template: Path | None = Field(
         None, strict=False, description="a Jinja file that replaces the tokenizer's chat template"
