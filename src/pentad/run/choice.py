@@ -56,13 +56,34 @@ def is_own(checkpoint: Checkpoint | None, directory: Path) -> bool:
     return checkpoint is not None and checkpoint.path.resolve().parent == (directory / DIRECTORY).resolve()
 
 
-def is_finished(settings: RunSettings) -> bool:
-    """Whether the run directory holds this run with its last step behind it, and it has checkpoints to go on from."""
+def is_finished(settings: RunSettings, settings_yaml: str) -> bool:
+    """Whether the run directory holds what this same command has finished.
+
+    Args:
+        settings_yaml: the effective settings.
+
+    Raises:
+        UserError: it holds a finished run of as many steps with other settings.
+    """
     if settings.trainer.resume_mode != "auto" or settings.experiment.overwrite:
         return False
-    run_dir = RunDir(settings.experiment.run_dir)
-    done = finished_steps(run_dir) == settings.trainer.total_steps
-    return done and bool(Checkpoints(run_dir.checkpoints).steps())
+    run_dir, total = RunDir(settings.experiment.run_dir), settings.trainer.total_steps
+    if finished_steps(run_dir) != total or not Checkpoints(run_dir.checkpoints).steps():
+        return False
+    if _is_of(run_dir, settings_yaml):
+        return True
+    raise UserError(
+        f"{run_dir.path} already holds a run that has finished its {total} steps, with other settings",
+        "choose another experiment.name, raise trainer.total_steps to go on with that run, or set "
+        "experiment.overwrite=true to move it aside",
+    )
+
+
+def _is_of(run_dir: RunDir, settings_yaml: str) -> bool:
+    try:
+        return run_dir.config.read_text(encoding="utf-8") == settings_yaml
+    except OSError:
+        return False
 
 
 def begins_again(settings: RunSettings, settings_yaml: str) -> bool:
@@ -76,7 +97,4 @@ def begins_again(settings: RunSettings, settings_yaml: str) -> bool:
         return False
     if finished_steps(run_dir) is not None or run_dir.model.exists() or Checkpoints(run_dir.checkpoints).steps():
         return False
-    try:
-        return run_dir.config.read_text(encoding="utf-8") == settings_yaml
-    except OSError:
-        return False
+    return _is_of(run_dir, settings_yaml)

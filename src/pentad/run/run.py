@@ -55,12 +55,12 @@ def run(loaded: LoadedSettings) -> int:
             sources = find_sources(settings)
             _print_notices([*loaded.notices, *notices(settings), *sources.notices])
             directory = settings.experiment.run_dir
-            if is_finished(settings):
+            yaml = effective_yaml(loaded)
+            if is_finished(settings, yaml):
                 return _finished(settings)
             found = Checkpoints(directory / DIRECTORY).steps()
             checkpoint = choose_checkpoint(settings, _print_notice)
             rewards = _rewards(sources, stack)
-            yaml = effective_yaml(loaded)
             goes_on = is_own(checkpoint, directory) or begins_again(settings, yaml)
             needed = _LOG_BYTES + sources.written_bytes
             run_dir = stack.enter_context(
