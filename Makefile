@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap quickstart test verify soak lint format docs clean
+.PHONY: help bootstrap quickstart test verify verify-lora soak lint format docs clean
 
 # Left there by scripts/bootstrap.sh.
 UV := .cache/bin/uv
@@ -26,6 +26,9 @@ FAMILIES := llama_tied mistral qwen2 qwen3 qwen3_moe qwen2_moe mixtral qwen3_moe
 
 verify: bootstrap ## compare all 470 small layouts of all families with one process; twenty minutes on two cores
 	set -e; for family in $(FAMILIES); do $(RUN) pentad verify layouts $$family --max-ranks 8; done
+
+verify-lora: bootstrap ## the same with adapters beside every module
+	set -e; for family in $(FAMILIES); do $(RUN) pentad verify layouts $$family --max-ranks 8 --lora 8; done
 
 KILLS := 60
 

@@ -89,12 +89,12 @@ def test_a_machine_that_does_not_see_the_model(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     engine = EngineActor.__ray_metadata__.modified_class(0, 1)
     with pytest.raises(UserError, match=rf"model\.path: machine \S+ does not see {gone}") as caught:
-        engine.build("hf", gone, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, 1)
+        engine.build("hf", gone, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, None, 1)
     assert "all machines share" in caught.value.fix
     with pytest.raises(UserError, match=r"model\.tokenizer: machine"):
-        engine.build("hf", tmp_path, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, 1)
+        engine.build("hf", tmp_path, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, None, 1)
     with pytest.raises(UserError, match=r"model\.path: machine"):
-        TrainerActor.__ray_metadata__.modified_class(0, 1).build("", gone, *[None] * 6)
+        TrainerActor.__ray_metadata__.modified_class(0, 1).build("", gone, *[None] * 7)
 
 
 def test_paths_mean_the_same_in_every_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ SCHEMA_FAULTS = {
     "TRL beta": ("", ["beta=0.1"], "beta (command line): unknown key", "here it is algorithm.kl_coef"),
     "TRL beta in a section": ("", ["algorithm.beta=0.1"], "unknown key", "here it is algorithm.kl_coef"),
     "TRL logger": ("", ["trainer.report_to=wandb"], "unknown key", "here it is trainer.logger (a list)"),
-    "checkpoints": ("", ["trainer.max_ckpt_to_keep=2"], "unknown key", "there is no such setting; remove it"),
+    "checkpoints": ("", ["trainer.max_actor_ckpt_to_keep=2"], "unknown key", "here it is trainer.max_ckpt_to_keep"),
     "rollout size": (
         "",
         ["actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
@@ -329,6 +329,8 @@ def test_translations_lead_to_settings_that_exist() -> None:
     ):
         found = translate(name)
         assert found is not None and is_ours(found.key), name
+    found = translate("actor_rollout_ref.actor.megatron.dist_checkpointing_path")
+    assert found is not None and found.key == "model.path" and "pentad convert" in found.note
 
 
 def test_environment_of_processes(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.written: list[tuple[int, dict[str, float]]] = []
+        self.messages: list[str] = []
         self.status = type("Status", (), {"phase": "", "step": 0})()
 
     def progress(self, name: str, total: int | None = None) -> Any:
@@ -116,6 +117,9 @@ class Journal:
 
     def times(self) -> dict[str, float]:
         return {"time/step": 1.0}
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self.written.append((step, dict(metrics)))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.layout import Layout
@@ -55,11 +56,16 @@ class Rank:
         settings: TrainerSettings | None = None,
         megatron: MegatronSettings | None = None,
         optimizer_steps: int | None = 10,
+        lora: LoraSettings | None = None,
     ) -> "Trainer":
-        """A trainer with the weights of a model directory; `optimizer_steps=None` makes one that never trains."""
+        """A trainer with the weights of a model directory; `optimizer_steps=None` makes one that never trains.
+
+        With `lora` its adapters are those of `lora.adapter`, or begin anew.
+        """
         from transformers import AutoConfig
 
         from pentad.trainers.megatron.trainer import Trainer
+        from pentad.weights.adapters import open_adapter
         from pentad.weights.hf_files import CheckpointReader
 
         trainer = Trainer(
@@ -70,8 +76,9 @@ class Rank:
             settings or TrainerSettings(total_steps=10),
             megatron or MegatronSettings(),
             optimizer_steps,
+            lora,
         )
-        trainer.load(CheckpointReader(directory))
+        trainer.load(CheckpointReader(directory), open_adapter(trainer.config, trainer.mapping, lora, seed=1))
         return trainer
 
 

@@ -18,9 +18,10 @@ from pentad.data.prompts import EncodedExamples
 from pentad.data.rows import PromptRow
 from pentad.data.sampler import PromptSampler
 from pentad.errors import UserError
-from pentad.loops.loop import Loop, Parts, StoppedError
+from pentad.loops.loop import Loop, Parts
 from pentad.loops.saving import DRIVER_STATE, Saver
 from pentad.loops.sources import Examples
+from pentad.loops.stopping import StoppedError
 from pentad.record.checkpoints import Checkpoints
 from pentad.record.manifest import FileRecord, Manifest, record_file
 from pentad.samples.batch import Batch

@@ -83,8 +83,32 @@ def test_quickstart(quickstart: Path, pentad: Callable[..., Command], tmp_path: 
     assert after > before + 0.2
     assert solved_greedily(learnt / "model", quickstart / "eval.jsonl") == pytest.approx(after, abs=0.02)
     assert "Reward" in (learnt / "report.html").read_text()
-    for run in (tuned, learnt):
+    adapted = learn_with_adapters(quickstart, tuned / "model", pentad, tmp_path / "adapted")
+    for run in (tuned, learnt, adapted):
         check_table(run)
+
+
+def learn_with_adapters(quickstart: Path, model: Path, pentad: Callable[..., Command], run: Path) -> Path:
+    """The same by LoRA, with less than a twentieth of the parameters trained."""
+    command = pentad(
+        "train",
+        str(EXAMPLES / "quickstart.yaml"),
+        f"experiment.dir={run}",
+        f"model.path={model}",
+        f"data.train={quickstart / 'train.jsonl'}",
+        f"data.eval={{sort: {quickstart / 'eval.jsonl'}}}",
+        f"trainer.total_steps={GRPO_STEPS}",
+        "trainer.optimizer.lr=1.0e-2",
+        "trainer.val_before_train=false",
+        "trainer.save_freq=0",
+        "model.lora.rank=2",
+    )
+    assert command.ends_within(150) == 0, command.stderr
+    assert "what is trained has 4.88% of the model's number of parameters" in command.stdout
+    rewards = [row["reward/mean"] for row in read_metrics(run)]
+    assert sum(rewards[:3]) / 3 < 0.35
+    assert sum(rewards[-3:]) / 3 > 0.8
+    return run
 
 
 def check_table(run: Path) -> None:

@@ -131,19 +131,17 @@ def test_sigterm_saves_and_the_same_command_goes_on(pentad: Pentad, quickstart: 
     (saved,) = (tmp_path / "stopped" / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
     assert metrics(tmp_path / "stopped")[-1]["step"] == step
-    again = pentad(
-        "train",
-        str(config),
-        "allocation=hf:d1+megatron:p2",
-        f"trainer.total_steps={step + 1}",
-        "trainer.optimizer.lr=1.0e-4",
-    )
+    changed = ("allocation=hf:d1+megatron:p2", f"trainer.total_steps={step + 1}", "trainer.optimizer.lr=1.0e-4")
+    again = pentad("train", str(config), *changed)
     assert again.ends_within(600) == 0, again.stderr
     assert f"going on after step {step}, from" in again.stdout
     assert "changed since: allocation: hf:d1+megatron:d2 -> hf:d1+megatron:p2" in again.stdout
     assert "changed since: trainer.optimizer.lr: 0.001 -> 0.0001" in again.stdout
     steps = [row["step"] for row in metrics(tmp_path / "stopped") if "train/loss" in row]
     assert steps == list(range(1, step + 2))
-    finished = pentad("train", str(config), f"trainer.total_steps={step + 1}")
-    assert finished.ends_within(60) == 2
-    assert f"already holds a run that has finished its {step + 1} steps" in finished.stderr
+    finished = pentad("train", str(config), *changed)
+    assert finished.ends_within(60) == 0
+    assert f"has finished its {step + 1} steps; nothing is left to do" in finished.stdout
+    other = pentad("train", str(config), *changed, "trainer.optimizer.lr=1.0e-5")
+    assert other.ends_within(60) == 2
+    assert "already holds a run that has finished" in other.stderr and "with other settings" in other.stderr

@@ -5,7 +5,7 @@
 Each kill is SIGKILL, of the driver, a trainer rank, a rollout engine, or every process of the run, Ray's too, at a
 random moment; a share of them waits until a checkpoint is being written. Then the same command is started again. At the
 end the metrics of all steps and the exported weights must be those of the run without kills, bit for bit. Prints kills
-by victim and phase; exits 1 where something differs, or a run goes on from an earlier step than its newest checkpoint's.
+by victim and phase; exits 1 where something differs, or a run goes on from another step than its newest checkpoint's.
 """
 
 import argparse

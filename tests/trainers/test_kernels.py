@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pentad.algorithms.sft import SFTLoss
 from pentad.config.schema.algorithms import SFTSettings
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
 from pentad.kernels.selection import PLAIN, Kernels, select_kernels
@@ -21,18 +22,22 @@ FAST = Kernels(linear="accumulate", mlp="torch", optimizer="fused")
 CLIP = 0.1
 
 
-def steps(rank: Rank, directory: Path, ddp: dict[str, bool]) -> list[tuple[float, dict[str, Tensor]]]:
+def steps(
+    rank: Rank, directory: Path, ddp: dict[str, bool], lora: LoraSettings | None = None
+) -> list[tuple[float, dict[str, Tensor]]]:
     """A step by the plain versions, and one by the fast ones."""
-    return [step(rank, directory, kernels, ddp) for kernels in (PLAIN, FAST)]
+    return [step(rank, directory, kernels, ddp, lora) for kernels in (PLAIN, FAST)]
 
 
-def step(rank: Rank, directory: Path, kernels: Kernels, ddp: dict[str, bool]) -> tuple[float, dict[str, Tensor]]:
+def step(
+    rank: Rank, directory: Path, kernels: Kernels, ddp: dict[str, bool], lora: LoraSettings | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """The gradient norm, and gradients and new weights by name, of several microbatches."""
     from pentad.trainers.megatron import trainer as trainer_module
 
     trainer_module.select_kernels = lambda *_, **__: kernels
     settings = TrainerSettings(total_steps=1, optimizer=OptimizerSettings(lr=1e-3, grad_clip=CLIP, eps=1e-5))
-    trainer = rank.trainer(directory, settings, MegatronSettings(ddp=ddp), 1)
+    trainer = rank.trainer(directory, settings, MegatronSettings(ddp=ddp), 1, lora)
     batch = ragged_batch()
     plan = plan_microbatches(batch.lengths, rank.layout.data, 44)
     assert plan.num_microbatches > 1
@@ -58,6 +63,23 @@ def test_same_step(layout, family, ddp, tiny_models):
     for (other_norm, other), (one_norm, one) in run_on(layout, steps, directory, ddp):
         assert one_norm == pytest.approx(other_norm, rel=1e-5) and other_norm > CLIP
         assert one.keys() == other.keys()
+        for name, value in other.items():
+            assert distance(one[name], value) <= 1e-5, name
+
+
+@pytest.mark.parametrize(
+    "layout, family, targets",
+    [
+        # All of the model; attention alone, so that the frozen MLP is one operation.
+        (Layout(tensor=2), "qwen2", "all-linear"),
+        (Layout(data=2), "qwen3", ["q_proj", "v_proj"]),
+    ],
+    ids=["t2-all", "d2-attention"],
+)
+def test_same_step_of_adapters(layout, family, targets, tiny_models):
+    directory, lora = tiny_models(family).directory, LoraSettings(rank=4, alpha=64, targets=targets)
+    for (other_norm, other), (one_norm, one) in run_on(layout, steps, directory, {"overlap_grad_reduce": True}, lora):
+        assert one_norm == pytest.approx(other_norm, rel=1e-5) and other_norm > CLIP
         for name, value in other.items():
             assert distance(one[name], value) <= 1e-5, name
 

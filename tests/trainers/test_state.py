@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, Qwen2Config
 
 from pentad.algorithms.sft import SFTLoss
 from pentad.config.schema.algorithms import SFTSettings
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import OptimizerSettings, ScheduleSettings, TrainerSettings
 from pentad.layout import Layout
@@ -28,6 +29,8 @@ LOSS = SFTLoss(SFTSettings())
 DENSE = Qwen2Config(**{**SHAPE, "num_hidden_layers": 4}, tie_word_embeddings=True)
 CONFIGS: dict[str, PreTrainedConfig] = {"dense": DENSE, "mixture": MIXTURE["qwen2_moe_dense"]}
 STEPS = 6
+# Some of query, key and value; gate and up; the router; what is split by its inputs.
+LORA_TARGETS = r".*\.(q_proj|v_proj|o_proj|gate|gate_proj|up_proj|down_proj)"
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,11 @@ class Way:
     distributed: bool = True
     dtype: str = "fp32"
     ddp: dict[str, Any] = field(default_factory=dict, compare=False)
+    rank: int = 0
 
     def __str__(self) -> str:
-        return f"{self.layout}{'' if self.distributed else '-copies'}-{self.dtype}"
+        lora = f"-lora{self.rank}" if self.rank else ""
+        return f"{self.layout}{'' if self.distributed else '-copies'}-{self.dtype}{lora}"
 
     def trainer(self, rank: Rank, directory: Path) -> Any:
         settings = TrainerSettings(
@@ -51,7 +56,8 @@ class Way:
             schedule=ScheduleSettings(name="cosine", warmup_steps=2),
         )
         ddp = {"use_distributed_optimizer": self.distributed, **self.ddp}
-        return rank.trainer(directory, settings, MegatronSettings(ddp=ddp), STEPS)
+        lora = LoraSettings(rank=self.rank, targets=LORA_TARGETS) if self.rank else None
+        return rank.trainer(directory, settings, MegatronSettings(ddp=ddp), STEPS, lora)
 
 
 # Where a trainer stands: `state` by kind and Hugging Face name and `counters` at the end of a step, `metrics` and
@@ -70,7 +76,7 @@ def whole_state(trainer: Any) -> dict[str, Tensor]:
     """Masters and moments as Megatron's own accessors give them, put together by collectives."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-    names = {parameter: name for name, parameter in trainer.parameters()}
+    names = {parameter: name for name, parameter in trainer.parameters() if parameter.requires_grad}
     parts = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
     held: dict[str, dict[str, Tensor]] = {"weight": {}, "exp_avg": {}, "exp_avg_sq": {}}
     for part in parts:
@@ -187,6 +193,11 @@ COPIES = Way("dense", D2, distributed=False)
 BF16, BF16_COPIES = Way("dense", D2, dtype="bf16"), Way("dense", D2, False, "bf16")
 EXPERT_COPIES = Way("mixture", E2, distributed=False)
 
+
+def lora(family: str, layout: Layout) -> Way:
+    return Way(family, layout, rank=4)
+
+
 # Where to, and from where beside itself. The order has most sources saved before they are asked for.
 CASES = [
     (Way("dense", T2P2), [Way("dense", D1)]),
@@ -205,6 +216,10 @@ CASES = [
     (Way("mixture", E2), [Way("mixture", T2E2)]),
     (Way("mixture", D4E2), [EXPERT_COPIES]),
     (EXPERT_COPIES, [Way("mixture", D4E2)]),
+    (lora("dense", P2), [lora("dense", T2)]),
+    (lora("dense", D2), [lora("dense", T2), lora("dense", P2)]),
+    (lora("mixture", E1), [lora("mixture", E2), lora("mixture", X2)]),
+    (lora("mixture", T2E2), [lora("mixture", E1)]),
 ]
 
 

@@ -81,7 +81,7 @@ def test_other_readers_of_safetensors_read_them(tmp_path):
 
 
 def test_progress_counts_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("pentad.weights.block_files._CHUNK_BYTES", 64)
+    monkeypatch.setattr("pentad.weights.safetensors_writer._CHUNK_BYTES", 64)
     seen: list[int] = []
     record = write_blocks(tmp_path / "a.safetensors", pieces("weight", "matrix", MATRIX, 0, 60), seen.append)
     assert len(seen) > 4 and seen == sorted(seen) and seen[-1] == record.bytes

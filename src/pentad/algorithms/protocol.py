@@ -22,7 +22,7 @@ Example, the whole of REINFORCE with a baseline (as `algorithm.name: my_module:R
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -84,6 +84,13 @@ class Loss(Protocol):
         ...
 
 
+@runtime_checkable
+class _HasState(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Algorithm(Protocol):
     """How samples become gradients.
 
@@ -106,3 +113,14 @@ class Algorithm(Protocol):
     def losses(self) -> Mapping[Role, Loss]:
         """The loss of each role that is trained."""
         ...
+
+
+def algorithm_state(algorithm: Algorithm) -> dict[str, Any] | None:
+    """What an algorithm must know to go on, as plain values and tensors; None where it has no `state_dict`."""
+    return algorithm.state_dict() if isinstance(algorithm, _HasState) else None
+
+
+def load_algorithm_state(algorithm: Algorithm, state: dict[str, Any] | None) -> None:
+    """Give an algorithm its state back, by `load_state_dict`, where it has one."""
+    if state is not None and isinstance(algorithm, _HasState):
+        algorithm.load_state_dict(state)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exported.add_argument("path", metavar="PATH", type=Path, help="a run (its newest checkpoint), or one checkpoint")
     exported.add_argument("--out", required=True, type=Path, help="directory to write; must not exist")
     exported.add_argument(
-        "--model", help="the model that training began with, where it is no longer at its place; for its other files"
+        "--model", help="take config.json, tokenizer and so on from this model, instead of from the checkpoint"
     )
     exported.set_defaults(call=lambda options: export(options.path, options.out, options.model))
 
@@ -94,10 +94,18 @@ def prune(run: Path, keep: int) -> int:
 def export(path: Path, out: Path, model: str | None) -> int:
     """Write the model of a checkpoint as a Hugging Face directory."""
     checkpoint = find_checkpoint(path, print)
-    from pentad.weights.conversion import export_checkpoint
+    lora = checkpoint.manifest.settings.get("model", {}).get("lora", {})
+    if lora.get("rank"):
+        from pentad.config.schema.lora import LoraSettings
+        from pentad.weights.adapters import export_adapter
 
-    source = model or checkpoint.manifest.model["path"]
-    export_checkpoint(checkpoint.path / "policy", source, out)
+        base = Path(model or checkpoint.manifest.model["path"])
+        export_adapter(checkpoint.path / "policy", LoraSettings(**lora), base, out)
+        print(f"{out}: the adapter of step {checkpoint.manifest.step}, from {checkpoint.path}")
+        return 0
+    from pentad.run.converting import export_model
+
+    export_model(checkpoint, out, model=model)
     print(f"{out}: the model of step {checkpoint.manifest.step}, from {checkpoint.path}")
     return 0
 

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, plan, verify
+from pentad.cli import checkpoint, commands, convert, export, plan, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -106,6 +106,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     doctor = subparsers.add_parser("doctor", help="show what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())
 
+    _add_models(subparsers)
+    return parser, list(subparsers.choices)
+
+
+def _add_models(subparsers: Any) -> None:
+    """The commands about layouts, checkpoints and weights."""
     planned = subparsers.add_parser(
         "plan", help="predict GPUs, memory and time of a layout, or rank layouts", allow_abbrev=False
     )
@@ -117,12 +123,26 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     checkpoint.add_arguments(checkpoints)
 
+    converted = subparsers.add_parser(
+        "convert",
+        help="make a checkpoint of a Hugging Face model, or the other way round",
+        description=convert.DESCRIPTION,
+        epilog=convert.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    convert.add_arguments(converted)
+    converted.set_defaults(call=convert.convert)
+
+    exported = subparsers.add_parser("export", help="merge an adapter into its model", allow_abbrev=False)
+    export.add_arguments(exported)
+    exported.set_defaults(call=export.export)
+
     verified = subparsers.add_parser("verify", help="compare layouts of a model with one process", allow_abbrev=False)
     subjects = verified.add_subparsers(dest="subject", metavar="SUBJECT", required=True, parser_class=_Parser)
     layouts = subjects.add_parser("layouts", help="a model computes the same on every layout", allow_abbrev=False)
     verify.add_arguments(layouts)
     layouts.set_defaults(call=verify.verify_layouts)
-    return parser, list(subparsers.choices)
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:

@@ -198,8 +198,12 @@ def _workload(
     settings: "RunSettings", facts: "ModelFacts", allocation: "Allocation"
 ) -> "tuple[Workload, EngineWork | None, tuple[str, ...]]":
     """The work of one optimizer step and of an engine under a configuration, and what had to be assumed."""
+    from pentad.layout import Layout
+    from pentad.layout.pipeline import pipeline_chunks
+    from pentad.planning.adapters import adapter_parameters, adapter_work
     from pentad.planning.engine import EngineWork
     from pentad.planning.memory import Workload
+    from pentad.planning.parameters import model_parameters
 
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
     rollouts = algorithm.trains_on == "rollouts"
@@ -221,7 +225,16 @@ def _workload(
     if layout.virtual > 1:
         microbatches = -(-microbatches // layout.pipeline) * layout.pipeline
 
+    adapters, adapted = None, 0
+    if (lora := settings.model.adapters) is not None:
+        adapters = adapter_work(lora, facts, layout)
+        whole = adapter_parameters(facts, Layout(), pipeline_chunks(facts, Layout())[0], adapters)
+        share, adapted = whole.total / model_parameters(facts), whole.base
+        notes.append(
+            f"LoRA of rank {adapters.rank}: {whole.total:,} parameters are trained, {share:.2%} of the model's"
+        )
     engine = EngineWork(
+        adapted=adapted,
         sequences=settings.rollout.batch_size,
         tokens=longest if rollouts else _longest_evaluated(settings, facts),
         dtype="fp32" if settings.rollout.dtype == "fp32" else "bf16",
@@ -236,6 +249,7 @@ def _workload(
         dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
         recompute=_recompute(settings.megatron.transformer),
         reference="reference" in algorithm.roles,
+        adapters=adapters,
     )
     return work, engine if settings.rollout.engine is None else None, tuple(notes)
 

@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings, as transformer.recompute_granularity=selective or use_deterministic_algorithms=true",
     )
+    parser.add_argument(
+        "--lora", type=int, metavar="RANK", help="train adapters of that rank on all linear modules and routers instead"
+    )
     parser.add_argument("--deadline", type=float, help="seconds for one layout (default 120)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
 
@@ -99,15 +102,19 @@ def _verify(
     devices: int,
     megatron: "MegatronSettings",
 ) -> int:
+    from pentad.verify.models import lora_of_everything
     from pentad.verify.processes import RankFailedError
     from pentad.verify.verification import Verification
 
     where = "GPU (NCCL)" if devices else "CPU (gloo)"
-    print(f"{options.model}, {options.dtype}, {where}, {len(layouts)} layouts against one process", flush=True)
+    of = "" if options.lora is None else f", LoRA of rank {options.lora}"
+    print(f"{options.model}, {options.dtype}, {where}{of}, {len(layouts)} layouts against one process", flush=True)
     print(_header())
     reports = []
     most = min(devices, max(layout.world for layout in layouts))
     settings: dict[str, Any] = {"dtype": options.dtype, "devices": most, "deadline_s": options.deadline}
+    if options.lora is not None:
+        settings["lora"] = lora_of_everything(options.lora)
     try:
         with Verification(directory, megatron=megatron, **settings) as verification:
             for report in _reports(verification, layouts):
@@ -135,7 +142,9 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is read with --shrink only", f"add --shrink, or leave --{name} out")
     if options.allocations and options.max_ranks is not None:
         raise UserError("--max-ranks is not read together with --allocations", "leave one of the two out")
-    for name in ("json", "megatron", "dtype", "deadline"):
+    if options.lora is not None and options.lora < 1:
+        raise UserError(f"--lora {options.lora} is no rank", "give a whole number above 0, as 8")
+    for name in ("json", "megatron", "dtype", "deadline", "lora"):
         if options.list and getattr(options, name) is not None:
             raise UserError(f"--{name} is not read together with --list", f"leave --{name} or --list out")
     for name in ("layers", "experts", "scale", "max_ranks"):
@@ -189,14 +198,19 @@ def _with_weights(options: argparse.Namespace, directory: Path, folder: Path, de
     import torch
 
     from pentad.verify.models import write_random_model
-    from pentad.weights.hf_files import CheckpointReader
+    from pentad.weights.checkpoint_model import open_weights
+    from pentad.weights.conversion import export_checkpoint
     from pentad.weights.mapping import expected_shapes
-    from pentad.weights.source import load_config
+    from pentad.weights.source import POLICY, checkpoint_of, load_config
 
     config = load_config(directory)
     if directory != folder / "model":
-        CheckpointReader(directory).check(expected_shapes(config), tied=bool(config.tie_word_embeddings))
-        return directory
+        open_weights(directory).check(expected_shapes(config), tied=bool(config.tie_word_embeddings))
+        if (checkpoint := checkpoint_of(directory)) is None:
+            return directory
+        # transformers, with which the first line compares, reads no checkpoints.
+        export_checkpoint(checkpoint / POLICY, directory, folder / "weights")
+        return folder / "weights"
     if not devices:
         # Threads of this process would be lost in its forks.
         torch.set_num_threads(1)

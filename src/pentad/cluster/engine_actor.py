@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.rollout import RolloutSettings
 from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec, TellsConstants
 from pentad.errors import UserError
@@ -56,6 +57,7 @@ class EngineActor(Process):
         longest: int,
         shares_device: bool,
         deadline_s: float,
+        lora: LoraSettings | None,
         neighbours: int,
     ) -> tuple[torch.dtype, EngineFeatures]:
         """Make the engine, without weights; returns the dtype that it takes weights in, and what it can do.
@@ -68,6 +70,7 @@ class EngineActor(Process):
             longest: most tokens of a sequence.
             shares_device: whether a trainer uses the same device.
             deadline_s: longest time of one call besides generation, in seconds.
+            lora: adapters that the trainer trains, if it does.
             neighbours: engines on this machine, this one among them.
 
         Raises:
@@ -81,7 +84,17 @@ class EngineActor(Process):
             torch.set_num_threads(thread_share(neighbours))
         dtype = platform.dtype(settings.dtype)
         spec = EngineSpec(
-            directory, tokenizer, settings, dtype, platform.device, seed, self.rank, longest, shares_device, deadline_s
+            directory,
+            tokenizer,
+            settings,
+            dtype,
+            platform.device,
+            seed,
+            self.rank,
+            longest,
+            shares_device,
+            deadline_s,
+            lora,
         )
         # Imported here, because the driver, which imports this file, has no use for it.
         from pentad.engines.load import make_engine

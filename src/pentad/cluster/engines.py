@@ -62,10 +62,14 @@ class Engines:
             longest,
             cluster.allocation.colocated,
             settings.trainer.deadline_s,
+            settings.model.adapters,
         )
         self.revival = Revival(self._gang, self._arguments, settings.rollout.max_engine_restarts)
-        late, recover = settings.rollout.deadline_s, self.revival.recover
-        self._replicas = [Replica(self._gang, rank, late, recover) for rank in range(len(self._gang))]
+        late, revival = settings.rollout.deadline_s, self.revival
+        self._replicas = [
+            Replica(self._gang, rank, late, revival.recover, lambda: sum(revival.replaced))
+            for rank in range(len(self._gang))
+        ]
         self._arrived: list[Order] = []
         self.dtype = torch.float32
         self.features = EngineFeatures(frozenset())
@@ -94,11 +98,13 @@ class Engines:
 
     async def logprobs(self, sequences: Sequence[Tensor], temperature: float) -> list[list[Tensor]]:
         """What each engine gives: float32 `[L]` for each sequence."""
-        return await self._gang.call("logprobs", sequences, temperature, phase="probing the engines")
+        phase = "probing the engines"
+        return await self.revival.asked(lambda: self._gang.call("logprobs", sequences, temperature, phase=phase))
 
     async def constants(self, positions: Sequence[int]) -> list[ModelConstants | None]:
         """What each engine computes with beside weights; None where it cannot tell."""
-        return await self._gang.call("constants", list(positions), phase="probing the engines")
+        phase = "probing the engines"
+        return await self.revival.asked(lambda: self._gang.call("constants", list(positions), phase=phase))
 
     async def pause(self, *, abort: bool) -> None:
         """Stop sampling on all engines; see `Engine.pause`."""
@@ -119,15 +125,8 @@ class Engines:
 
     async def sleep(self) -> None:
         """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""
-        if not self._sleeps:
-            return
-        while True:
-            try:
-                await self._gang.call("sleep", phase="releasing the engines' memory")
-                return
-            except Exception as error:
-                if not await self.revival.revive(error):
-                    raise
+        if self._sleeps:
+            await self.revival.asked(lambda: self._gang.call("sleep", phase="releasing the engines' memory"))
 
     async def wake(self) -> None:
         """Take the memory back. The engines then need weights."""

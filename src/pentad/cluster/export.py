@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pentad.config.schema.lora import LoraSettings
 from pentad.errors import UserError
+from pentad.weights.adapters import write_adapter_directory
 from pentad.weights.hf_files import write_checkpoint
 from pentad.weights.source import companion_files
 from pentad.weights.transport.protocol import WeightChannel
@@ -20,23 +22,23 @@ from pentad.weights.transport.protocol import WeightChannel
 _GRACE_S = 5.0
 
 
-async def write_export(channel: WeightChannel, sending: Awaitable[Any], source: Path, target: Path) -> None:
+async def write_export(
+    channel: WeightChannel, sending: Awaitable[Any], source: Path, target: Path, lora: LoraSettings | None = None
+) -> None:
     """Receive all tensors of a channel and write them.
 
     Args:
         sending: the call by which the ranks send.
         source: the directory that training started from, for everything beside the weights.
         target: must not exist yet.
+        lora: what comes are adapters, which are written as PEFT does.
 
     Raises:
         UserError: the target exists, or cannot be written.
         RunFailedError: see `pentad.cluster.processes.Processes.wait`.
     """
-    config = (source / "config.json").read_text()
     ranks = asyncio.ensure_future(sending)
-    writer = asyncio.ensure_future(
-        asyncio.to_thread(write_checkpoint, _copies(channel), target, companion_files(source), config)
-    )
+    writer = asyncio.ensure_future(asyncio.to_thread(_write, _copies(channel), source, target, lora))
     try:
         await asyncio.wait({ranks, writer}, return_when=asyncio.FIRST_EXCEPTION)
         if writer.done() and writer.exception() is not None and not isinstance(writer.exception(), UserError):
@@ -52,6 +54,13 @@ async def write_export(channel: WeightChannel, sending: Awaitable[Any], source: 
         for part in (ranks, writer):
             if not part.cancelled():
                 part.exception()
+
+
+def _write(tensors: Iterator[tuple[str, Tensor]], source: Path, target: Path, lora: LoraSettings | None) -> None:
+    if lora is None:
+        write_checkpoint(tensors, target, companion_files(source), (source / "config.json").read_text())
+    else:
+        write_adapter_directory(tensors, target, lora, source, companion_files(source))
 
 
 def _copies(channel: WeightChannel) -> Iterator[tuple[str, Tensor]]:

@@ -39,6 +39,8 @@ def first_cause(errors: Mapping[str, BaseException], phase: str, logs: Mapping[s
     who, error = min(unwrapped.items(), key=lambda item: _suspicion(item[1]))
     facts = {"log": logs[who]} if who in logs else {}
     failed = RunFailedError(f"{who} failed during {phase}: {_describe(error)}", facts)
+    if isinstance(error, ActorDiedError | ActorUnavailableError | OutOfMemoryError):
+        failed.died = who
     failed.__cause__ = errors[who]
     return failed
 

@@ -115,13 +115,23 @@ class Gang:
         return Call(tuple(getattr(actor, method).remote(*args) for actor, args in pairs), self.names)
 
     async def finish(
-        self, call: Call, phase: str, progress: Progress | None = None, *, deadline_s: float | None = None
+        self,
+        call: Call,
+        phase: str,
+        progress: Progress | None = None,
+        *,
+        deadline_s: float | None = None,
+        setting: str = "trainer.deadline_s",
     ) -> list[Any]:
-        """Wait for the answers, in order of rank; see `call`. `deadline_s`: another than the gang's."""
+        """Wait for the answers, in order of rank; see `call`.
+
+        Args:
+            deadline_s: another than the gang's, and `setting`, which says so.
+        """
         report: Callable[[], Awaitable[None]] | None = None
         if progress is not None:
 
             async def report() -> None:
                 progress(await self.processes.sum_progress(self.names))
 
-        return (await self.processes.wait([call], phase, deadline_s or self.deadline_s, report))[0]
+        return (await self.processes.wait([call], phase, deadline_s or self.deadline_s, report, setting))[0]

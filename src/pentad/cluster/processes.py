@@ -32,14 +32,22 @@ class DeadlineError(RunFailedError):
     Args:
         phase: what they should have done.
         activities: what each was at, by name.
+        setting: that says how long.
 
     Attributes:
         names: of these processes.
     """
 
-    def __init__(self, names: Sequence[str], phase: str, deadline_s: float, activities: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        phase: str,
+        deadline_s: float,
+        activities: Mapping[str, str],
+        setting: str = "trainer.deadline_s",
+    ) -> None:
         said = ", ".join(f"{name} ({activities[name]})" if activities.get(name) else name for name in names)
-        super().__init__(f"{said} did not finish {phase} within {deadline_s:g} s (trainer.deadline_s)")
+        super().__init__(f"{said} did not finish {phase} within {deadline_s:g} s ({setting})")
         self.names = tuple(names)
 
 
@@ -109,7 +117,9 @@ class Processes:
 
     def is_lost(self, name: str, error: BaseException) -> bool:
         """Whether an error of a wait came from this process: it died, or is one of those that were late."""
-        return name in self._deaths or (isinstance(error, DeadlineError) and name in error.names)
+        if isinstance(error, DeadlineError):
+            return name in error.names
+        return name in self._deaths or getattr(error, "died", None) == name
 
     async def started(self, deadline_s: float) -> None:
         """Wait until all processes run."""
@@ -140,7 +150,12 @@ class Processes:
         return {futures[future]: future.result() for future in done if future.exception() is None}
 
     async def wait(
-        self, calls: Sequence[Call], phase: str, deadline_s: float, report: Report | None = None
+        self,
+        calls: Sequence[Call],
+        phase: str,
+        deadline_s: float,
+        report: Report | None = None,
+        setting: str = "trainer.deadline_s",
     ) -> list[list[Any]]:
         """The answers to some calls, each in order of rank.
 
@@ -148,6 +163,7 @@ class Processes:
             phase: what is being done, for errors.
             deadline_s: longest time, in seconds.
             report: awaited now and then.
+            setting: that says how long.
 
         Raises:
             UserError: the first cause is the user's.
@@ -173,7 +189,7 @@ class Processes:
             raise first_cause(errors, phase, {name: info.log for name, info in self.infos.items()})
         if pending:
             late = list(dict.fromkeys(name for future, name in names.items() if future in pending))
-            raise DeadlineError(late, phase, deadline_s, await self._ask("activity", late))
+            raise DeadlineError(late, phase, deadline_s, await self._ask("activity", late), setting)
         answers = iter(names)
         return [[next(answers).result() for _ in call.refs] for call in calls]
 

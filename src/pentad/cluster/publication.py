@@ -6,8 +6,9 @@ An engine that is lost meanwhile is replaced, and all is sent again.
 """
 
 from pentad.cluster.engines import Engines
-from pentad.cluster.processes import Call
+from pentad.cluster.processes import Call, DeadlineError
 from pentad.cluster.trainers import RoleTrainer, Trainers
+from pentad.trainers.protocol import Published
 from pentad.weights.proof import check_checksums
 from pentad.weights.transport.protocol import Transport
 
@@ -19,6 +20,9 @@ _GRACE_S = 60.0
 class PublishedPolicy(RoleTrainer):
     """The model that is trained and generates; satisfies `pentad.loops.roles.Policy`.
 
+    Where adapters are trained, engines that take them (`EngineFeatures.adapters`) get all weights at the first
+    publication, and the adapters alone after that; others get the model with the adapters merged into it.
+
     Args:
         trainers: its ranks.
         engines: what it is published to.
@@ -27,6 +31,9 @@ class PublishedPolicy(RoleTrainer):
 
     def __init__(self, trainers: Trainers, engines: Engines, transport: Transport) -> None:
         super().__init__(trainers, "policy")
+        self._what: Published = "all"
+        if trainers.lora is not None and not engines.features.adapters:
+            self._what = "merged"
         self._engines = engines
         self._transport = transport
         self._version: int | None = None
@@ -49,16 +56,24 @@ class PublishedPolicy(RoleTrainer):
                 await self._publish(version, calls)
                 break
             except Exception as error:
-                # An engine that was lost has another in its place now; all of them take the weights once more.
-                if not await self._engines.revival.revive(error):
+                # An engine that has died has another in its place now; all of them take the weights once more. Of
+                # several that are late it is not known which one the others wait for.
+                if isinstance(error, DeadlineError) or not await self._engines.revival.revive(error):
                     raise
+                self._send_all()
                 await self._trainers.gang.processes.settle(calls, _GRACE_S)
         self._version = version
 
     async def _publish_again(self) -> None:
         if self._version is None:
             raise RuntimeError("an engine generated before the first publication")
+        self._send_all()
         await self.publish(self._version)
+
+    def _send_all(self) -> None:
+        """A new engine has no base for adapters yet."""
+        if self._what == "adapters":
+            self._what = "all"
 
     async def _publish(self, version: int, calls: list[Call]) -> None:
         """Publish once; `calls` then has what may still be under way if that failed."""
@@ -69,7 +84,7 @@ class PublishedPolicy(RoleTrainer):
         channel = self._transport.open(version)
         try:
             # Engines first: they receive from the first bucket on.
-            calls += [self._engines.start_loading(channel, version), self.start_sending(channel)]
+            calls += [self._engines.start_loading(channel, version), self.start_sending(channel, self._what)]
             held, sent = await gang.processes.wait(calls, _PHASE, gang.deadline_s)
         finally:
             channel.close("the publication has ended")
@@ -78,4 +93,6 @@ class PublishedPolicy(RoleTrainer):
             sums |= part
         for engine, found in zip(self._engines.names, held, strict=True):
             check_checksums(sums, found, engine)
+        if self._trainers.lora is not None and self._what == "all":
+            self._what = "adapters"
         await self._engines.resume()

@@ -4,6 +4,7 @@ Invariant: a signal that comes while Ray starts reaches the driver's own handler
 can be taken down: an exception in the midst of its start aborts the process.
 """
 
+import signal
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -54,6 +55,9 @@ class RaySession:
         self._thread.join()
 
     def _run(self) -> None:
+        # Ray's processes inherit this. What a closed terminal or Slurm sends to all of a job is the driver's to answer,
+        # which needs them for the save that follows. (Ray itself does the same with SIGINT.)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1})
         try:
             ray.init(**self._options)
         except BaseException as error:

@@ -44,19 +44,30 @@ class Replica:
         gang: the engines.
         rank: of this one.
         deadline_s: longest time without an answer while something is in flight, in seconds.
-        on_failure: is told that the engine, or another process, failed; then calls `send_again` or `fail`.
+        on_failure: is told that the engine, or another process, failed; then calls `send_again`, `listen` or `fail`.
+        count_replaced: how many engines of the run were replaced so far.
 
     Attributes:
         load: tokens that the requests in flight may take.
+        generation: how often the engine had been replaced when requests were sent to it.
+        replaced_before: how many engines of the run had been replaced when it was last waited for.
     """
 
     def __init__(
-        self, gang: Gang, rank: int, deadline_s: float, on_failure: Callable[["Replica", Exception], None]
+        self,
+        gang: Gang,
+        rank: int,
+        deadline_s: float,
+        on_failure: Callable[["Replica", Exception], None],
+        count_replaced: Callable[[], int],
     ) -> None:
         self._gang, self.rank = gang, rank
         self._deadline_s, self._on_failure = deadline_s, on_failure
         # Between a failure and what is done about it nothing is sent.
         self._failed = False
+        self._count_replaced = count_replaced
+        self.generation = 0
+        self.replaced_before = 0
         self._tickets = itertools.count()
         self._new: list[Order] = []
         self._in_flight: dict[Ticket, Order] = {}
@@ -103,10 +114,18 @@ class Replica:
         """Requests that are not answered."""
         return len(self._in_flight)
 
-    def send_again(self) -> None:
+    def send_again(self, generation: int) -> None:
         """Send what is in flight to the engine that has taken the place of the one that failed."""
+        self.generation = generation
         self._failed, self._asked, self._cancelled = False, None, []
         self._new = list(self._in_flight.values())
+        self.send()
+
+    def listen(self) -> None:
+        """Wait for answers again: the engine was late for a reason."""
+        self._failed = False
+        if self._in_flight and (self._collection is None or self._collection.done()):
+            self._collection = asyncio.create_task(self._collect())
         self.send()
 
     def fail(self, error: Exception) -> None:
@@ -130,10 +149,13 @@ class Replica:
     async def _collect(self) -> None:
         try:
             while self._in_flight:
+                self.replaced_before = self._count_replaced()
                 if self._asked is None:
                     collect = self._gang.actors[self.rank].collect.remote()
                     self._asked = Call((collect,), (self._gang.names[self.rank],))
-                (answers,) = await self._gang.finish(self._asked, _PHASE, deadline_s=self._deadline_s)
+                (answers,) = await self._gang.finish(
+                    self._asked, _PHASE, deadline_s=self._deadline_s, setting="rollout.deadline_s"
+                )
                 self._asked = None
                 for ticket, answer in answers:
                     self._answer(ticket, answer if isinstance(answer, Completion) else self._named(answer))

@@ -1,7 +1,8 @@
 """Engines that were lost, and others in their place.
 
 Invariant: an engine that died or was late is ended before another has its place; the other one generates only after it
-was given the current weights; requests that were in flight are then sent again, or all get the error.
+was given the current weights; requests that were in flight are then sent again, or all get the error. An engine that
+has replaced a lost one is not ended for a failure of that one.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pentad.cluster.gang import Gang
+from pentad.cluster.processes import DeadlineError
 from pentad.cluster.replica import Replica
 
 _PHASE = "the restart of a rollout engine"
@@ -26,6 +28,7 @@ class Revival:
     Attributes:
         publish_again: brings the current weights to all engines; None before they have any.
         tell: is told of what was done.
+        replaced: how often the engine of each rank was.
     """
 
     def __init__(self, gang: Gang, arguments: tuple[Any, ...], left: int) -> None:
@@ -34,6 +37,7 @@ class Revival:
         self._lock = asyncio.Lock()
         self.publish_again: Callable[[], Awaitable[None]] | None = None
         self.tell: Callable[[str], None] = print
+        self.replaced = [0] * len(gang)
 
     async def revive(self, error: Exception) -> bool:
         """Replace the engines that an error came from; the new ones have no weights.
@@ -41,19 +45,27 @@ class Revival:
         Returns:
             whether there were such engines, and enough restarts were left.
         """
-        processes, names = self._gang.processes, self._gang.names
-        lost = [rank for rank, name in enumerate(names) if processes.is_lost(name, error)]
+        names = self._gang.names
+        lost = [rank for rank, name in enumerate(names) if self._gang.processes.is_lost(name, error)]
         if not lost or len(lost) > self._left:
             return False
-        self._left -= len(lost)
         began = time.monotonic()
         for rank in lost:
-            await self._gang.replace(rank, _PHASE)
-            arguments = (*self._arguments, self._gang.neighbours(rank))
-            await self._gang.call_rank(rank, "build", *arguments, phase=_PHASE)
+            await self._replace(rank)
         started = f"{' and '.join(names[rank] for rank in lost)} started again in {time.monotonic() - began:.1f} s"
         self.tell(f"{str(error).splitlines()[0]}; {started} ({self._left} restarts left)")
         return True
+
+    async def asked[T](self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What all engines answer; where one dies meanwhile, it is replaced, given weights, and all are asked again."""
+        while True:
+            try:
+                return await ask()
+            except Exception as error:
+                async with self._lock:
+                    if self.publish_again is None or isinstance(error, DeadlineError) or not await self.revive(error):
+                        raise
+                    await self.publish_again()
 
     def recover(self, replica: Replica, error: Exception) -> None:
         """A replica has failed while requests were in flight; what follows is done in the background."""
@@ -61,14 +73,35 @@ class Revival:
         self._recoveries.add(recovery)
         recovery.add_done_callback(self._recoveries.discard)
 
+    async def _replace(self, rank: int) -> None:
+        """Start another engine in the place of one; and another, while restarts are left, if that does not start."""
+        while True:
+            self._left -= 1
+            self.replaced[rank] += 1
+            try:
+                await self._gang.replace(rank, _PHASE)
+                arguments = (*self._arguments, self._gang.neighbours(rank))
+                await self._gang.call_rank(rank, "build", *arguments, phase=_PHASE)
+                return
+            except Exception as error:
+                if not self._left or not self._gang.processes.is_lost(self._gang.names[rank], error):
+                    raise
+
     async def _recover(self, replica: Replica, error: Exception) -> None:
         try:
             async with self._lock:
-                if self.publish_again is None or not await self.revive(error):
+                if self.publish_again is None:
                     replica.fail(error)
                     return
-                await self.publish_again()
+                if self.replaced[replica.rank] == replica.generation:
+                    if isinstance(error, DeadlineError) and sum(self.replaced) != replica.replaced_before:
+                        replica.listen()  # it was paused while another got its weights
+                        return
+                    if not await self.revive(error):
+                        replica.fail(error)
+                        return
+                    await self.publish_again()
             self.tell(f"{replica.in_flight} requests of {self._gang.names[replica.rank]} are done again")
-            replica.send_again()
+            replica.send_again(self.replaced[replica.rank])
         except Exception as later:
             replica.fail(later)

@@ -5,6 +5,7 @@ Invariant: it does what it is told, in order, on one thread; what it reports of 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pentad.cluster.meeting import join_store, open_store
 from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.cluster.saver import Saver, Started
 from pentad.config.schema.algorithms.base import Role
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.layout import Layout
@@ -32,6 +34,7 @@ from pentad.weights.transport.protocol import WeightChannel
 if TYPE_CHECKING:
     from pentad.trainers.megatron.state import Counters
     from pentad.trainers.megatron.trainer import Trainer
+    from pentad.trainers.protocol import Published
 
 
 @ray.remote(concurrency_groups={**GROUPS, "save": 1})
@@ -45,6 +48,7 @@ class TrainerActor(Process):
         self._steps: Counter[Role] = Counter()
         self._store: Store | None = None
         self._saver = Saver(rank, {})
+        self._has_shared_reference = False
 
     def open_meeting(self, deadline_s: float) -> str:
         """Open the store at which all ranks meet; on rank 0. Returns its address for `build`."""
@@ -60,6 +64,7 @@ class TrainerActor(Process):
         megatron: MegatronSettings,
         roles: Mapping[Role, int | None],
         seed: int,
+        lora: LoraSettings | None,
         neighbours: int,
     ) -> dict[str, Any]:
         """Join the other ranks and load the model in each role.
@@ -67,6 +72,7 @@ class TrainerActor(Process):
         Args:
             meeting: address of the store that rank 0 has opened.
             roles: optimizer steps of the whole run in each role; None for a model that is never trained.
+            lora: adapters to train instead of the models; the reference is then the policy with adapters off.
             neighbours: ranks on this machine, this one among them.
 
         Returns:
@@ -77,6 +83,8 @@ class TrainerActor(Process):
         """
         # Before it meets the others, who would wait for it.
         check_visible("model.path", directory)
+        if lora is not None and lora.adapter is not None:
+            check_visible("model.lora.adapter", lora.adapter)
         # Megatron takes seconds to import; the driver, which imports this file, has no use for it. It warns then of
         # what Pentad does without, so the platform comes first.
         self.platform = enter_platform()
@@ -85,7 +93,8 @@ class TrainerActor(Process):
         from pentad.trainers.megatron.parallel import join_ranks, make_groups
         from pentad.trainers.megatron.state import RankState
         from pentad.trainers.megatron.trainer import Trainer
-        from pentad.weights.hf_files import CheckpointReader
+        from pentad.weights.adapters import open_adapter
+        from pentad.weights.checkpoint_model import open_weights
         from pentad.weights.source import load_config
 
         if not self.platform.is_cuda:
@@ -94,10 +103,14 @@ class TrainerActor(Process):
         join_ranks(self.platform, self.rank, self.world_size, store, trainer.deadline_s)
         groups = make_groups(layout, seed, trainer.deadline_s)
         config = load_config(directory)
-        reader = CheckpointReader(directory)
+        reader = open_weights(directory)
+        self._has_shared_reference = lora is not None and "reference" in roles
         for role, optimizer_steps in roles.items():
-            self._models[role] = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps)
-            self._models[role].load(reader)
+            if role == "reference" and self._has_shared_reference:
+                continue
+            model = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps, lora, seed)
+            model.load(reader, open_adapter(config, model.mapping, lora, seed))
+            self._models[role] = model
         trained = [role for role, optimizer_steps in roles.items() if optimizer_steps is not None]
         self._saver = Saver(self.rank, {role: RankState(self._models[role]) for role in trained})
         return {"dtype": self.platform.dtype(trainer.dtype), "device": str(self.platform.device)}
@@ -107,7 +120,9 @@ class TrainerActor(Process):
 
         An array, because a tensor that was pickled where Megatron is imported has it imported where it arrives.
         """
-        logprobs, _ = self._model(role).logprobs(batch, plan, temperature, self._advance)
+        model = self._model(role)
+        with model.without_adapters() if role == "reference" else nullcontext():
+            logprobs, _ = model.logprobs(batch, plan, temperature, self._advance)
         self._done = 0
         return logprobs.numpy() if self.rank == 0 else None
 
@@ -140,16 +155,25 @@ class TrainerActor(Process):
         self._done = 0
         return metrics, model.trained_samples, model.not_finite
 
-    def send_weights(self, role: Role, channel: WeightChannel) -> Mapping[str, int]:
+    def send_weights(self, role: Role, channel: WeightChannel, what: "Published" = "all") -> Mapping[str, int]:
         """Send the weights of this pipeline stage, from its first rank; all its ranks take part.
+
+        Args:
+            what: see `Trainer.weights`.
 
         Returns:
             the checksum of each tensor that this rank sent, by Hugging Face name.
         """
         model = self._model(role)
-        tensors = self._noting("gathering", model.weights())
+        tensors = self._noting("gathering", model.weights(what))
         if model.groups.tp.rank() == 0 and model.groups.dp_cp.rank() == 0:
-            return channel.send(tensors)
+            try:
+                return channel.send(tensors)
+            except BaseException:
+                # The other ranks of the stage still gather with this one.
+                for _ in tensors:
+                    pass
+                raise
         for _ in tensors:
             pass
         return {}
@@ -176,6 +200,8 @@ class TrainerActor(Process):
             self._steps[role] = counted["schedule"]
 
     def _model(self, role: Role) -> "Trainer":
+        if role == "reference" and self._has_shared_reference:
+            role = "policy"
         if role not in self._models:
             raise RuntimeError(f"the trainer has no {role} model")
         # A verb may run on another thread than the one before it.

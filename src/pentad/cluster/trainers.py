@@ -33,10 +33,13 @@ from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.run import RunSettings
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan, plan_microbatches
-from pentad.trainers.protocol import Trained
+from pentad.trainers.protocol import Published, Trained
 from pentad.weights.block_files import FileRecord, WriteError
 from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
+
+# Longest time that a checkpoint is written.
+_WRITE_S = 24 * 3600.0
 
 
 class Trainers:
@@ -72,7 +75,9 @@ class Trainers:
             settings.megatron,
             self.roles,
             settings.experiment.seed,
+            settings.model.adapters,
         )
+        self.lora = settings.model.adapters
 
     async def build(self) -> None:
         """Have the models loaded on every rank, once their processes run."""
@@ -108,7 +113,9 @@ class Trainers:
         Raises:
             WriteError: a rank could not write its files; `is_full` tells a full disk. No rank writes any more then.
         """
-        answers = await self.gang.call("finish_save", phase="writing a checkpoint")
+        # A slow disk is no reason to end the run; the next save waits.
+        call = self.gang.start("finish_save")
+        answers = await self.gang.finish(call, "writing a checkpoint", deadline_s=_WRITE_S)
         for answer in answers:
             if isinstance(answer, WriteError):
                 raise answer
@@ -193,19 +200,22 @@ class RoleTrainer:
         not_finite = dict.fromkeys(name for _, _, names in results for name in names)
         return Trained(results[0][0], tuple(consumed), tuple(not_finite))
 
-    def start_sending(self, channel: WeightChannel) -> Call:
+    def start_sending(self, channel: WeightChannel, what: Published = "all") -> Call:
         """Have the weights sent, by one rank of each pipeline stage; each rank answers with the checksums it sent."""
-        return self._trainers.gang.start("send_weights", self._role, channel)
+        return self._trainers.gang.start("send_weights", self._role, channel, what)
 
     async def export(self, source: Path, target: Path) -> None:
-        """Write the model as a Hugging Face directory, on the driver's machine.
+        """Write the model as a Hugging Face directory, or its adapters as PEFT does, on the driver's machine.
 
         Args:
             source: the directory that training started from, for everything beside the weights.
         """
         channel = self._trainers.store.channel(self._trainers.layout.pipeline, 1, None)
-        sending = self._trainers.gang.finish(self.start_sending(channel), "export")
-        await write_export(channel, sending, source, target)
+        lora = self._trainers.lora
+        sending = self._trainers.gang.finish(
+            self.start_sending(channel, "all" if lora is None else "adapters"), "export"
+        )
+        await write_export(channel, sending, source, target, lora)
 
 
 def _pickle_by_value(loss: Loss) -> None:

@@ -44,6 +44,7 @@ def _embedded(spec: EngineSpec) -> Engine:
         batch_size=spec.settings.batch_size,
         seed=spec.seed,
         tokenizer=load_tokenizer(spec.tokenizer),
+        lora=spec.lora,
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.rollout import RolloutSettings
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
@@ -37,7 +38,8 @@ class EngineFeatures:
 
     Attributes:
         transports: names of the weight transports that it can receive from.
-        adapters: it takes LoRA adapters without the weights that they adapt.
+        adapters: where `EngineSpec.lora` is given it takes all weights once, adapters among them, and then adapters
+            alone. Other engines are sent the model with its adapters merged into it, every time.
         routed_experts: completions say which experts each token was sent to.
         scores_at_any_temperature: `logprobs` takes temperatures other than 1.
         tells_constants: it satisfies `TellsConstants`.
@@ -159,6 +161,7 @@ class EngineSpec:
         longest: most tokens of a prompt and its response, and of a sequence that is scored.
         shares_device: whether a trainer uses the same devices.
         deadline_s: longest time of one call besides `generate`, in seconds.
+        lora: `model.lora`: what is trained are adapters; None: the model itself.
     """
 
     directory: Path
@@ -171,6 +174,7 @@ class EngineSpec:
     longest: int = 4096
     shares_device: bool = False
     deadline_s: float = 600.0
+    lora: LoraSettings | None = None
 
 
 class MakeEngine(Protocol):

@@ -41,8 +41,9 @@ def facts_of(model: str) -> ModelFacts:
 
 
 def _of_directory(path: Path) -> ModelFacts:
-    file = path / "config.json"
-    if not file.is_file():
+    # A checkpoint has it in a directory of its own.
+    file = next((file for file in (path / "config.json", path / "hf" / "config.json") if file.is_file()), None)
+    if file is None:
         found = sorted(path.glob("*.gguf"))
         fix = f"give {found[0]}" if found else "give a Hugging Face model directory"
         raise UserError(f"model: {path} has no config.json", fix)

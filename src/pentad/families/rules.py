@@ -24,6 +24,10 @@ class Replicated(Rule):
     """Every rank holds the whole tensor (norms, routers)."""
 
 
+class Stacked(Rule):
+    """Several tensors of one shape, one after the other; every rank holds all of them (A of fused adapters)."""
+
+
 class Row(Rule):
     """Split along the input dimension."""
 
@@ -40,12 +44,18 @@ class Gated(Rule):
     """Gate and up projection; each rank holds its rows of the one, then its rows of the other."""
 
 
+@dataclass(frozen=True)
 class QKV(Rule):
     """Query, key and value projections (weights or biases), interleaved by key/value head.
 
     Rows are ordered `[queries of group 0, key 0, value 0, queries of group 1, ...]` and split evenly. With more ranks
     than key/value heads a group spans several ranks, which Megatron's attention gathers again.
+
+    Attributes:
+        parts: which of query (0), key (1) and value (2) there are; adapters may be of some of them only.
     """
+
+    parts: tuple[int, ...] = (0, 1, 2)
 
 
 @dataclass(frozen=True)

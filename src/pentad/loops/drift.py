@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pentad.samples.batch import Batch
+from pentad.samples.trajectory import NOT_SAMPLED
 from pentad.weights.proof import BOUNDS, SyncError, divergence
 
 # A divergence that is so many times the first one, for so many steps in a row, is worth a word.
@@ -91,3 +92,20 @@ class DriftWatch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._first, self._grown, self._told = state["first"], state["grown"], set(state["told"])
+
+
+def judged_drift(batch: Batch, version: int, watch: DriftWatch | None) -> dict[str, float]:
+    """Metrics of how far engines and trainer are apart, which are judged where both had the same weights.
+
+    Args:
+        version: of the trainer's weights.
+
+    Raises:
+        SyncError: they are too far apart.
+    """
+    metrics = drift(batch)
+    if metrics and watch is not None:
+        versions = batch.per_sequence["weight_versions"]  # -1 where nothing was sampled
+        if bool(((versions == version) | (versions == NOT_SAMPLED)).all()):
+            watch.check(metrics["rollout/kl"])
+    return metrics

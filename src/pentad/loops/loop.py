@@ -6,30 +6,29 @@ Invariant: each sample that was generated is trained on exactly once, by weights
 newer than those that sampled it. A step is: batch, columns, credit, optimizer steps, publication, record.
 """
 
-import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from pentad.algorithms.protocol import Algorithm
+from pentad.algorithms.protocol import Algorithm, Loss, algorithm_state, load_algorithm_state
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
-from pentad.loops.drift import DriftWatch, drift
+from pentad.loops.drift import DriftWatch, judged_drift
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.journal import Journal
 from pentad.loops.publication import Publication
 from pentad.loops.roles import Engines, Trainer
 from pentad.loops.saving import Saver
+from pentad.loops.skipping import SkippedUpdates
 from pentad.loops.sources import Source
 from pentad.loops.stages import compute_columns
+from pentad.loops.stopping import Stop, StopNow, StoppedError
 from pentad.record.metrics import merge
 from pentad.samples.batch import Batch
 from pentad.samples.packing import split_minibatches
-from pentad.samples.trajectory import NOT_SAMPLED
-from pentad.trainers.protocol import Trained
 
 # A checkpoint that is being written when the run fails may take that long.
 _PATIENCE_S = 8.0
@@ -47,7 +46,7 @@ class Parts:
         temperature: that samples are drawn at.
         drift_watch: judges how far engines and trainer are apart; None where nothing is generated.
         saver: writes checkpoints; None where none are asked for.
-        export: writes the model of a step as a Hugging Face directory.
+        export: writes the model of a step as a Hugging Face directory; whether it replaces one that is there.
     """
 
     settings: TrainerSettings
@@ -63,19 +62,7 @@ class Parts:
     max_staleness: int = 0
     drift_watch: DriftWatch | None = None
     saver: Saver | None = None
-    export: Callable[[int], Awaitable[None]] | None = None
-
-
-class StoppedError(Exception):
-    """The loop has stopped because it was asked to. `saved`: the step that the newest checkpoint is of; None: none."""
-
-    def __init__(self, saved: int | None) -> None:
-        super().__init__(saved)
-        self.saved = saved
-
-
-class _StopNow(Exception):
-    """Leave the step."""
+    export: Callable[[int, bool], Awaitable[None]] | None = None
 
 
 class Loop:
@@ -97,8 +84,9 @@ class Loop:
         self._evaluated = -1
         # As it was after the last step; a step that is left changes what it is taken from.
         self._boundary: dict[str, Any] | None = None
-        self._stop = asyncio.Event()
-        self._skipped_in_a_row = 0
+        self._stop = Stop()
+        self._skipped = SkippedUpdates(parts.settings.max_skipped_steps, parts.journal.message)
+        self._last_metrics: dict[str, float] = {}
 
     async def run(self) -> None:
         """All steps.
@@ -112,7 +100,7 @@ class Loop:
             await self._run()
             if parts.saver is not None:
                 await parts.saver.wait()
-        except _StopNow:
+        except StopNow:
             raise StoppedError(await self._save_boundary()) from None
         except Exception:
             # What failed may have nothing to do with the checkpoint that is being written.
@@ -131,13 +119,14 @@ class Loop:
 
     def stop(self) -> None:
         """Have `run` save and end, as soon as the weights are those of a whole step. On the loop's thread."""
-        self._stop.set()
+        self._stop.request()
 
     async def _run(self) -> None:
         parts = self._parts
         self._boundary = self.state_dict()
+        await self._export_if_due(replace=False)  # a run that was killed may have done the step and not its export
         if self._evaluation_due():
-            await self._unless_stopped(self._evaluate())
+            await self._stop.unless(self._evaluate())
         if parts.source.generates and self.step < parts.settings.total_steps:
             await self._publish()
         parts.journal.times()  # what came before the first step is not part of it
@@ -147,19 +136,19 @@ class Loop:
     async def _step(self) -> None:
         parts, journal, number = self._parts, self._parts.journal, self.step + 1
         journal.status.step = number
-        batch, metrics = await self._unless_stopped(parts.source.take(number, self._versions))
+        batch, metrics = await self._stop.unless(parts.source.take(number, self._versions))
         with journal.timed("train"):
             if parts.engines is not None and self._engines_hold_memory:
                 await parts.engines.sleep()
                 self._engines_hold_memory = False
             columns = parts.algorithm_settings.columns
-            batch = await self._unless_stopped(compute_columns(batch, columns, parts.roles, parts.temperature, journal))
-            apart = self._drift(batch)
+            batch = await self._stop.unless(compute_columns(batch, columns, parts.roles, parts.temperature, journal))
+            apart = judged_drift(batch, self.version, parts.drift_watch)
             batch = parts.algorithm.credit(batch)
-            self._check_read(batch)
+            _check_read(batch, self._losses, parts.algorithm_settings)
             trained = await self._train(batch)
         self.step = number
-        if parts.source.generates and not self._stop.is_set():
+        if parts.source.generates and not self._stop.requested:
             await self._publish()
         await parts.source.release()
         await self._finish_step(merge(metrics, trained, apart), batch.num_tokens)
@@ -168,25 +157,35 @@ class Loop:
         """Record, evaluate and save the step that was trained."""
         parts, journal, saver = self._parts, self._parts.journal, self._parts.saver
         self._boundary = self.state_dict()
-        if saver is not None and (saver.due(self.step) or self._stop.is_set()):
+        if saver is not None and (saver.due(self.step) or self._stop.requested):
             await saver.stage(self.step, self.version)
             metrics |= saver.metrics
         metrics = merge(metrics, journal.times())
         metrics["perf/tokens_per_s"] = tokens / metrics["time/step"]
         journal.write(self.step, metrics)
+        self._last_metrics = metrics
         try:
             if self._evaluation_due():
-                metrics |= await self._unless_stopped(self._evaluate())
+                metrics |= await self._stop.unless(self._evaluate())
                 journal.times()
         finally:
             if saver is not None:
                 self._boundary["evaluated"] = self._evaluated
                 saver.commit(self._boundary, metrics)
-        if parts.export is not None and parts.settings.hf_save_freq and self.step % parts.settings.hf_save_freq == 0:
-            with journal.timed("save"):
-                await parts.export(self.step)
-        if self._stop.is_set() and self.step < parts.settings.total_steps:
-            raise _StopNow
+        await self._export_if_due(replace=True)
+        if self._stop.requested and self.step < parts.settings.total_steps:
+            raise StopNow
+
+    async def _export_if_due(self, *, replace: bool) -> None:
+        """Write the model of a step that has one; where that fails, say so and go on."""
+        parts, every = self._parts, self._parts.settings.hf_save_freq
+        if parts.export is None or not self.step or not every or self.step % every:
+            return
+        try:
+            with parts.journal.timed("save"):
+                await parts.export(self.step, replace)
+        except UserError as error:
+            parts.journal.message(f"the model of step {self.step} could not be written: {error.cause}; the run goes on")
 
     def _evaluation_due(self) -> bool:
         """Whether the step that is done is to be evaluated and is not yet."""
@@ -197,23 +196,6 @@ class Loop:
             return settings.val_before_train
         return self.step == settings.total_steps or bool(settings.test_freq and self.step % settings.test_freq == 0)
 
-    async def _unless_stopped[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns, if that comes before the loop is asked to stop."""
-        if self._stop.is_set():
-            work.close()
-            raise _StopNow
-        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise _StopNow
-        finally:
-            stop.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
     async def _save_boundary(self) -> int | None:
         """Save the last step that was finished; returns the step of the newest checkpoint."""
         saver, boundary = self._parts.saver, self._boundary
@@ -222,22 +204,9 @@ class Loop:
         await saver.wait()
         if boundary["step"] and saver.saved != boundary["step"]:
             await saver.stage(boundary["step"], boundary["version"])
-            saver.commit(boundary, {})
+            saver.commit(boundary, self._last_metrics)
             await saver.wait()
         return saver.saved
-
-    def _drift(self, batch: Batch) -> dict[str, float]:
-        """Metrics of how far engines and trainer are apart, which are judged where both had the same weights.
-
-        Raises:
-            SyncError: they are too far apart.
-        """
-        metrics, watch = drift(batch), self._parts.drift_watch
-        if metrics and watch is not None:
-            versions = batch.per_sequence["weight_versions"]  # -1 where nothing was sampled
-            if bool(((versions == self.version) | (versions == NOT_SAMPLED)).all()):
-                watch.check(metrics["rollout/kl"])
-        return metrics
 
     async def _train(self, batch: Batch) -> dict[str, float]:
         """The optimizer steps on a batch."""
@@ -253,7 +222,7 @@ class Loop:
             for role, loss in self._losses.items():
                 progress = parts.journal.progress("training" if role == "policy" else f"training of the {role}")
                 trained = await parts.roles[role].train(minibatch, loss, parts.temperature, progress)
-                self._count_skipped(role, trained)
+                self._skipped.count(role, trained)
                 if role == "policy":
                     metrics.append(trained.metrics)
                     consumed.update(trained.sample_ids)
@@ -268,36 +237,6 @@ class Loop:
         left_out = 0 if (scored := batch.per_sequence.get("scored")) is None else int((~scored).sum())
         counts = {"data/samples_consumed": consumed.total() - left_out, "data/samples_left_out": left_out}
         return {**joined, **counts}
-
-    def _count_skipped(self, role: Role, trained: Trained) -> None:
-        """Tell of an optimizer step that was skipped.
-
-        Raises:
-            UserError: too many were, one after the other.
-        """
-        if not trained.metrics.get("train/skipped_updates"):
-            self._skipped_in_a_row = 0
-            return
-        self._skipped_in_a_row += 1
-        where = f"first in {', '.join(trained.not_finite)}" if trained.not_finite else "though each is finite by itself"
-        text = f"the gradient of the {role} is not finite, {where}; the optimizer step was skipped"
-        allowed = self._parts.settings.max_skipped_steps
-        if self._skipped_in_a_row > allowed:
-            raise UserError(
-                f"{text}; so were the {allowed} before it (trainer.max_skipped_steps)",
-                "lower trainer.optimizer.lr or trainer.optimizer.grad_clip, or go on from an earlier checkpoint with "
-                "trainer.resume_mode=PATH",
-            )
-        self._parts.journal.message(text)
-
-    def _check_read(self, batch: Batch) -> None:
-        for loss in self._losses.values():
-            if missing := sorted(loss.reads - batch.per_token.keys() - batch.per_sequence.keys()):
-                raise UserError(
-                    f"algorithm.name={self._parts.algorithm_settings.name}: its loss reads {', '.join(missing)}, which "
-                    f"the batch has not; it has {', '.join(sorted([*batch.per_token, *batch.per_sequence]))}",
-                    "add it in credit(), or state it in columns",
-                )
 
     async def _publish(self) -> None:
         if self._parts.publication is None:
@@ -323,11 +262,25 @@ class Loop:
             "evaluated": self._evaluated,
             "source": self._parts.source.state_dict(),
             "drift": None if watch is None else watch.state_dict(),
+            "skipped": self._skipped.in_a_row,
+            "algorithm": algorithm_state(self._parts.algorithm),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, before `run`."""
         self.step, self.version, self._evaluated = state["step"], state["version"], state["evaluated"]
         self._parts.source.load_state_dict(state["source"])
-        if self._parts.drift_watch is not None:
+        if self._parts.drift_watch is not None and state["drift"] is not None:
             self._parts.drift_watch.load_state_dict(state["drift"])
+        self._skipped.in_a_row = state["skipped"]
+        load_algorithm_state(self._parts.algorithm, state["algorithm"])
+
+
+def _check_read(batch: Batch, losses: Mapping[Role, Loss], settings: AlgorithmSettings) -> None:
+    for loss in losses.values():
+        if missing := sorted(loss.reads - batch.per_token.keys() - batch.per_sequence.keys()):
+            raise UserError(
+                f"algorithm.name={settings.name}: its loss reads {', '.join(missing)}, which "
+                f"the batch has not; it has {', '.join(sorted([*batch.per_token, *batch.per_sequence]))}",
+                "add it in credit(), or state it in columns",
+            )

@@ -5,6 +5,7 @@ checkpoint that cannot be written is told, leaves the earlier ones as they are, 
 """
 
 import asyncio
+import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
 from pentad.loops.journal import Journal
 from pentad.record.checkpoints import Checkpoints
-from pentad.record.manifest import FileRecord, Manifest, record_file
+from pentad.record.manifest import FileRecord, Manifest, record_file, sync
 
 DRIVER_STATE = "driver.pt"
 
@@ -60,6 +61,7 @@ class Saver:
         checkpoints: where they go.
         manifest: with what is the same in all checkpoints of the run.
         saved: the step that the run goes on from; None if it begins.
+        records: files that must be on the disk as far as the checkpoint that is made.
 
     Attributes:
         saved: the step of the newest checkpoint.
@@ -74,12 +76,14 @@ class Saver:
         settings: TrainerSettings,
         journal: Journal,
         saved: int | None = None,
+        records: Sequence[Path] = (),
     ) -> None:
         self._trainers, self._checkpoints, self._manifest = trainers, checkpoints, manifest
         self._settings, self._journal = settings, journal
         self._staged: _Staged | None = None
         self._writing: asyncio.Task[None] | None = None
         self.saved = saved
+        self._records = tuple(records)
         self.failures = 0
         # Of the newest checkpoint: its size, and how long it was written beside training.
         self._bytes: int | None = None
@@ -158,11 +162,18 @@ class Saver:
             await self._failed(staged.step, staged.partial, error)
 
     def _complete(self, staged: _Staged, files: Sequence[FileRecord], state: Mapping[str, Any]) -> None:
-        torch.save(state, staged.partial / DRIVER_STATE)
+        content = io.BytesIO()  # written to a full disk by torch, it would be a RuntimeError
+        torch.save(state, content)
+        (staged.partial / DRIVER_STATE).write_bytes(content.getbuffer())
         driver = record_file(staged.partial, DRIVER_STATE)
+        for path in self._records:
+            sync(path)
         self._checkpoints.complete(staged.partial, replace(staged.manifest, files=(*files, driver)))
         self.saved = staged.step
-        self._checkpoints.prune(self._settings.max_ckpt_to_keep, self._best)
+        try:
+            self._checkpoints.prune(self._settings.max_ckpt_to_keep, self._best)
+        except OSError as error:
+            self._journal.message(f"an older checkpoint could not be removed: {error.strerror or error}")
 
     def _best(self, metrics: Mapping[str, float | None]) -> float | None:
         return None if self._settings.keep_best is None else metrics.get(self._settings.keep_best)

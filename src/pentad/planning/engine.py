@@ -25,12 +25,14 @@ class EngineWork:
         tokens: of the longest sequence, prompt and response.
         dtype: `bf16` or `fp32`.
         sleeps: whether its memory is released while the trainer works.
+        adapted: parameters of which an hf engine keeps a second copy, as adapters are merged into them anew each time.
     """
 
     sequences: int = 64
     tokens: int = 4096
     dtype: str = "bf16"
     sleeps: bool = False
+    adapted: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def predict_engine(
     weights = model_parameters(facts) * width / (layout.tensor * layout.pipeline)
     tokens = work.tokens
     if component.backend == "hf":
+        weights += work.adapted * width
         tokens = work.sequences * -(-work.tokens // _CAPACITY_STEP) * _CAPACITY_STEP
     cache = tokens * cache_bytes_per_token(facts, work.dtype, layout.tensor, layout.pipeline)
     logits = work.sequences * facts.vocab_size / layout.tensor * table.engine_logits

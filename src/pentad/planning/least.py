@@ -7,6 +7,7 @@ cache), so that nothing is refused that could have run.
 from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Allocation
 from pentad.layout.validate import Problem
+from pentad.planning.adapters import AdapterWork
 from pentad.planning.coefficients import GIB
 from pentad.planning.engine import EngineWork, predict_engine
 from pentad.planning.memory import Workload, predict_memory
@@ -15,7 +16,12 @@ _STATE = ("weights", "gradients", "optimizer")
 
 
 def check_memory(
-    facts: ModelFacts, allocation: Allocation, dtype: str, engine: EngineWork | None, memory_gib: float
+    facts: ModelFacts,
+    allocation: Allocation,
+    dtype: str,
+    engine: EngineWork | None,
+    memory_gib: float,
+    adapters: AdapterWork | None = None,
 ) -> list[Problem]:
     """What cannot fit on GPUs of that much memory; empty when it may fit. The layout must be legal for the model.
 
@@ -23,9 +29,10 @@ def check_memory(
         dtype: of the trainer, `bf16` or `fp32`.
         engine: what each rollout engine generates; None where its memory is not known.
         memory_gib: of one GPU, in GiB.
+        adapters: that are trained instead of the model.
     """
     layout, rollout = allocation.trainer.layout, allocation.rollout
-    ranks = predict_memory(facts, layout, Workload(1, layout.pipeline, 1, dtype))
+    ranks = predict_memory(facts, layout, Workload(1, layout.pipeline, 1, dtype, adapters=adapters))
     needs = {str(allocation.trainer): max(sum(rank.components[part] for part in _STATE) for rank in ranks)}
     if rollout is not None and engine is not None:
         parts = predict_engine(facts, rollout, engine).components

@@ -6,12 +6,13 @@ nothing is fitted elsewhere. Bytes are those that PyTorch's allocator holds at t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk, chunks_in_flight, distinct_stages, layer_kinds, pipeline_chunks
+from pentad.planning.adapters import AdapterParameters, AdapterWork, adapter_parameters
 from pentad.planning.coefficients import BYTES, DEFAULT, Coefficients
 from pentad.planning.engine import EngineMemory
 from pentad.planning.parameters import RankParameters, chunk_parameters
@@ -46,6 +47,7 @@ class Workload:
             `full`, whole layers, one by one.
         reference: whether the weights of a frozen reference model are held too.
         engine: of a rollout engine on the same GPU, if there is one.
+        adapters: that are trained instead of the model; a reference is then the same model with them off.
     """
 
     tokens: int
@@ -55,6 +57,7 @@ class Workload:
     recompute: Recompute = "none"
     reference: bool = False
     engine: EngineMemory | None = None
+    adapters: AdapterWork | None = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,15 @@ class RankMemory:
 
     Attributes:
         stage: the pipeline stage.
-        parameters: that each of its ranks holds.
+        parameters: that each of its ranks holds, without adapters.
+        adapters: parameters of adapters beside them; None where the model itself is trained.
         components: component (`COMPONENTS`) -> bytes at the highest moment.
     """
 
     stage: int
     parameters: RankParameters
     components: Mapping[str, int] = field(default_factory=dict)
+    adapters: AdapterParameters | None = None
 
     @property
     def total(self) -> int:
@@ -205,6 +210,8 @@ def _logits(facts: ModelFacts, layout: Layout, work: Workload, table: Coefficien
     rows = facts.padded_vocab(layout.tensor) // layout.tensor
     chunk = min(table.logits_chunk, tokens * rows)
     gradient = rows * facts.hidden_size * (table.head_gradient_fp32 + table.head_gradient_model * width)
+    if work.adapters is not None:
+        gradient = 0.0  # it is frozen
     hidden = table.head_hidden * tokens * facts.hidden_size * width
     return chunk * (table.logits_fp32 + table.logits_model * width) + gradient + hidden
 
@@ -235,8 +242,14 @@ def _stage_memory(
 ) -> RankMemory:
     width = BYTES[work.dtype]
     parameters = chunk_parameters(facts, layout, chunks)
+    adapters = None if work.adapters is None else adapter_parameters(facts, layout, chunks, work.adapters)
+    dense, expert = (parameters.dense, parameters.expert) if adapters is None else (adapters.dense, adapters.expert)
+    trained, held = dense + expert, parameters.total + (adapters.total if adapters is not None else 0)
     state = table.moments + (table.master if work.dtype != "fp32" else 0)
-    shard = parameters.dense / (layout.data * layout.context) + parameters.expert / layout.expert_data
+    shard = dense / (layout.data * layout.context) + expert / layout.expert_data
+    if adapters is not None:
+        # Frozen weights have no gradients, which would need room before they are added up.
+        parameters = replace(parameters, largest=0)
 
     kinds = layer_kinds(facts, chunks)
     a_layer = {facts.has_experts(layer): layer_activations(facts, layout, work, layer, table) for layer in kinds}
@@ -248,6 +261,10 @@ def _stage_memory(
         return layers + final
 
     activations = chunks_in_flight(layout, stage, work.microbatches, tuple(kept(chunk) for chunk in chunks))
+    if adapters is not None:
+        activations += chunks_in_flight(
+            layout, stage, work.microbatches, _adapter_activations(layout, work, adapters, chunks)
+        )
     exchanges = _exchanges(facts, layout, work, table)
     workspace = max(_backward_workspace(facts, layout, work, layer, parameters, table) for layer in kinds)
     logits = _logits(facts, layout, work, table) if chunks[-1].head else 0.0
@@ -261,20 +278,30 @@ def _stage_memory(
         # The optimizer's step is the highest moment; there are no activations then.
         activations, logits, workspace = 0.0, 0.0, step
     components = {
-        "weights": parameters.total * width,
-        "gradients": parameters.total * table.gradient,
+        "weights": held * width,
+        "gradients": trained * table.gradient,
         "optimizer": shard * state,
         "activations": activations,
         "logits": logits,
         "buffers": workspace + exchanges,
-        "reference": parameters.total * width if work.reference else 0,
+        "reference": parameters.total * width if work.reference and adapters is None else 0,
     }
     outside = table.context_bytes + table.group_bytes * _groups(layout)
     if work.engine is not None:
         outside += table.context_bytes  # the engine is another process
         components |= _with_engine(components, work.engine)
     components["overhead"] = outside + table.fragmentation * sum(components.values())
-    return RankMemory(stage, parameters, {name: int(components.get(name, 0)) for name in COMPONENTS})
+    return RankMemory(stage, parameters, {name: int(components.get(name, 0)) for name in COMPONENTS}, adapters)
+
+
+def _adapter_activations(
+    layout: Layout, work: Workload, adapters: AdapterParameters, chunks: tuple[Chunk, ...]
+) -> tuple[float, ...]:
+    """Bytes that adapters keep of one microbatch, by chunk: `A x`, and what an adapted MLP has between products."""
+    if work.recompute == "full":
+        return (0.0,) * len(chunks)
+    each = (adapters.inner + 2 * adapters.mlp) * work.tokens / layout.context * BYTES[work.dtype]
+    return (each / len(chunks),) * len(chunks)
 
 
 def _with_engine(components: Mapping[str, float], engine: EngineMemory) -> dict[str, float]:

@@ -66,16 +66,8 @@ class Checkpoints:
         Args:
             manifest: of all files that were written; they are on the disk.
         """
-        write_manifest(manifest, partial)
-        for directory in {(partial / file.name).parent for file in manifest.files} | {partial}:
-            _sync(directory)
         target = self.directory / partial.name.removeprefix(".").removesuffix(_PARTIAL)
-        if target.exists():
-            # Of this step there is one already: it was damaged, or the run went back to an earlier one.
-            _remove(target)
-        partial.rename(target)
-        _sync(self.directory)
-        return Checkpoint(target, manifest)
+        return publish(partial, target, manifest)
 
     def discard(self, partial: Path) -> None:
         """Remove what was written of a checkpoint that will not be."""
@@ -117,7 +109,8 @@ class Checkpoints:
             their new names.
         """
         moved = []
-        for later, path in self.steps().items():
+        # The newest first: the run goes on from the newest that is left, if it is killed in between.
+        for later, path in reversed(self.steps().items()):
             if later > step:
                 number = 1
                 while (target := path.with_name(f"{path.name}{_OLD}-{number}")).exists():
@@ -146,6 +139,24 @@ class Checkpoints:
         for path in removed:
             _remove(path)
         return removed
+
+
+def publish(partial: Path, target: Path, manifest: Manifest) -> Checkpoint:
+    """Give a checkpoint its manifest and its name; one that has this name is removed.
+
+    Args:
+        partial: the directory that it was written to, in that of the target.
+        manifest: of all files that were written; they are on the disk.
+    """
+    write_manifest(manifest, partial)
+    for directory in {(partial / file.name).parent for file in manifest.files} | {partial}:
+        _sync(directory)
+    if target.exists():
+        # Of this step there is one already: it was damaged, or the run went back to an earlier one.
+        _remove(target)
+    partial.rename(target)
+    _sync(target.parent)
+    return Checkpoint(target, manifest)
 
 
 def sound(path: Path, *, contents: bool = True) -> Checkpoint:

@@ -137,6 +137,13 @@ def record_file(directory: Path, name: str) -> FileRecord:
     return FileRecord(name, path.stat().st_size, _file_digest(path))
 
 
+def sync(path: Path) -> None:
+    """Have what was written to a file on the disk, where there is such a file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def _fault(directory: Path, file: FileRecord, contents: bool) -> str | None:
     path = directory / file.name
     try:

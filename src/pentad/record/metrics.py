@@ -147,7 +147,7 @@ def open_sinks(
     console: Sink | None,
     name: str,
     settings: Mapping[str, object],
-    first_step: int = 0,
+    first_step: int | None = None,
 ) -> Sinks:
     """The sinks that `trainer.logger` names, after metrics.jsonl, which is always written.
 
@@ -157,7 +157,7 @@ def open_sinks(
         console: shows metrics where `console` is among the loggers (a `terminal.Terminal`).
         name: the experiment's name, for wandb.
         settings: the effective settings as plain data, for wandb.
-        first_step: what was written of this step and later ones, by a run that this one goes on with, no longer counts.
+        first_step: of a run that goes on, whose rows of this step and later ones no longer count; None: it begins.
 
     Raises:
         UserError: wandb is asked for and not installed or not usable.

@@ -37,6 +37,9 @@ NAMES = frozenset(
         "hf",
         "failures.jsonl",
         "wandb.id",
+        ".wandb.id.partial",
+        ".metrics.jsonl.partial",
+        ".samples.jsonl.partial",
         ".lock",
     }
 )

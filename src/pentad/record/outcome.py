@@ -11,11 +11,13 @@ class RunFailedError(Exception):
 
     Attributes:
         facts: what else helps, as name -> value: log, step, report.
+        died: the process that the failure came from, if that has died.
     """
 
     def __init__(self, message: str, facts: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.facts = dict(facts or {})
+        self.died: str | None = None
 
 
 class RunInterruptedError(KeyboardInterrupt):

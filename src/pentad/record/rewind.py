@@ -31,9 +31,9 @@ def _cut(path: Path, step: int) -> set[int]:
     if not path.exists():
         return set()
     kept, removed, whole = [], set(), True
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for line in file:
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 whole = False
             elif (found := _step_of(line)) is not None and found > step:
                 removed.add(found)
@@ -41,7 +41,7 @@ def _cut(path: Path, step: int) -> set[int]:
                 kept.append(line)
     if removed or not whole:
         partial = path.with_name(f".{path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("wb") as file:
             file.writelines(kept)
             file.flush()
             os.fsync(file.fileno())
@@ -49,7 +49,7 @@ def _cut(path: Path, step: int) -> set[int]:
     return removed
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: bytes) -> int | None:
     """The step of a row; None where it cannot be told. Such rows stay, for `read_jsonl` to name them."""
     try:
         return json.loads(line)["step"]

@@ -88,7 +88,9 @@ class RunDir:
         if run_dir.path == Path(run_dir.path.anchor):
             raise UserError(f"the run directory is {run_dir.path}, the root of the file system", _OTHER_PLACE)
         with _writable(run_dir.path), run_dir.writing():
-            _check_space(run_dir.path, needed_bytes)
+            # What the run has written already needs no more space.
+            written = (run_dir.checkpoints, run_dir.exports, run_dir.model) if goes_on else ()
+            _check_space(run_dir.path, needed_bytes - sum(map(_size, written)))
             run_dir._take()
             try:
                 run_dir._check_leftovers(overwrite)
@@ -104,22 +106,26 @@ class RunDir:
             UserError: the directory cannot be written.
         """
         with _writable(self.path), self.writing():
+            versions = json.dumps(collect_versions(), indent=2) + "\n"
             if self._leftovers():
                 self._move_aside()
                 self.removed = remove_oldest(self.path)
+            # The settings last: with them, and without versions, a directory would not be one that a run has written.
+            self.versions.write_text(versions, encoding="utf-8")
             self.config.write_text(self._settings_yaml, encoding="utf-8")
             self.begun = True
-            self.versions.write_text(json.dumps(collect_versions(), indent=2) + "\n", encoding="utf-8")
 
-    def end(self, outcome: str, seconds: float) -> None:
+    def end(self, outcome: str, seconds: float, steps: int | None = None) -> None:
         """Write outcome.json: how the run ended, and how long it took.
 
         Args:
             outcome: `finished`, `failed` or `interrupted`.
             seconds: from the start of the command.
+            steps: that the run had, if it is finished.
         """
+        row = {"outcome": outcome, "seconds": round(seconds, 1), **({} if steps is None else {"steps": steps})}
         with self.writing():
-            self.outcome.write_text(json.dumps({"outcome": outcome, "seconds": round(seconds, 1)}) + "\n")
+            self.outcome.write_text(json.dumps(row) + "\n")
 
     @property
     def moves_aside(self) -> bool:
@@ -231,6 +237,19 @@ class RunDir:
         assert lock is not None
         os.close(lock)
         self._take()
+
+
+def finished_steps(run_dir: RunDir) -> int | None:
+    """The steps of the finished run that a directory holds; None if it holds none."""
+    try:
+        row = json.loads(run_dir.outcome.read_text())
+        return row["steps"] if row["outcome"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _size(directory: Path) -> int:
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def _check_space(path: Path, needed_bytes: int) -> None:

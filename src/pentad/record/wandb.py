@@ -27,7 +27,9 @@ class Wandb:
         # A run that goes on is the same run there, too.
         known = run_dir.wandb_id
         kept = known.read_text().strip() if known.exists() else wandb.util.generate_id()
-        known.write_text(kept + "\n")
+        partial = known.with_name(f".{known.name}.partial")
+        partial.write_text(kept + "\n")
+        partial.replace(known)
         try:
             self._run = wandb.init(
                 project="pentad", name=name, dir=str(run_dir.path), config=dict(settings), id=kept, resume="allow"

@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from.
 
 Invariant: what `trainer.resume_mode` names is taken, or refused; a run never begins anew where the user asked to go on.
+The same command, started again after it was killed, goes on with what it had done.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,10 @@ from pathlib import Path
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.record.checkpoints import DIRECTORY, Checkpoint, Checkpoints, find_checkpoint
-from pentad.record.run_dir import RunDir
+from pentad.record.run_dir import RunDir, finished_steps
+
+ORIGIN = "resumed_from"
+"""In a manifest's `run`: the checkpoint that `trainer.resume_mode` named when the run began."""
 
 
 def choose_checkpoint(settings: RunSettings, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -19,15 +23,13 @@ def choose_checkpoint(settings: RunSettings, warn: Callable[[str], None]) -> Che
         warn: is told of damaged checkpoints.
 
     Raises:
-        UserError: a path without a checkpoint, checkpoints of which none is sound, or a run that has no step left.
+        UserError: a path without a checkpoint, none that is sound, or one of a later step than the last.
     """
-    mode, directory = settings.trainer.resume_mode, settings.experiment.run_dir
-    if mode == "disable":
+    mode, own = settings.trainer.resume_mode, Checkpoints(settings.experiment.run_dir / DIRECTORY)
+    if mode == "disable" or (mode == "auto" and settings.experiment.overwrite):
         return None
     if mode == "auto":
-        if settings.experiment.overwrite:
-            return None
-        found = Checkpoints(directory / DIRECTORY).newest_sound(warn)
+        found = own.newest_sound(warn)
     else:
         path = Path(mode).expanduser()
         if not path.exists():
@@ -36,8 +38,16 @@ def choose_checkpoint(settings: RunSettings, warn: Callable[[str], None]) -> Che
                 "check the path, or set trainer.resume_mode to auto or disable",
             )
         found = find_checkpoint(path, warn)
-    if found is not None:
-        _check_left(settings, found)
+        # A run that has begun from there goes on from where it is.
+        newest = own.newest_sound(warn) if own.steps() else None
+        if newest is not None and newest.manifest.run.get(ORIGIN) == str(found.path.resolve()):
+            found = newest
+    if found is not None and found.manifest.step > settings.trainer.total_steps:
+        step, total = found.manifest.step, settings.trainer.total_steps
+        raise UserError(
+            f"checkpoint {found.path} is of step {step}, and trainer.total_steps is {total}",
+            f"set trainer.total_steps to {step} or more, or trainer.resume_mode to an earlier checkpoint",
+        )
     return found
 
 
@@ -46,18 +56,45 @@ def is_own(checkpoint: Checkpoint | None, directory: Path) -> bool:
     return checkpoint is not None and checkpoint.path.resolve().parent == (directory / DIRECTORY).resolve()
 
 
-def _check_left(settings: RunSettings, checkpoint: Checkpoint) -> None:
-    """A run whose last step is behind it has only its export to do, if that."""
-    step, total, run_dir = checkpoint.manifest.step, settings.trainer.total_steps, RunDir(settings.experiment.run_dir)
-    if step > total:
-        raise UserError(
-            f"checkpoint {checkpoint.path} is of step {step}, and trainer.total_steps is {total}",
-            f"set trainer.total_steps above {step}, or trainer.resume_mode to an earlier checkpoint",
-        )
-    done = is_own(checkpoint, run_dir.path) and (run_dir.model.exists() or not settings.trainer.export)
-    if step == total and done:
-        raise UserError(
-            f"{run_dir.path} already holds a run that has finished its {total} steps",
-            "raise trainer.total_steps to go on, choose another experiment.name, or set experiment.overwrite=true to "
-            "move the run aside and begin anew",
-        )
+def is_finished(settings: RunSettings, settings_yaml: str) -> bool:
+    """Whether the run directory holds what this same command has finished.
+
+    Args:
+        settings_yaml: the effective settings.
+
+    Raises:
+        UserError: it holds a finished run of as many steps with other settings.
+    """
+    if settings.trainer.resume_mode != "auto" or settings.experiment.overwrite:
+        return False
+    run_dir, total = RunDir(settings.experiment.run_dir), settings.trainer.total_steps
+    if finished_steps(run_dir) != total or not Checkpoints(run_dir.checkpoints).steps():
+        return False
+    if _is_of(run_dir, settings_yaml):
+        return True
+    raise UserError(
+        f"{run_dir.path} already holds a run that has finished its {total} steps, with other settings",
+        "choose another experiment.name, raise trainer.total_steps to go on with that run, or set "
+        "experiment.overwrite=true to move it aside",
+    )
+
+
+def _is_of(run_dir: RunDir, settings_yaml: str) -> bool:
+    try:
+        return run_dir.config.read_text(encoding="utf-8") == settings_yaml
+    except OSError:
+        return False
+
+
+def begins_again(settings: RunSettings, settings_yaml: str) -> bool:
+    """Whether the run directory holds what this same command has left before its first checkpoint.
+
+    Args:
+        settings_yaml: the effective settings.
+    """
+    run_dir = RunDir(settings.experiment.run_dir)
+    if settings.trainer.resume_mode == "disable" or settings.experiment.overwrite or not settings.trainer.save_freq:
+        return False
+    if finished_steps(run_dir) is not None or run_dir.model.exists() or Checkpoints(run_dir.checkpoints).steps():
+        return False
+    return _is_of(run_dir, settings_yaml)

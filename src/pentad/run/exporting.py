@@ -10,16 +10,19 @@ from pathlib import Path
 from pentad.cluster.trainers import RoleTrainer
 
 
-async def export(policy: RoleTrainer, source: Path, target: Path) -> None:
+async def export(policy: RoleTrainer, source: Path, target: Path, *, replace: bool = True) -> None:
     """Write the policy as a Hugging Face directory.
 
     Args:
         source: the model that training began with, for everything beside the weights.
-        target: the directory; one that exists is replaced.
+        target: the directory.
+        replace: write anew where it exists.
 
     Raises:
         UserError: it cannot be written.
     """
+    if target.exists() and not replace:
+        return
     new, old = (target.with_name(target.name + suffix) for suffix in (".new", ".old"))
     if not target.exists():
         if old.exists():

@@ -4,6 +4,7 @@ from pentad.config.schema.run import RunSettings
 from pentad.families.facts import ModelFacts
 from pentad.layout import Allocation
 from pentad.layout.validate import refuse
+from pentad.planning.adapters import adapter_work
 from pentad.planning.engine import EngineWork
 from pentad.planning.least import check_memory
 from pentad.record.machine import smallest_gpu_gib
@@ -30,4 +31,6 @@ def check_gpus(settings: RunSettings, facts: ModelFacts, allocation: Allocation)
     # What an engine of the user's own holds is not known.
     known = engine if rollout.engine is None else None
     dtype = "fp32" if settings.trainer.dtype == "fp32" else "bf16"
-    refuse(check_memory(facts, allocation, dtype, known, memory), f"allocation {allocation}")
+    lora = settings.model.adapters
+    adapters = None if lora is None else adapter_work(lora, facts, allocation.trainer.layout)
+    refuse(check_memory(facts, allocation, dtype, known, memory, adapters), f"allocation {allocation}")

@@ -19,7 +19,7 @@ from pentad.layout import Allocation
 from pentad.layout.cluster_checks import check_projections
 from pentad.layout.validate import check_layout, refuse
 from pentad.run.sources import Sources
-from pentad.weights.hf_files import CheckpointReader
+from pentad.weights.checkpoint_model import open_weights
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config, load_tokenizer
 
@@ -83,7 +83,7 @@ def prepare(sources: Sources) -> Prepared:
     facts = facts_from_config(config.to_dict())
     layout = allocation.trainer.layout
     refuse([*check_layout(facts, layout), *check_projections(facts, layout)], f"allocation {allocation}")
-    CheckpointReader(directory).check(expected_shapes(config), tied=facts.tied)
+    open_weights(directory).check(expected_shapes(config), tied=facts.tied)
     if any(overrides for _, overrides in settings.megatron):
         _check_passthrough(config, settings, allocation)
     tokenizer_path = _tokenizer_path(settings.model.tokenizer, directory)

@@ -7,20 +7,22 @@ an earlier run where it was.
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pentad.config.loading.load import LoadedSettings
 from pentad.config.loading.notices import notices
 from pentad.config.loading.show import effective_yaml
+from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.loops.scoring import reward_item
-from pentad.record.checkpoints import Checkpoint
+from pentad.record.checkpoints import DIRECTORY, Checkpoint, Checkpoints
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import check_loggers
 from pentad.record.outcome import RunFailedError, RunInterruptedError, Status
 from pentad.record.run_dir import RunDir
 from pentad.rewards.pool import RewardPool
-from pentad.run.choice import choose_checkpoint, is_own
+from pentad.run.choice import begins_again, choose_checkpoint, is_finished, is_own
 from pentad.run.restarts import Restarts
 from pentad.run.signals import StopSignals
 from pentad.run.sources import Sources, find_sources
@@ -52,18 +54,20 @@ def run(loaded: LoadedSettings) -> int:
             check_loggers(settings.trainer.logger)
             sources = find_sources(settings)
             _print_notices([*loaded.notices, *notices(settings), *sources.notices])
-            checkpoint = choose_checkpoint(settings, lambda text: _print_notices([text]))
-            rewards = _rewards(sources, stack)
             directory = settings.experiment.run_dir
+            yaml = effective_yaml(loaded)
+            if is_finished(settings, yaml):
+                return _finished(settings)
+            found = Checkpoints(directory / DIRECTORY).steps()
+            checkpoint = choose_checkpoint(settings, _print_notice)
+            rewards = _rewards(sources, stack)
+            goes_on = is_own(checkpoint, directory) or begins_again(settings, yaml)
+            needed = _LOG_BYTES + sources.written_bytes
             run_dir = stack.enter_context(
-                RunDir.reserve(
-                    directory,
-                    effective_yaml(loaded),
-                    settings.experiment.overwrite,
-                    _LOG_BYTES + sources.written_bytes,
-                    goes_on=is_own(checkpoint, directory),
-                )
+                RunDir.reserve(directory, yaml, settings.experiment.overwrite, needed, goes_on=goes_on)
             )
+            if Checkpoints(directory / DIRECTORY).steps() != found:  # by a process that held the lock until now
+                checkpoint = choose_checkpoint(settings, _print_notice)
             _check_apart(sources, run_dir)
             _train(sources, run_dir, rewards, status, signals, checkpoint)
         except KeyboardInterrupt as error:
@@ -87,6 +91,7 @@ def _train(
     restarts = Restarts(sources.settings.trainer.max_restarts, run_dir)
     try:
         # torch, transformers and Ray: seconds.
+        from pentad.algorithms.make import make_algorithm
         from pentad.run.prepare import prepare
         from pentad.run.resume import load_resume
         from pentad.run.training import train
@@ -100,8 +105,12 @@ def _train(
                 train(prepared, run_dir, rewards, status, signals, resume)
                 break
             except RunFailedError as error:
-                if not restarts.take(error, status):
+                # The cause is kept in any case.
+                if not restarts.take(error, status) or signals.received is not None:
                     raise
+                status.step, status.phase = 0, "start-up"
+                # One of the user's may have changed since the checkpoint.
+                prepared = replace(prepared, algorithm=make_algorithm(prepared.settings.algorithm))
                 checkpoint = restarts.checkpoint(checkpoint)
                 after = "from the beginning" if checkpoint is None else f"from step {checkpoint.manifest.step}"
                 print(f"failed: {error}\nstarting again {after} ({restarts.left} restarts left)", flush=True)
@@ -120,6 +129,23 @@ def _train(
     _report(run_dir)
 
 
+def _finished(settings: RunSettings) -> int:
+    """Say that nothing is left to do; what a killed process has left undone is the report at most."""
+    run_dir = RunDir(settings.experiment.run_dir)
+    if not run_dir.report.exists() and run_dir.metrics.exists():
+        _report(run_dir)
+    print(
+        f"{run_dir.path} holds a run that has finished its {settings.trainer.total_steps} steps; nothing is left to do"
+        "\n  raise trainer.total_steps to go on, choose another experiment.name, or set experiment.overwrite=true to "
+        "move the run aside and begin anew"
+    )
+    return 0
+
+
+def _print_notice(notice: str) -> None:
+    _print_notices([notice])
+
+
 def _print_notices(notices: Iterable[str]) -> None:
     for notice in notices:
         print(f"note: {notice}", flush=True)
@@ -128,7 +154,8 @@ def _print_notices(notices: Iterable[str]) -> None:
 def _report(run_dir: RunDir) -> None:
     from pentad.record.report import write_report
 
-    write_report(run_dir)
+    if run_dir.metrics.exists():  # a run that only had its export to do has none
+        write_report(run_dir)
 
 
 def _late_report(run_dir: RunDir) -> str:

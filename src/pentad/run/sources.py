@@ -4,7 +4,6 @@ Invariant: after `find_sources`, the allocation is possible, the model's files a
 data is well-formed; nothing has been started.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,12 @@ from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_layout, refuse
+from pentad.planning.adapters import adapter_work, trained_parameters
 from pentad.planning.parameters import model_parameters
+from pentad.record.checkpoints import sound
 from pentad.run.allocation import check_allocation
 from pentad.run.gpu_memory import check_gpus
-from pentad.weights.source import resolve_model
+from pentad.weights.source import checkpoint_of, gguf_cache, resolve_model
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Sources:
 
     @property
     def model_bytes(self) -> int:
-        """Size of the checkpoint."""
-        return sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
+        """Size of the model's files of weights; of a checkpoint, which may hold more, as if they were float32."""
+        files = sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
+        return files or 4 * model_parameters(facts_of(str(self.directory)))
 
     @property
     def written_bytes(self) -> int:
@@ -55,7 +57,19 @@ class Sources:
         checkpoints = trainer.max_ckpt_to_keep + (trainer.keep_best is not None) + 1 if trainer.save_freq else 0
         if trainer.save_freq:
             checkpoints = min(checkpoints, -(-trainer.total_steps // trainer.save_freq))
-        return models * self.model_bytes + checkpoints * 12 * model_parameters(facts_of(str(self.directory)))
+        whole, share = model_parameters(facts_of(str(self.directory))), self.trained_share
+        if share is not None:
+            return int((models * 4 + checkpoints * 12) * share * whole)
+        return models * self.model_bytes + checkpoints * 12 * whole
+
+    @property
+    def trained_share(self) -> float | None:
+        """Parameters of the adapters that are trained, over those of the model; None where the model itself is."""
+        if (lora := self.settings.model.adapters) is None:
+            return None
+        facts = facts_of(str(self.directory))
+        work = adapter_work(lora, facts, self.allocation.trainer.layout)
+        return trained_parameters(facts, work) / model_parameters(facts)
 
     @property
     def scored(self) -> list[Rows]:
@@ -64,8 +78,11 @@ class Sources:
 
     @property
     def notices(self) -> list[str]:
-        """What of the data is legal and may not be meant, or should be known."""
+        """What is legal and may not be meant, or should be known."""
         found = []
+        if (share := self.trained_share) is not None:
+            rank = self.settings.model.lora.rank
+            found.append(f"LoRA of rank {rank}: what is trained has {share:.2%} of the model's number of parameters")
         if self.settings.rollout.sleep and self.allocation.rollout is not None and not self.allocation.colocated:
             found.append(
                 f"rollout.sleep = true, but in allocation {self.allocation} the engines share no device with the "
@@ -110,21 +127,16 @@ def find_sources(settings: RunSettings) -> Sources:
     chat_template = _read_template(settings.model.chat_template)
     evals = load_eval_rows(settings.data)
     train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
-    directory = resolve_model(
-        settings.model.path, Path("~/.cache/pentad/gguf").expanduser() / _key(settings.model.path)
-    )
+    directory = resolve_model(settings.model.path, gguf_cache(settings.model.path))
+    if (checkpoint := checkpoint_of(directory)) is not None:
+        sound(checkpoint)
     facts, layout = facts_of(str(directory)), allocation.trainer.layout
     refuse(check_layout(facts, layout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
+    if (lora := settings.model.adapters) is not None:
+        adapter_work(lora, facts, layout)
     check_gpus(settings, facts, allocation)
     return Sources(settings, allocation, directory, chat_template, train, evals)
-
-
-def _key(path: str) -> str:
-    """A directory name for what a GGUF file turns into; changes with the file."""
-    file = Path(path).expanduser()
-    stat = f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" if file.is_file() else path
-    return hashlib.sha256(stat.encode()).hexdigest()[:16]
 
 
 def _read_template(path: Path | None) -> str | None:

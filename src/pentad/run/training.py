@@ -6,6 +6,7 @@ Invariant: when `train` is left, however, none of its processes is.
 import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,9 +20,10 @@ from pentad.cluster.publication import PublishedPolicy
 from pentad.cluster.trainers import RoleTrainer, Trainers
 from pentad.config.schema.algorithms.base import Role
 from pentad.loops.journal import Journal
-from pentad.loops.loop import Loop, StoppedError
+from pentad.loops.loop import Loop
 from pentad.loops.roles import Trainer
 from pentad.loops.saving import Saver
+from pentad.loops.stopping import StoppedError
 from pentad.record.checkpoints import Checkpoints
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import Sinks, open_sinks
@@ -76,12 +78,12 @@ def train(
             signals.run(_train(prepared, run_dir, rewards, status, terminal, cluster, signals, stack, resume))
         except StoppedError as stopped:
             signals.ending(signals.exit_code)
-            raise _interrupted(stopped, run_dir) from None
+            raise _interrupted(stopped, run_dir, overwrite=settings.experiment.overwrite) from None
         except BaseException as error:
             signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
             raise
         seconds = seconds_since_start()
-        run_dir.end("finished", seconds)
+        run_dir.end("finished", seconds, settings.trainer.total_steps)
         terminal.summary(_summary(run_dir, settings.trainer.export, rewards, seconds))
 
 
@@ -112,7 +114,7 @@ async def _train(
         console=terminal,
         name=settings.experiment.name,
         settings=settings.model_dump(mode="json"),
-        first_step=0 if resume is None else resume.step + 1,
+        first_step=resume.step + 1 if resume is not None else 0 if run_dir.metrics.exists() else None,
     )
     sinks = Sinks([written, NoticeBoard(partial(fetch_notices, cluster.processes.actors), terminal.message)])
     stack.callback(sinks.close)
@@ -152,23 +154,33 @@ def _make_loop(
     dtype = torch.bfloat16 if torch.bfloat16 in (trainers.dtype, engines and engines.dtype) else torch.float32
     parts = assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)
     if settings.trainer.save_freq:
-        saved, checkpoints = SavableTrainers(trainers), Checkpoints(run_dir.checkpoints)
+        saved, checkpoints = SavableTrainers(trainers, prepared.directory), Checkpoints(run_dir.checkpoints)
         last = None if resume is None else resume.step
-        parts.saver = Saver(saved, checkpoints, base_manifest(prepared), settings.trainer, journal, last)
+        manifest = base_manifest(prepared, resume)
+        precision = "bf16" if trainers.dtype == torch.bfloat16 else "fp32"
+        manifest = replace(manifest, model={**manifest.model, "dtype": precision})
+        records = (run_dir.metrics, run_dir.samples)
+        parts.saver = Saver(saved, checkpoints, manifest, settings.trainer, journal, last, records)
     if settings.trainer.hf_save_freq:
-        parts.export = lambda step: export(policy, prepared.directory, run_dir.exports / f"step-{step:08d}")
+        exports = run_dir.exports
+        parts.export = lambda step, replace: export(
+            policy, prepared.directory, exports / f"step-{step:08d}", replace=replace
+        )
     loop = Loop(parts)
     if resume is not None:
         loop.load_state_dict(resume.loop)
     return loop
 
 
-def _interrupted(stopped: StoppedError, run_dir: RunDir) -> RunInterruptedError:
+def _interrupted(stopped: StoppedError, run_dir: RunDir, *, overwrite: bool) -> RunInterruptedError:
     if stopped.saved is None:
         facts = {"checkpoint": "none, as no step was finished"}
     else:
         path = run_dir.checkpoints / f"step-{stopped.saved:08d}"
-        facts = {"checkpoint": str(path), "to go on": "start the same command again"}
+        again = "start the same command again"
+        if overwrite:
+            again += ", without experiment.overwrite"
+        facts = {"checkpoint": str(path), "to go on": again}
     return RunInterruptedError("", facts)
 
 
@@ -193,7 +205,11 @@ async def _start(
     if engines is not None:
         engines.revival.tell = terminal.message
         transport = choose_transport(prepared, store, engines)
-        terminal.message(f"weights go to the engines by {transport.name}")
+        what = "weights"
+        if settings.model.adapters is not None:
+            alone = engines.features.adapters
+            what = "adapters (and once the base)" if alone else "weights with the adapters merged into them"
+        terminal.message(f"{what} go to the engines by {transport.name}")
         policy = PublishedPolicy(trainers, engines, transport)
     return policy, trainers, engines
 

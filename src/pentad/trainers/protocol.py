@@ -5,6 +5,10 @@ Invariant: nothing here knows a process, a backend or an algorithm.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+Published = Literal["all", "base", "adapters", "merged"]
+"""What of a model is sent: all parameters; the frozen ones; the adapters; or weights with the adapters merged in."""
 
 
 @dataclass(frozen=True)

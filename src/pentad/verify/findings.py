@@ -52,6 +52,7 @@ class RankFindings:
         grad_norms: step -> relative difference.
         gradients: parameter -> norm of the difference over norm, in the first step.
         weights: parameter -> largest difference of an element after the last step.
+        frozen: parameter that is not trained -> whether it is bit-equal to the checkpoint after the last step.
         trained: ids of the samples that this rank alone answers for in the first step.
         seconds: by phase.
     """
@@ -63,6 +64,7 @@ class RankFindings:
     grad_norms: dict[int, float] = field(default_factory=dict)
     gradients: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    frozen: dict[str, bool] = field(default_factory=dict)
     trained: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -174,12 +176,14 @@ def judge(
     *,
     parameters: Iterable[str],
     samples: Iterable[int],
+    trained: Iterable[str] | None = None,
 ) -> Report:
     """All ranks of a layout together: of each quantity the worst rank counts.
 
     Args:
         parameters: Hugging Face names that the stages together must have, each of them on one stage.
         samples: ids of the samples that must be trained, each once.
+        trained: parameters that must have gradients; None: all.
     """
     quantities = {
         "log-probs": Quantity.of(_worst(named("sample", rank.logprobs) for rank in ranks), bounds.logprobs),
@@ -190,7 +194,12 @@ def judge(
     }
     unequal = sorted({name for rank in ranks for name, equal in rank.exported.items() if not equal})
     faults = [f"export: {name} is not bit-equal to the checkpoint" for name in unequal[:_NAMED]]
-    faults += _check_owners(ranks, set(parameters))
+    changed = sorted({name for rank in ranks for name, equal in rank.frozen.items() if not equal})
+    faults += [f"frozen: {name} has changed" for name in changed[:_NAMED]]
+    whole = set(parameters)
+    faults += _check_owners(
+        ranks, {"exported": whole, "gradients": whole if trained is None else set(trained), "weights": whole}
+    )
     faults += _check_samples(ranks, samples)
     return Report(subject, len(ranks), seconds, quantities, tuple(faults), phases=ranks[0].seconds)
 
@@ -212,15 +221,20 @@ def named(kind: str, differences: Mapping[int, float]) -> dict[str, float]:
     return {f"{kind} {number}": value for number, value in differences.items()}
 
 
-def _check_owners(ranks: Sequence[RankFindings], expected: set[str]) -> list[str]:
+def _check_owners(ranks: Sequence[RankFindings], wanted: Mapping[str, set[str]]) -> list[str]:
     """Every tensor is exported, and has a gradient and a weight after the steps, on exactly one stage."""
     faults = []
-    for kind in ("exported", "gradients", "weights"):
+    for kind, expected in wanted.items():
         stages: dict[str, set[int]] = {}
         for rank in ranks:
             for name in getattr(rank, kind):
                 stages.setdefault(name, set()).add(rank.stage)
         what = {"exported": "export", "gradients": "gradients", "weights": "weights"}[kind]
+        # Any rank of a stage may be the one that sends, so each must get all of it.
+        for rank in ranks:
+            held = getattr(rank, kind)
+            lacking = sorted(name for name, owners in stages.items() if owners == {rank.stage} and name not in held)
+            faults += [f"{what}: a rank of stage {rank.stage} did not get {name}" for name in lacking[:_NAMED]]
         faults += [f"{what}: {name} is missing" for name in sorted(expected - stages.keys())[:_NAMED]]
         faults += [f"{what}: {name} is not in the checkpoint" for name in sorted(stages.keys() - expected)[:_NAMED]]
         twice = [name for name, owners in sorted(stages.items()) if len(owners) > 1][:_NAMED]

@@ -15,9 +15,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pentad.config.schema.lora import LoraSettings
 from pentad.errors import UserError
 from pentad.families.builtin import LAYERS, builtin_config, builtin_models
 from pentad.families.hf_config import facts_from_config
+from pentad.families.lora import A, Targets
+from pentad.weights.adapters import adapter_shapes, peft_config, write_adapter
+from pentad.weights.mapping import WeightMapping
 from pentad.weights.source import load_config
 
 # Deviation of random weights of tiny models; larger ones have that of their architecture.
@@ -25,6 +29,8 @@ _TINY_STD, _TINY_WIDTH = 0.06, 256
 _EMBEDDING_STD, _RESIDUAL_SCALE, _OWN_LOGIT = 1.0, 0.25, 4.0
 # Part of an embedding that tells the class of a token, over the rest.
 _CLASS_SIZE = 2.0
+# Deviation of what an adapter makes of an input element of deviation 1, over the root of the rank.
+_ADAPTER_STD = 0.02
 
 
 def tiny_config(name: str, *, layers: int = LAYERS) -> PreTrainedConfig:
@@ -108,6 +114,33 @@ def write_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.d
     if facts_from_config(config.to_dict()).num_experts:
         _decide_routes(model, config)
     model.to(dtype).save_pretrained(directory)
+
+
+def lora_of_everything(rank: int) -> LoraSettings:
+    """Adapters beside every module that can have one, routers included."""
+    return LoraSettings(rank=rank, alpha=2 * rank, targets=r".*(_proj|\.w[123]|\.gate)")
+
+
+def write_random_adapter(
+    checkpoint: Path, settings: LoraSettings, directory: Path, dtype: torch.dtype, seed: int = 1
+) -> LoraSettings:
+    """An adapter of a model with random matrices, none of them zero, in PEFT's format.
+
+    It changes each weight by about a tenth of its size, so that it is seen and routes stay what they are.
+
+    Returns:
+        the settings, with the adapter as what is begun from.
+    """
+    config = load_config(checkpoint)
+    mapping = WeightMapping(config, None, Targets(settings.targets, settings.exclude))
+    random = torch.Generator().manual_seed(seed)
+    matrices = {}
+    for name, shape in adapter_shapes(config, mapping, settings.rank).items():
+        std = shape[1] ** -0.5 if name.endswith(A) else _ADAPTER_STD / settings.scale
+        matrices[name] = (torch.randn(shape, generator=random) * std).to(dtype)
+    directory.mkdir()
+    write_adapter(matrices.items(), directory, peft_config(settings, str(checkpoint), mapping.adapted_modules()))
+    return settings.model_copy(update={"adapter": directory})
 
 
 def _calm(model: PreTrainedModel, config: PreTrainedConfig) -> None:

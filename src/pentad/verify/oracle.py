@@ -4,6 +4,7 @@ Invariant: one sequence at a time, in float32, by the plainest implementation th
 out here, and shares nothing with the one that is trained with.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -12,20 +13,27 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from pentad.config.schema.lora import LoraSettings
+from pentad.families.lora import A, B
 from pentad.platform.device import find_platform
 from pentad.samples.batch import Batch
 from pentad.verify.batch import LOSS, TEMPERATURE, make_batch, with_objective
 from pentad.verify.findings import RankFindings
 from pentad.verify.rank import by_sample
 from pentad.verify.reference import Reference, relative_number
+from pentad.weights.adapters import AdapterReader
+from pentad.weights.table import WeightTable
 
 
-def consult(rank: int, meeting: str, checkpoint: Path, reference: Path, gradients: bool) -> RankFindings:
+def consult(
+    rank: int, meeting: str, checkpoint: Path, reference: Path, gradients: bool, lora: LoraSettings | None = None
+) -> RankFindings:
     """How far transformers is from what one process of ours computed.
 
     Args:
         reference: where that is.
         gradients: compare loss and gradients, too; in low precision they are of another model.
+        lora: of the adapters of `lora.adapter`, which are merged into the weights here.
     """
     device = find_platform(rank).device
     if device.type == "cpu":
@@ -36,6 +44,7 @@ def consult(rank: int, meeting: str, checkpoint: Path, reference: Path, gradient
     # transformers gives a padding token's embedding no gradient; there is no padding here, and it is any other token.
     cast(torch.nn.Embedding, model.get_input_embeddings()).padding_idx = None
     ours = Reference(reference)
+    adapter = None if lora is None or lora.adapter is None else _Merged(model, AdapterReader(lora.adapter), lora.scale)
     batch = make_batch(model.config.vocab_size).to(device)
     with torch.no_grad():
         logprobs = _logprobs(model, batch)
@@ -46,11 +55,43 @@ def consult(rank: int, meeting: str, checkpoint: Path, reference: Path, gradient
         loss.backward()
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
         # transformers holds the experts of a layer as one parameter; a checkpoint does not.
-        findings.gradients = ours.gradient_differences(revert_weight_conversion(model, found).items())
+        found = revert_weight_conversion(model, found)
+        if adapter is not None:
+            found = adapter.gradients(found)
+        findings.gradients = ours.gradient_differences(found.items())
         norm = float(torch.stack([gradient.double().norm() for gradient in found.values()]).norm())
         findings.losses = {1: relative_number(float(loss.detach()), ours.losses[0])}
         findings.grad_norms = {1: relative_number(norm, ours.grad_norms[0])}
     return findings
+
+
+class _Merged:
+    """Adapters by the chain rule: the model has `W' = W + s B A` for each module, and each expert, one by one.
+
+    Where G is the gradient by W', `s B^T G` is that by A, and `s G A^T` that by B.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, adapter: AdapterReader, scale: float) -> None:
+        self._scale = scale
+        self._matrices = {
+            name.removesuffix(A): tuple(
+                adapter.get(name.removesuffix(A) + kind).to(model.device).float() for kind in (A, B)
+            )
+            for name in adapter.shapes
+            if name.endswith(A)
+        }
+        parameters = WeightTable(model).tensors
+        for module, (a, b) in self._matrices.items():
+            parameters[f"{module}.weight"] += scale * b @ a
+
+    def gradients(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for module, (a, b) in self._matrices.items():
+            gradient = whole[f"{module}.weight"]
+            found[module + A] = self._scale * b.t() @ gradient
+            found[module + B] = self._scale * gradient @ a.t()
+        return found
 
 
 def _logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:

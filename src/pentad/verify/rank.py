@@ -6,7 +6,7 @@ Invariant: the rank uses the trainer as training does, with nothing switched off
 import gc
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pentad.algorithms.grpo import GRPOLoss
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
+from pentad.families.lora import is_adapter
 from pentad.layout import Layout
 from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import DTypeName, Platform, enter_platform
@@ -28,6 +30,7 @@ from pentad.trainers.megatron.trainer import Trainer
 from pentad.verify.batch import LOSS, STEPS, TEMPERATURE, TOKENS_PER_MICROBATCH, make_batch, with_objective
 from pentad.verify.findings import RankFindings
 from pentad.verify.reference import Reference, relative_number
+from pentad.weights.adapters import AdapterReader
 from pentad.weights.hf_files import CheckpointReader
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config
@@ -48,6 +51,7 @@ class Job:
         reference: where one process left its results, or leaves them.
         writes: this is that process.
         deadline_s: longest time of a collective.
+        lora: adapters, and where those are that are begun from; None trains the model.
     """
 
     layout: Layout
@@ -57,6 +61,7 @@ class Job:
     dtype: DTypeName
     megatron: MegatronSettings
     deadline_s: float
+    lora: LoraSettings | None = None
 
 
 def warm_up(rank: int, meeting: str) -> None:
@@ -75,10 +80,12 @@ def compute(rank: int, meeting: str, job: Job) -> RankFindings:
     groups = make_groups(job.layout, _SEED, job.deadline_s)
     watch.lap("join")
     config = load_config(job.checkpoint)
-    trainer = Trainer(config, job.layout, groups, platform, _settings(config, job.dtype), job.megatron, STEPS)
+    adapter = AdapterReader(job.lora.adapter) if job.lora is not None and job.lora.adapter is not None else None
+    settings = _settings(expected_shapes(config) if adapter is None else adapter.shapes, job.dtype)
+    trainer = Trainer(config, job.layout, groups, platform, settings, job.megatron, STEPS, job.lora)
     watch.lap("build")
-    reader = CheckpointReader(job.checkpoint)
-    trainer.load(reader)
+    reader = _Checkpoint(CheckpointReader(job.checkpoint), adapter)
+    trainer.load(reader, reader)
     watch.lap("load")
     findings = _write(trainer, job, config, watch) if job.writes else _compare(trainer, job, config, reader, watch)
     _leave(platform, trainer)
@@ -101,12 +108,29 @@ class _Stopwatch:
         self._last = now
 
 
-def _settings(config: PreTrainedConfig, dtype: DTypeName) -> TrainerSettings:
+class _Checkpoint:
+    """The tensors of a model, and of its adapter if there is one."""
+
+    def __init__(self, model: CheckpointReader, adapter: AdapterReader | None) -> None:
+        self._model, self._adapter = model, adapter
+        self.shapes = {**model.shapes, **(adapter.shapes if adapter is not None else {})}
+
+    def get(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU, in its stored dtype."""
+        if self._adapter is not None and is_adapter(name):
+            return self._adapter.get(name)
+        return self._model.get(name)
+
+
+def _settings(trained: Mapping[str, tuple[int, ...]], dtype: DTypeName) -> TrainerSettings:
     """Adam divides by the size of the gradient, and so makes noise of elements that are nearly zero into full steps.
 
     An `eps` as large as the usual (clipped) element keeps the step a smooth function of the gradient.
+
+    Args:
+        trained: shapes of what is trained.
     """
-    elements = sum(math.prod(shape) for shape in expected_shapes(config).values())
+    elements = sum(math.prod(shape) for shape in trained.values())
     optimizer = OptimizerSettings(
         lr=_LEARNING_RATE, eps=_GRAD_CLIP / math.sqrt(elements), weight_decay=0.1, grad_clip=_GRAD_CLIP
     )
@@ -156,7 +180,7 @@ def _step(trainer: Trainer) -> float:
 
 
 def _compare(
-    trainer: Trainer, job: Job, config: PreTrainedConfig, reader: CheckpointReader, watch: _Stopwatch
+    trainer: Trainer, job: Job, config: PreTrainedConfig, reader: _Checkpoint, watch: _Stopwatch
 ) -> RankFindings:
     """Log-probs, loss and gradients of the first step, and the weights after the last."""
     reference, batch = Reference(job.reference), make_batch(config.vocab_size)
@@ -181,6 +205,8 @@ def _compare(
     found.losses = by_step(losses, reference.losses)
     found.grad_norms = by_step(norms, reference.grad_norms)
     found.weights = reference.weight_differences(trainer.weights())
+    if job.lora is not None:
+        found.frozen = {name: _is_exact(weight, reader, name) for name, weight in trainer.weights("base")}
     watch.lap("weights")
     return found
 
@@ -204,7 +230,7 @@ def by_sample(batch: Batch, logprobs: Tensor, expected: Tensor) -> dict[int, flo
     return {sample: float(part.max()) for sample, part in zip(batch.sample_ids.tolist(), parts, strict=True)}
 
 
-def _is_exact(tensor: Tensor, reader: CheckpointReader, name: str) -> bool:
+def _is_exact(tensor: Tensor, reader: _Checkpoint, name: str) -> bool:
     """Whether an exported tensor is the checkpoint's, in the precision that is trained in."""
     if name not in reader.shapes or reader.shapes[name] != tuple(tensor.shape):
         return False

@@ -52,9 +52,9 @@ class Reference:
     def grad_norms(self) -> list[float]:
         return self._numbers()["grad_norms"]
 
-    def names(self) -> list[str]:
-        """Hugging Face names of all parameters."""
-        with safe_open(self.directory / "gradients.safetensors", framework="pt") as handle:
+    def names(self, kind: str = "gradients") -> list[str]:
+        """Hugging Face names of the parameters that are trained, or (`weights`) of all."""
+        with safe_open(self.directory / f"{kind}.safetensors", framework="pt") as handle:
             return list(handle.keys())
 
     def gradient_differences(self, gradients: Iterable[tuple[str, Tensor]]) -> dict[str, float]:

@@ -11,12 +11,14 @@ from typing import Any, Literal, Self
 
 import torch
 
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.errors import UserError
 from pentad.layout import Layout
 from pentad.samples.batch import Batch
 from pentad.verify.batch import make_batch
 from pentad.verify.findings import BOUNDS, Quantity, Report, judge, named
+from pentad.verify.models import write_random_adapter
 from pentad.verify.oracle import consult
 from pentad.verify.processes import RankFailedError, Ranks
 from pentad.verify.rank import Job, compute, warm_up
@@ -37,6 +39,7 @@ class Verification:
         devices: GPUs that may be used; 0 computes on the CPU.
         megatron: settings that training would have.
         deadline_s: longest time of one layout.
+        lora: adapters to train instead of the model; those that are begun from are random.
 
     Raises:
         UserError: the model is not supported or cannot be read; a setting cannot be verified.
@@ -51,6 +54,7 @@ class Verification:
         devices: int = 0,
         megatron: MegatronSettings | None = None,
         deadline_s: float = 120.0,
+        lora: LoraSettings | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype: Precision = dtype
@@ -64,8 +68,13 @@ class Verification:
         self._folder = tempfile.TemporaryDirectory(prefix="pentad-verify-")
         try:
             self._reference = Path(self._folder.name) / "reference"
+            self.lora = lora
+            if lora is not None:
+                kept = torch.float32 if dtype == "fp32" else torch.bfloat16
+                self.lora = write_random_adapter(checkpoint, lora, Path(self._folder.name) / "adapter", kept)
             self._call(compute, 1, self._job(Layout(), writes=True))
-            self.parameters = Reference(self._reference).names()
+            self.parameters = Reference(self._reference).names("weights")
+            self.trained = Reference(self._reference).names()
         except BaseException:
             self.close()
             raise
@@ -84,6 +93,7 @@ class Verification:
             ranks,
             self.bounds,
             parameters=self.parameters,
+            trained=self.trained,
             samples=self.batch.sample_ids.tolist(),
         )
 
@@ -91,7 +101,7 @@ class Verification:
         """Compare one process with transformers in float32: log-probs, and in fp32 loss and gradients as well."""
         started, exact = time.monotonic(), self.dtype == "fp32"
         try:
-            found = self._call(consult, 1, self.checkpoint, self._reference, exact)[0]
+            found = self._call(consult, 1, self.checkpoint, self._reference, exact, self.lora)[0]
         except RankFailedError as error:
             return Report("transformers", 1, time.monotonic() - started, error=str(error))
         quantities = {"log-probs": Quantity.of(named("sample", found.logprobs), self.bounds.logprobs)}
@@ -115,7 +125,9 @@ class Verification:
         self.close()
 
     def _job(self, layout: Layout, *, writes: bool) -> Job:
-        return Job(layout, self.checkpoint, self._reference, writes, self.dtype, self.megatron, self.deadline_s)
+        return Job(
+            layout, self.checkpoint, self._reference, writes, self.dtype, self.megatron, self.deadline_s, self.lora
+        )
 
     def _call(self, function: Any, world: int, *arguments: Any) -> list[Any]:
         """On GPUs processes are kept, as they take long to start; on the CPU a fork is quicker than cleaning up."""

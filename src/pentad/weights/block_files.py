@@ -10,40 +10,26 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pentad.errors import UserError
-from pentad.weights.blocks import Block, Shape
+from pentad.weights.blocks import Block, Shape, whole_block
 from pentad.weights.hf_files import TensorReader
+from pentad.weights.safetensors_writer import DTYPES, Entry, FileRecord, write_safetensors
 
 WEIGHT = "weight"
 """The kind of tensor that `BlockReader.get` gives."""
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _FORMAT = {"pentad": "blocks-1"}
-_CHUNK_BYTES = 16 << 20
 # As safetensors itself allows.
 _MOST_HEADER_BYTES = 100_000_000
 _DAMAGED = "restore the file from a copy, or go on from another checkpoint"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What was written: the file's name, its size, and the SHA-256 of its bytes in hexadecimal digits."""
-
-    name: str
-    bytes: int
-    sha256: str
 
 
 class WriteError(UserError):
@@ -90,46 +76,36 @@ def write_blocks(
         ValueError: a tensor has not the elements of its block, or two blocks have the same key.
     """
     items = list(items)
-    digest, written = sha256(), 0
-    # Each chunk is read for its digest while it is written.
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
-        for part in (_header(items), *(_bytes(tensor) for _, _, tensor in items)):
-            for start in range(0, len(part), _CHUNK_BYTES):
-                chunk = part[start : start + _CHUNK_BYTES]
-                hashed = hasher.submit(digest.update, chunk)
-                while len(chunk):
-                    count = file.write(chunk)
-                    written += count
-                    chunk = chunk[count:]
-                hashed.result()
-                if progress is not None:
-                    progress(written)
-        os.fsync(file.fileno())
-    return FileRecord(path.name, written, digest.hexdigest())
-
-
-def _header(items: list[tuple[str, Block, Tensor]]) -> memoryview:
-    entries: dict[str, Any] = {}
-    shapes: dict[str, Shape] = {}
-    end = 0
-    for kind, block, tensor in items:
-        if tensor.numel() != block.elements or shapes.setdefault(block.name, block.shape) != block.shape:
+    for _, block, tensor in items:
+        if tensor.numel() != block.elements:
             raise ValueError(f"{tensor.numel()} elements for {block}")
-        start, end = end, end + tensor.nbytes
+    entries = [(kind, block, tensor.dtype) for kind, block, tensor in items]
+    return stream_blocks(path, entries, (tensor for _, _, tensor in items), progress)
+
+
+def stream_blocks(
+    path: Path,
+    entries: Iterable[tuple[str, Block, torch.dtype]],
+    pieces: Iterable[Tensor],
+    progress: Callable[[int], None] | None = None,
+) -> FileRecord:
+    """The same with elements that are read while the file is written.
+
+    Args:
+        entries: kind, rectangle and dtype.
+        pieces: the elements of all of them in order; see `write_safetensors`.
+
+    Raises:
+        OSError, ValueError: as `write_blocks`.
+    """
+    shapes: dict[str, Shape] = {}
+    listed = []
+    for kind, block, dtype in entries:
+        if shapes.setdefault(block.name, block.shape) != block.shape:
+            raise ValueError(f"a tensor of shape {list(shapes[block.name])} for {block}")
         key = f"{kind}/{block.name}@{','.join(map(str, block.offsets))}"
-        if key in entries:
-            raise ValueError(f"{key} is written twice")
-        entries[key] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": block.sizes, "data_offsets": (start, end)}
-    metadata = {**_FORMAT, "shapes": json.dumps(shapes)}
-    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return memoryview(len(text).to_bytes(8, "little") + text)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ValueError("blocks are written from contiguous CPU tensors")
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())
+        listed.append(Entry(key, dtype, block.sizes))
+    return write_safetensors(path, {**_FORMAT, "shapes": json.dumps(shapes)}, listed, pieces, progress)
 
 
 @dataclass(frozen=True)
@@ -186,7 +162,7 @@ class BlockReader(TensorReader):
             name, _, offsets = name_and_offsets.rpartition("@")
             stored = _Stored(
                 path,
-                _DTYPES[entry["dtype"]],
+                DTYPES[entry["dtype"]],
                 tuple(int(offset) for offset in offsets.split(",")),
                 tuple(entry["shape"]),
                 8 + length + end,
@@ -238,10 +214,29 @@ class BlockReader(TensorReader):
         Raises:
             UserError: see `read`.
         """
-        shape = self.shape(WEIGHT, name)
-        whole = torch.empty(shape, dtype=self.dtype(WEIGHT, name))
-        self.read(WEIGHT, Block(name, shape, (0,) * len(shape), shape, 0), whole)
+        whole = torch.empty(self.shape(WEIGHT, name), dtype=self.dtype_of(name))
+        self.read(WEIGHT, whole_block(name, tuple(whole.shape)), whole)
         return whole
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """As which a tensor of the kind `weight` is stored.
+
+        Raises:
+            UserError: there is no such tensor.
+        """
+        return self.dtype(WEIGHT, name)
+
+    def part(self, block: Block) -> Tensor:
+        """A rectangle of a tensor of the kind `weight`, on the CPU, in its stored dtype.
+
+        Raises:
+            UserError: see `read`.
+        """
+        found = torch.empty(block.sizes, dtype=self.dtype_of(block.name))
+        self.read(WEIGHT, block, found)
+        # The pages of a mapped file count as memory of this process.
+        self._maps.clear()
+        return found
 
     @torch.no_grad()
     def read(self, kind: str, block: Block, out: Tensor) -> None:

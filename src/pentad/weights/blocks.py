@@ -8,9 +8,10 @@ They agree with `pentad.weights.sharding`, which moves the elements themselves.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from pentad.families.facts import ModelFacts
-from pentad.families.rules import QKV, Column, Experts, Gated, Replicated, Row, Rule, Vocab
+from pentad.families.rules import QKV, Column, Experts, Gated, Replicated, Row, Rule, Stacked, Vocab
 
 Shape = tuple[int, ...]
 
@@ -60,7 +61,7 @@ def blocks_of(
     """
     rule = rule.each if isinstance(rule, Experts) else rule
     rows, *rest = local_shape
-    spans = list(_SPANS[type(rule)](tuple(local_shape), facts, rank, size))
+    spans = list(_SPANS[type(rule)](rule, tuple(local_shape), facts, rank, size))
     row_elements = prod(rest)
     blocks, row = [], 0
     for span in spans:
@@ -100,6 +101,20 @@ def cut(block: Block, start: int, stop: int) -> list[Block]:
     return parts
 
 
+def whole_block(name: str, shape: Shape) -> Block:
+    """All of a tensor."""
+    return Block(name, shape, (0,) * len(shape), shape, 0)
+
+
+def slabs(block: Block, elements: int) -> Iterator[Block]:
+    """A block as runs of whole rows, in order, each of at most so many elements; at least one row each."""
+    rows = max(1, elements // max(1, prod(block.sizes[1:])))
+    for first in range(0, block.sizes[0], rows):
+        count = min(rows, block.sizes[0] - first)
+        offsets, width = (first, *(0 for _ in block.sizes[1:])), prod(block.sizes[1:])
+        yield _part(block, offsets, (count, *block.sizes[1:]), first * width)
+
+
 def _part(block: Block, offsets: Shape, sizes: Shape, start: int) -> Block:
     """A rectangle of a block; offsets and start count from the block's own."""
     moved = tuple(one + other for one, other in zip(block.offsets, offsets, strict=True))
@@ -128,21 +143,27 @@ def _zeros(local_shape: Shape) -> Shape:
     return (0,) * (len(local_shape) - 1)
 
 
-def _replicated(local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
+def _replicated(rule: Any, local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
     yield _Span(0, local, 0, local[0], _zeros(local))
 
 
-def _row(local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
+def _stacked(rule: Stacked, local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
+    count = len(rule.hugging_face)
+    rows, *rest = local[0] // count, *local[1:]
+    yield from (_Span(tensor, (rows, *rest), 0, rows, _zeros(local)) for tensor in range(count))
+
+
+def _row(rule: Any, local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
     rows, columns = local
     yield _Span(0, (rows, columns * size), 0, rows, (rank * columns,))
 
 
-def _column(local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
+def _column(rule: Any, local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
     rows, *rest = local
     yield _Span(0, (rows * size, *rest), rank * rows, rows, _zeros(local))
 
 
-def _vocab(local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
+def _vocab(rule: Any, local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
     rows, *rest = local
     if rows * size != facts.padded_vocab(size):
         raise ValueError(f"{rows} rows on each of {size} ranks, the vocabulary is {facts.vocab_size}")
@@ -151,18 +172,18 @@ def _vocab(local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_S
     yield _Span(0, (facts.vocab_size, *rest), first, held, _zeros(local))
 
 
-def _gated(local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
+def _gated(rule: Any, local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
     rows, *rest = local
     for tensor in range(2):
         yield _Span(tensor, (rows // 2 * size, *rest), rank * (rows // 2), rows // 2, _zeros(local))
 
 
-def _qkv(local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
+def _qkv(rule: QKV, local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Span]:
     """Of the interleaved rows of all groups, those of this rank; it may hold a part of a group."""
     rows, *rest = local
     # Rows of queries, keys and values in one group, and in the whole tensors.
     heads = (facts.num_heads // facts.num_kv_heads, 1, 1)
-    in_group = [count * facts.head_dim for count in heads]
+    in_group = [heads[part] * facts.head_dim for part in rule.parts]
     first, last = rank * rows, (rank + 1) * rows
     if rows * size != sum(in_group) * facts.num_kv_heads:
         raise ValueError(f"{rows} rows on each of {size} ranks, the projections have {sum(in_group)} a group")
@@ -176,8 +197,9 @@ def _qkv(local: Shape, facts: ModelFacts, rank: int, size: int) -> Iterator[_Spa
             place += count
 
 
-_SPANS: dict[type[Rule], Callable[[Shape, ModelFacts, int, int], Iterator[_Span]]] = {
+_SPANS: dict[type[Rule], Callable[[Any, Shape, ModelFacts, int, int], Iterator[_Span]]] = {
     Replicated: _replicated,
+    Stacked: _stacked,
     Row: _row,
     Column: _column,
     Vocab: _vocab,

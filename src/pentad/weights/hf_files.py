@@ -6,8 +6,11 @@ its final name only when all of it is on the disk; no more than one shard is in 
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,8 +18,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pentad.errors import UserError
+from pentad.weights.blocks import Block
+from pentad.weights.safetensors_writer import DTYPES
 
 _INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 4 << 30
+"""Most bytes of a file of weights, but for a larger tensor."""
+
+
+class TensorSource(Protocol):
+    """Where whole tensors come from, by their Hugging Face names."""
+
+    def get(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU."""
+        ...
 
 
 class TensorReader:
@@ -35,6 +50,22 @@ class TensorReader:
 
     def get(self, name: str) -> Tensor:
         """One whole tensor, on the CPU, in its stored dtype."""
+        raise NotImplementedError
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """As which a tensor is stored.
+
+        Raises:
+            UserError: in a format that is no floating-point number of 16 bits or more.
+        """
+        raise NotImplementedError
+
+    def part(self, block: Block) -> Tensor:
+        """A rectangle of a tensor, on the CPU, in its stored dtype. Only that much memory is used when this returns.
+
+        Args:
+            block: which rectangle; its `start` means nothing here.
+        """
         raise NotImplementedError
 
     def check(self, expected: Mapping[str, tuple[int, ...]], *, tied: bool) -> None:
@@ -84,12 +115,15 @@ class CheckpointReader(TensorReader):
         files = self._files()
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
         for path in files:
             try:
                 with safe_open(path, framework="pt") as handle:
                     for name in handle.keys():  # noqa: SIM118 - not a dict
                         self._file_of[name] = path
-                        self._shapes[name] = tuple(handle.get_slice(name).get_shape())
+                        found = handle.get_slice(name)
+                        self._shapes[name] = tuple(found.get_shape())
+                        self._dtypes[name] = found.get_dtype()
             except (SafetensorError, OSError) as error:
                 raise UserError(f"cannot read {path}: {error}", "download or copy the file again") from None
 
@@ -122,6 +156,25 @@ class CheckpointReader(TensorReader):
         with safe_open(self._file_of[name], framework="pt") as handle:
             return handle.get_tensor(name)
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """As which a tensor is stored.
+
+        Raises:
+            UserError: in a format that is no floating-point number of 16 bits or more.
+        """
+        if self._dtypes[name] not in DTYPES:
+            raise UserError(
+                f"{self._file_of[name]}: {name} is stored as {self._dtypes[name]}",
+                f"use a model that is stored as {', '.join(DTYPES)}",
+            )
+        return DTYPES[self._dtypes[name]]
+
+    def part(self, block: Block) -> Tensor:
+        """A rectangle of a tensor, on the CPU, in its stored dtype."""
+        places = tuple(slice(at, at + size) for at, size in zip(block.offsets, block.sizes, strict=True))
+        with safe_open(self._file_of[block.name], framework="pt") as handle:
+            return handle.get_slice(block.name)[places].contiguous()
+
 
 def _shards_of(index: Path) -> list[str]:
     try:
@@ -136,7 +189,7 @@ def write_checkpoint(
     companions: Iterable[Path],
     config_json: str,
     *,
-    shard_bytes: int = 4 << 30,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a Hugging Face model directory, complete or not at all.
 
@@ -150,15 +203,42 @@ def write_checkpoint(
     Raises:
         UserError: the target exists, or cannot be written.
     """
+    with new_model(target, companions, config_json) as model:
+        model.weight_map = _write_shards(tensors, model.directory, shard_bytes)
+
+
+@dataclass
+class NewModel:
+    """A model directory that is being written.
+
+    Attributes:
+        directory: for the files of weights; it is renamed when it is complete.
+        weight_map: file of each tensor, to be set.
+    """
+
+    directory: Path
+    weight_map: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def new_model(target: Path, companions: Iterable[Path], config_json: str) -> Generator[NewModel]:
+    """A directory to write weights to, which becomes the model when the block ends.
+
+    Args:
+        target, companions, config_json: as `write_checkpoint`.
+
+    Raises:
+        UserError: the target exists, or cannot be written.
+    """
     if target.exists():
         raise UserError(f"{target} exists already", "choose another directory, or move it away")
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        weight_map = _write_shards(tensors, partial, shard_bytes)
-        if len(set(weight_map.values())) > 1:
-            (partial / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1))
+        yield (model := NewModel(partial))
+        if len(set(model.weight_map.values())) > 1:
+            (partial / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": model.weight_map}, indent=1))
         (partial / "config.json").write_text(config_json)
         for path in companions:
             shutil.copy(path, partial / path.name)
@@ -172,6 +252,11 @@ def write_checkpoint(
                 f"cannot write the model to {target}: {reason}", "free space there, or check its permissions"
             ) from None
         raise
+
+
+def shard_name(number: int, count: int) -> str:
+    """The name of a file of weights, counted from 0, as transformers writes them."""
+    return f"model-{number + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
 
 
 def _write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int) -> dict[str, str]:
@@ -198,7 +283,7 @@ def _write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, shard_
     flush()
     weight_map = {}
     for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        file = shard_name(number, len(shards))
         (directory / f"shard-{number}").rename(directory / file)
         weight_map.update(dict.fromkeys(names, file))
     return weight_map

@@ -18,15 +18,19 @@ from transformers import PreTrainedConfig
 from pentad.families.blocks import model_rules
 from pentad.families.catalog import family_named
 from pentad.families.hf_config import facts_from_config
-from pentad.families.rules import Experts, Replicated, Rule
+from pentad.families.lora import AdapterRules, Targets, adaptable_modules, base_of, beside
+from pentad.families.rules import Experts, Replicated, Rule, Stacked
+from pentad.weights.block_files import WEIGHT, BlockReader
 from pentad.weights.blocks import Block, Shape, blocks_of
-from pentad.weights.hf_files import TensorReader
+from pentad.weights.hf_files import TensorSource
+from pentad.weights.placement import Part, Place
 from pentad.weights.sharding import join, shard
 
 # Megatron takes seconds to import, and who only asks for shapes has no use for it.
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
+Group = ProcessGroup | Part
 _LAYER_NUMBER = re.compile(r"(?<=decoder\.layers\.)\d+(?=\.)")
 
 
@@ -35,18 +39,29 @@ class WeightMapping:
 
     Args:
         config: the Hugging Face configuration.
-        groups: Megatron's process groups; None for a single process without torch.distributed.
+        groups: Megatron's process groups; None for a single process without torch.distributed; or the place of a rank
+            without processes, for which only names, rules and blocks are asked.
+        targets: which modules have an adapter; None: no module has.
     """
 
-    def __init__(self, config: PreTrainedConfig, groups: "ProcessGroupCollection | None") -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        groups: "ProcessGroupCollection | Place | None",
+        targets: Targets | None = None,
+    ) -> None:
         self.facts = facts_from_config(config.to_dict())
         self._experts = self.facts.num_experts or 0
-        self._tp: ProcessGroup | None = groups.tp if groups is not None else None
-        self._ep: ProcessGroup | None = groups.ep if groups is not None and self._experts else None
-        self._expert_tp: ProcessGroup | None = groups.expt_tp if groups is not None and self._experts else None
+        self._tp: Group | None = groups.tp if groups is not None else None
+        self._ep: Group | None = groups.ep if groups is not None and self._experts else None
+        self._expert_tp: Group | None = groups.expt_tp if groups is not None and self._experts else None
         family = family_named(self.facts.family)
         self._model_rules = _by_name(model_rules(self.facts.tied))
         self._layer_rules = {has_experts: _by_name(family.layer_rules(has_experts)) for has_experts in (False, True)}
+        self._targets = targets
+        self._adapters: dict[str, AdapterRules | None] = {}
+        if targets is not None:
+            targets.check(adaptable_modules(self.facts))
 
     def rule_of(self, megatron_name: str) -> tuple[Rule, tuple[str, ...]]:
         """The rule of a parameter and its Hugging Face names, in which `{expert}` may still stand.
@@ -57,6 +72,13 @@ class WeightMapping:
         Raises:
             KeyError: no rule knows the name.
         """
+        adapter = base_of(megatron_name)
+        if adapter is not None:
+            rules = self.adapter_of(adapter[0])
+            if rules is None:
+                raise KeyError(f"parameter {megatron_name} belongs to an adapter that there is not")
+            rule = rules.a if adapter[1] == "A" else rules.b
+            return rule, rule.hugging_face
         match = _LAYER_NUMBER.search(megatron_name)
         layer = match.group() if match else ""
         rules = self._layer_rules[self.facts.has_experts(int(layer))] if layer else self._model_rules
@@ -64,6 +86,38 @@ class WeightMapping:
         if rule is None:
             raise KeyError(f"parameter {megatron_name} has no rule in family {self.facts.family}")
         return rule, tuple(name.replace("{layer}", layer) for name in rule.hugging_face)
+
+    def names_of(self, layers: range, *, embedding: bool, head: bool) -> Iterator[str]:
+        """The names of the parameters of consecutive layers, in the whole model.
+
+        Args:
+            embedding: whether the input embedding is in front of them.
+            head: whether the final norm and the output layer follow them. Of a tied embedding this is a copy, which
+                Megatron has on another pipeline stage only.
+        """
+        if embedding:
+            yield "embedding.word_embeddings.weight"
+        for layer in layers:
+            for name in self._layer_rules[self.facts.has_experts(layer)]:
+                yield name.replace("{layer}", str(layer))
+        if head:
+            yield from (name for name in self._model_rules if name != "embedding.word_embeddings.weight")
+
+    def adapter_of(self, megatron_name: str) -> AdapterRules | None:
+        """The rules of a weight's adapter, whose names have the layer's number in them; None if it has none."""
+        if self._targets is None or beside(megatron_name) is None:
+            return None
+        if megatron_name not in self._adapters:
+            rule, names = self.rule_of(megatron_name)
+            self._adapters[megatron_name] = self._targets.rules_of(rule, names, self._experts)
+        return self._adapters[megatron_name]
+
+    def adapted_modules(self) -> list[str]:
+        """Whole names of all modules with an adapter."""
+        targets = self._targets
+        return [
+            name for rule, name in adaptable_modules(self.facts) if targets is not None and targets.includes(rule, name)
+        ]
 
     def parameters(self, model: torch.nn.Module, layer_offset: int = 0) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters of one model chunk under their names in the whole model.
@@ -75,13 +129,16 @@ class WeightMapping:
             yield _LAYER_NUMBER.sub(lambda match: str(int(match.group()) + layer_offset), name), parameter
 
     @torch.no_grad()
-    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: TensorReader) -> None:
+    def load(self, parameters: Iterable[tuple[str, Tensor]], reader: TensorSource) -> None:
         """Fill this rank's parameters from a checkpoint, a few tensors at a time.
 
         Args:
             parameters: names in the whole model, and where to write.
         """
         for name, parameter in parameters:
+            if isinstance(reader, BlockReader):
+                self._load_blocks(name, parameter, reader)
+                continue
             rule, sources = self.rule_of(name)
             if isinstance(rule, Experts):
                 for place, expert in enumerate(self._local_experts()):
@@ -89,7 +146,15 @@ class WeightMapping:
             else:
                 self._load_one(rule, list(sources), parameter, reader)
 
-    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: TensorReader) -> None:
+    def _load_blocks(self, name: str, target: Tensor, reader: BlockReader) -> None:
+        """Read what this rank holds and nothing else."""
+        flat, blocks = target.view(-1), self.blocks(name, tuple(target.shape))
+        if sum(block.elements for block in blocks) < flat.numel():
+            flat.zero_()  # padding
+        for block in blocks:
+            reader.read(WEIGHT, block, flat[block.start : block.stop].view(block.sizes))
+
+    def _load_one(self, rule: Rule, sources: list[str], target: Tensor, reader: TensorSource) -> None:
         group = self._expert_tp if isinstance(rule, Experts) else self._tp
         part = shard(rule, [reader.get(source) for source in sources], self.facts, _rank(group), _size(group))
         if part.shape != target.shape:
@@ -158,7 +223,10 @@ class WeightMapping:
         Data- and context-parallel replicas do not count.
         """
         rule, _ = self.rule_of(megatron_name)
-        return not self.is_tied_copy(megatron_name) and not (isinstance(rule, Replicated) and _rank(self._tp) > 0)
+        group, inner = (self._expert_tp, rule.each) if isinstance(rule, Experts) else (self._tp, rule)
+        return not self.is_tied_copy(megatron_name) and not (
+            isinstance(inner, Replicated | Stacked) and _rank(group) > 0
+        )
 
     def is_tied_copy(self, megatron_name: str) -> bool:
         """Whether a parameter is the last stage's copy of a tied embedding."""
@@ -173,17 +241,19 @@ def _numbered(name: str, expert: int) -> str:
     return name.replace("{expert}", str(expert))
 
 
-def _rank(group: ProcessGroup | None) -> int:
+def _rank(group: Group | None) -> int:
     return group.rank() if group is not None else 0
 
 
-def _size(group: ProcessGroup | None) -> int:
+def _size(group: Group | None) -> int:
     return group.size() if group is not None else 1
 
 
-def _gather(tensor: Tensor, group: ProcessGroup | None) -> list[Tensor]:
+def _gather(tensor: Tensor, group: Group | None) -> list[Tensor]:
     if group is None or group.size() == 1:
         return [tensor]
+    if isinstance(group, Part):
+        raise ValueError("a place without processes has nobody to gather from")
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(group.size())]
     torch.distributed.all_gather(parts, tensor.contiguous(), group=group)
     return parts

@@ -1,9 +1,11 @@
 """From what the user calls a model to a local directory with configuration, weights and tokenizer.
 
-Invariant: the answer is a directory that transformers can load; a model on the hub or in a GGUF file is first
-brought into that form.
+Invariant: the answer is a directory whose configuration and tokenizer transformers can load, and whose tensors
+`pentad.weights.checkpoint_model.open_weights` reads; a model on the hub or in a GGUF file is first brought into that
+form.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +16,9 @@ from pentad.errors import UserError
 # transformers takes seconds to import, and a wrong path is to be told at once.
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+HF, POLICY = "hf", "policy"
+"""Where a checkpoint has the files of its model beside weights, and the weights of the model that is trained."""
 
 # Everything beside weights and config.json that an exported model needs.
 _COMPANIONS = (
@@ -29,12 +34,34 @@ _COMPANIONS = (
 )
 
 
-def resolve_model(path: str, cache: Path) -> Path:
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a checkpoint, damaged or not."""
+    return (path / "manifest.json").is_file() and (path / POLICY).is_dir()
+
+
+def checkpoint_of(directory: Path) -> Path | None:
+    """The checkpoint whose model a directory is; None for a Hugging Face directory."""
+    parent = directory.absolute().parent
+    return parent if directory.name == HF and is_checkpoint(parent) else None
+
+
+def gguf_cache(path: str) -> Path:
+    """Where the weights of a GGUF file are put when they are dequantised; changes with the file."""
+    file = Path(path).expanduser()
+    stat = f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" if file.is_file() else path
+    return Path("~/.cache/pentad/gguf").expanduser() / hashlib.sha256(stat.encode()).hexdigest()[:16]
+
+
+def resolve_model(path: str, cache: Path, setting: str = "model.path") -> Path:
     """A local directory with the model.
 
     Args:
-        path: a directory, a .gguf file, or a hub id such as Qwen/Qwen3-0.6B.
+        path: a directory, a checkpoint, a .gguf file, or a hub id such as Qwen/Qwen3-0.6B.
         cache: where a GGUF file's dequantised weights are put.
+        setting: what the path was given as, for errors.
+
+    Returns:
+        a directory with config.json and tokenizer, whose tensors `checkpoint_model.open_weights` reads.
 
     Raises:
         UserError: there is no such directory or file, or the hub cannot be reached.
@@ -42,20 +69,34 @@ def resolve_model(path: str, cache: Path) -> Path:
     local = Path(path).expanduser()
     if local.suffix == ".gguf":
         if not local.is_file():
-            raise UserError(f"model.path: there is no file {path}", "check the path")
-        return _from_gguf(local, cache / local.stem)
+            raise UserError(f"{setting}: there is no file {path}", "check the path")
+        return _from_gguf(local, cache / local.stem, setting)
     if local.is_dir():
-        if not (local / "config.json").is_file():
-            found = sorted(local.glob("*.gguf"))
-            hint = f"set model.path to {found[0]}" if found else "point it at a Hugging Face model directory"
-            raise UserError(f"model.path: {path} has no config.json", hint)
-        return local
+        if (local / "config.json").is_file():
+            return local
+        if is_checkpoint(local) and (local / HF / "config.json").is_file():
+            return local / HF
+        raise _no_model(local, path, setting)
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(f"model.path: there is no directory {path}", "check the path; a hub id reads OWNER/NAME")
-    return _from_hub(path)
+        raise UserError(f"{setting}: there is no directory {path}", "check the path; a hub id reads OWNER/NAME")
+    return _from_hub(path, setting)
 
 
-def _from_hub(name: str) -> Path:
+def _no_model(local: Path, path: str, setting: str) -> UserError:
+    if is_checkpoint(local):
+        cause = f"{setting}: checkpoint {path} has no {HF}/config.json; an earlier version of Pentad has written it"
+        fix = "run `pentad checkpoint export` with --model and --out, and use what it writes"
+        return UserError(cause, fix)
+    if checkpoints := sorted([*local.glob("checkpoints/step-*"), *local.glob("step-*")]):
+        model = [str(local / "model")] if (local / "model" / "config.json").is_file() else []
+        fix = f"give {' or '.join([str(checkpoints[-1]), *model])}"
+        return UserError(f"{setting}: {path} is not a model; checkpoints are in it", fix)
+    found = sorted(local.glob("*.gguf"))
+    fix = f"give {found[0]}" if found else "give a Hugging Face model directory, or a checkpoint"
+    return UserError(f"{setting}: {path} has no config.json", fix)
+
+
+def _from_hub(name: str, setting: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -63,16 +104,16 @@ def _from_hub(name: str) -> Path:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except RepositoryNotFoundError:
-        raise UserError(f"model.path: {name} is neither a directory here nor a model on the hub", "check it") from None
+        raise UserError(f"{setting}: {name} is neither a directory here nor a model on the hub", "check it") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.path: {name} is not a directory here and could not be downloaded: {reason}",
-            "check the network, or set model.path to a local directory",
+            f"{setting}: {name} is not a directory here and could not be downloaded: {reason}",
+            "check the network, or give a local directory",
         ) from None
 
 
-def _from_gguf(file: Path, target: Path) -> Path:
+def _from_gguf(file: Path, target: Path, setting: str) -> Path:
     """Dequantise once; a finished directory is used again."""
     if (target / "config.json").is_file():
         _forget_quantization(target / "config.json")
@@ -88,7 +129,7 @@ def _from_gguf(file: Path, target: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"model.path: transformers cannot read {file}: {error}", "use another file") from error
+        raise UserError(f"{setting}: transformers cannot read {file}: {error}", "use another file") from error
     # Dequantised now, it is a plain model; transformers would refuse to save it as what the file was.
     model.hf_quantizer = None
     model.save_pretrained(partial)

@@ -56,6 +56,11 @@ class WeightTable:
                 f"the checkpoint names of {type(model).__name__} cover {held:,} of its {wanted:,} weights"
             )
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every checkpoint tensor as a view of the model's own memory."""
+        return self._destinations
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every checkpoint tensor. A tied output layer is not listed: it is the embedding."""
         return {name: tuple(tensor.shape) for name, tensor in self._destinations.items()}

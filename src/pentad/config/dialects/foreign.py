@@ -20,8 +20,8 @@ class Translation:
 
 _SIZES = {"tensor_model": "t", "pipeline_model": "p", "context": "c", "expert_model": "e", "expert_tensor": "x"}
 _SIZE_NOTE = "in the trainer's layout, such as megatron:d1{letter}2"
+_NOTHING = Translation("", "there is no such setting; remove it")
 _BY_LAYOUT = Translation("allocation", "the number of GPUs follows from the layouts")
-_NO_SAVE = Translation("", "there is no such setting; remove it")
 
 # Regular expressions over whole keys; the first that matches counts.
 _TABLE: tuple[tuple[str, Translation], ...] = (
@@ -71,8 +71,9 @@ _TABLE: tuple[tuple[str, Translation], ...] = (
     (r"trainer\.default_local_dir", Translation("experiment.dir")),
     (r"trainer\.(n_gpus_per_node|nnodes)", _BY_LAYOUT),
     (r"trainer\.(total_epochs|total_training_steps|epochs)", Translation("trainer.total_steps", "counted in steps")),
-    (r"trainer\.(save_freq|resume_mode)", _NO_SAVE),
-    (r"(.*\.)?(max_\w*ckpt_to_keep|save_steps|save_total_limit|save_strategy)", _NO_SAVE),
+    (r"(.*\.)?(max_\w*ckpt_to_keep|save_total_limit)", Translation("trainer.max_ckpt_to_keep")),
+    (r"(.*\.)?(save_steps|save_strategy|ckpt_interval)", Translation("trainer.save_freq", "in steps")),
+    (r"(.*\.)?(resume_from_checkpoint|resume_from_path)", Translation("trainer.resume_mode", "auto, or a path")),
     # AReaL
     (r"experiment_name|trial_name", Translation("experiment.name")),
     (r"allocation_mode|(actor|rollout)\.backend", Translation("allocation")),
@@ -135,8 +136,12 @@ _TABLE: tuple[tuple[str, Translation], ...] = (
     (r".*\bsequence_parallel", Translation("", "sequence parallelism is on whenever t is above 1; remove it")),
     (
         r".*\b(param_offload|grad_offload|optimizer_offload|use_distributed_optimizer|use_mbridge|use_remove_padding"
-        r"|use_dist_checkpointing|dist_checkpointing_path|gpu_memory_utilization)",
-        _NO_SAVE,
+        r"|gpu_memory_utilization)",
+        _NOTHING,
+    ),
+    (
+        r".*\b(use_dist_checkpointing|dist_checkpointing_path)",
+        Translation("model.path", "a Hugging Face directory, or a checkpoint that `pentad convert` makes of one"),
     ),
 )
 

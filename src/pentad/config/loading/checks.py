@@ -69,6 +69,12 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     if not settings.trainer.save_freq:
         why, use = "trainer.save_freq is 0, so no checkpoints are written", "or set trainer.save_freq"
         yield ("trainer.max_ckpt_to_keep", "trainer.keep_best", "trainer.max_restarts"), why, use
+    if not settings.model.lora.rank:
+        why, use = "model.lora.rank is 0, so there are no adapters", "or set model.lora.rank"
+        yield tuple(key for key in _keys_of("model.lora") if key != "model.lora.rank"), why, use
+    elif settings.model.lora.adapter is not None:
+        why, use = "model.lora.adapter says what adapters begin with", "or remove model.lora.adapter"
+        yield ("model.lora.init",), why, use
     if settings.trainer.schedule.name == "constant":
         why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
         yield ("trainer.schedule.min_lr_ratio",), why, use

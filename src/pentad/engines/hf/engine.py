@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from pentad.config.schema.lora import LoraSettings
 from pentad.engines.hf.constants import read_constants
 from pentad.engines.hf.decoder import Decoder, DecoderLimits
 from pentad.engines.hf.job import Job
@@ -38,12 +39,13 @@ class EmbeddedEngine:
         tokenizer: needed for requests with stop strings; its end-of-sequence token ends responses.
         eos_token_ids: end responses besides the tokenizer's and those of the model's (generation) configuration.
         limits: trade-offs of the decoder; by default those of the device.
+        lora: adapters that the trainer trains, if it does; weights then come once, and adapters after that.
 
     Raises:
         UserError: the model needs something that this engine cannot do.
     """
 
-    features = EngineFeatures(transports=frozenset({"store"}), tells_constants=True)
+    features = EngineFeatures(transports=frozenset({"store"}), adapters=True, tells_constants=True)
 
     def __init__(
         self,
@@ -56,9 +58,10 @@ class EmbeddedEngine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         eos_token_ids: Iterable[int] = (),
         limits: DecoderLimits | None = None,
+        lora: LoraSettings | None = None,
     ) -> None:
         device = torch.device(device)
-        self._model = HeldModel(model, dtype, device)
+        self._model = HeldModel(model, dtype, device, lora)
         self._eos = {*self._model.eos, *as_list(getattr(tokenizer, "eos_token_id", None)), *eos_token_ids}
         self._has_tokenizer = tokenizer is not None
         self._decoder = Decoder(self._model.module, tokenizer, rows=batch_size, seed=seed, limits=limits)

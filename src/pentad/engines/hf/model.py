@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
+from pentad.config.schema.lora import LoraSettings
+from pentad.engines.hf.adapters import AdaptedWeights
 from pentad.engines.hf.head import use_float_logits
 from pentad.errors import UserError
 from pentad.weights.table import WeightTable
@@ -29,6 +31,7 @@ class HeldModel:
         model: configuration, or where it is: a Hugging Face directory, a hub id or a .gguf file. Weights are not read.
         dtype: of weights and activations; log-probs are float32 in any case.
         device: where to compute.
+        lora: adapters that the trainer trains, if it does.
 
     Attributes:
         eos: tokens that end a response, by the model's own (generation) configuration.
@@ -38,7 +41,11 @@ class HeldModel:
     """
 
     def __init__(
-        self, model: PretrainedConfig | str | os.PathLike[str], dtype: torch.dtype, device: torch.device
+        self,
+        model: PretrainedConfig | str | os.PathLike[str],
+        dtype: torch.dtype,
+        device: torch.device,
+        lora: LoraSettings | None = None,
     ) -> None:
         config, generation_eos = _read_config(model)
         _refuse_unsupported(config)
@@ -48,6 +55,7 @@ class HeldModel:
         use_float_logits(self.module)
         self.module.tie_weights()
         self.module.requires_grad_(False).eval()
+        self._adapted = None if lora is None else AdaptedWeights(self.module, lora)
         self._weights = WeightTable(self.module)
         storages = {parameter.untyped_storage().data_ptr(): parameter for parameter in self.module.parameters()}
         self._storages = [parameter.untyped_storage() for parameter in storages.values()]
@@ -61,9 +69,13 @@ class HeldModel:
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, int]:
         """Take a whole set of weights, cast to the model's dtype; returns the checksum of each as it is held.
 
+        Where the trainer trains adapters, sets after the first are adapters alone.
+
         Raises:
             WeightMismatchError: a tensor is missing, unknown, repeated or misshapen.
         """
+        if self._adapted is not None:
+            return self._adapted.load(tensors)
         self._weights.load(tensors)
         return self._weights.checksums()
 
@@ -92,6 +104,8 @@ class HeldModel:
 
     def release(self) -> None:
         """Give the memory of the weights back."""
+        if self._adapted is not None:
+            self._adapted.release()
         for storage in self._storages:
             storage.resize_(0)
         if self.module.device.type == "cuda":
@@ -102,6 +116,8 @@ class HeldModel:
         """Take it again."""
         for storage, size in zip(self._storages, self._sizes, strict=True):
             storage.resize_(size)
+        if self._adapted is not None:
+            self._adapted.restore()
 
 
 def as_list(tokens: int | list[int] | None) -> list[int]:

@@ -4,6 +4,8 @@ Invariant: a token's output depends on its own expert only, whatever other token
 gets a zero gradient, not none.
 """
 
+from typing import Any
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -66,20 +68,35 @@ class GroupedExperts(MegatronModule):
             `[n, hidden_size]` (this rank's part of a sum over `expt_tp`), and no bias.
         """
         self.load += tokens_per_expert.to(self.load.device)
-        first = _grouped(hidden, self.weight1, tokens_per_expert)
+        first = self._product(1, hidden, tokens_per_expert)
         if self.kernels.experts == "triton":
             inner = swiglu(first, weights, version="triton")
         else:
             gate, up = first.chunk(2, dim=-1)
             inner = (silu(gate) * up * weights[:, None]).to(hidden.dtype)
-        return _grouped(inner, self.weight2, tokens_per_expert), None
+        return self._product(2, inner, tokens_per_expert), None
+
+    def _product(self, number: int, x: Tensor, tokens_per_expert: Tensor) -> Tensor:
+        """With `weight1` or `weight2`, and the adapter beside it."""
+        output = grouped(x, getattr(self, f"weight{number}"), tokens_per_expert)
+        adapter: Any = self._modules.get(f"lora{number}")
+        if adapter is None or not adapter.enabled:
+            return output
+        hidden = grouped(adapter.inner(x), adapter.A, tokens_per_expert)
+        return output + (adapter.scale * grouped(hidden, adapter.wide(), tokens_per_expert)).to(output.dtype)
 
     def backward_dw(self) -> None:
         """Weight gradients are computed with the rest of the backward pass."""
 
 
-def _grouped(x: Tensor, weight: Tensor, tokens_per_expert: Tensor) -> Tensor:
-    """`x[i] @ weight[expert of i].T`."""
+def grouped(x: Tensor, weight: Tensor, tokens_per_expert: Tensor) -> Tensor:
+    """`x[i] @ weight[expert of i].T`.
+
+    Args:
+        x: `[n, in]`, sorted by expert.
+        weight: `[experts, out, in]`.
+        tokens_per_expert: int64 `[experts]`.
+    """
     if x.shape[0] and all(size * x.element_size() % 16 == 0 for size in weight.shape[1:]):
         ends = tokens_per_expert.to(x.device).cumsum(0).to(torch.int32)
         return grouped_mm(x, weight.transpose(1, 2), offs=ends)

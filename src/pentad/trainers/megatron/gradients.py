@@ -4,13 +4,35 @@ Invariant: what is yielded is the gradient of the loss over the whole minibatch,
 Megatron's buffers changes, so `step` after it does what it would have done before it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
+from pentad.trainers.megatron.lora import Adapter, reduce_expert_copies
 from pentad.weights.mapping import WeightMapping
+
+
+def finalize(
+    adapters: Mapping[str, Adapter],
+    groups: ProcessGroupCollection,
+    models: list[Any],
+    num_tokens: Tensor | None = None,
+    **rest: Any,
+) -> None:
+    """What Megatron does after the last backward pass, and what it lacks for adapters of experts.
+
+    Without its division by the tokens: the loss is divided by its denominator already.
+
+    Args:
+        adapters: of this rank.
+        models: the rest is as Megatron calls it.
+    """
+    finalize_model_grads(models, None, **rest)
+    reduce_expert_copies(adapters.values(), groups.expt_tp)
 
 
 def reduced_gradients(models: Iterable[DistributedDataParallel]) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
@@ -49,6 +71,6 @@ def not_finite(parameters: Iterable[tuple[str, torch.nn.Parameter]], mapping: We
     return [
         name
         for megatron_name, parameter in parameters
-        if not bool(parameter.main_grad.isfinite().all())
+        if parameter.requires_grad and not bool(parameter.main_grad.isfinite().all())
         for name in mapping.rule_of(megatron_name)[1]
     ]

@@ -1,7 +1,7 @@
 """Megatron's MLP as one operation.
 
 Invariant: parameters and the exchange between ranks are Megatron's; the arithmetic is `pentad.kernels.gated_mlp`'s.
-What that does not cover (other activations, biases, a weight for each token) is left to Megatron.
+What that does not cover (other activations, biases, adapters, a weight for each token) is left to Megatron.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ class GatedMLP(MLP):
         self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """`[t, 1, hidden]` to the same, and no bias."""
-        if not self._covered or per_token_scale is not None:
+        adapted = "lora" in self.linear_fc1._modules or "lora" in self.linear_fc2._modules
+        if not self._covered or adapted or per_token_scale is not None:
             return super().forward(hidden_states, per_token_scale, **kwargs)
         weight1, weight2 = self.linear_fc1.weight, self.linear_fc2.weight
         group, scatter = self.linear_fc1.tp_group, self.linear_fc1.sequence_parallel

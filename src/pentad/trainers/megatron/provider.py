@@ -5,6 +5,7 @@ attention) is supplied here, and what the selected kernels compute faster; every
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -26,6 +28,7 @@ from pentad.trainers.megatron.experts import GroupedExperts
 from pentad.trainers.megatron.linear import ColumnLinear, RowLinear
 from pentad.trainers.megatron.mlp import GatedMLP, GatedMLPSubmodules
 from pentad.trainers.megatron.norm import FastRMSNorm, RMSNorm
+from pentad.trainers.megatron.router import AdaptedRouter
 
 
 class TorchSpecProvider(LocalSpecProvider):
@@ -59,7 +62,10 @@ class TorchSpecProvider(LocalSpecProvider):
         version = self.kernels.mlp
         if has_experts or version == "plain":
             experts = config.num_moe_experts if has_experts else None
-            return get_mlp_module_spec_for_backend(self, num_experts=experts)
+            made = get_mlp_module_spec_for_backend(self, num_experts=experts)
+            if not has_experts:
+                return made
+            return partial(MoELayer, submodules=replace(made.keywords["submodules"], router=AdaptedRouter))
         parts = GatedMLPSubmodules(
             linear_fc1=self.column_parallel_linear(), linear_fc2=self.row_parallel_linear(), version=version
         )

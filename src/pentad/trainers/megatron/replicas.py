@@ -41,10 +41,12 @@ def check_replicas(
     # Megatron marks what is held in the buffers of experts, and what tensor-parallel ranks have a part of.
     experts = [name for name, parameter in held.items() if not getattr(parameter, "allreduce", True)]
     whole = [name for name, parameter in held.items() if not getattr(parameter, "tensor_model_parallel", False)]
+    dense = [name for name in whole if name not in experts]
     kinds = [
         ("data-parallel", groups.dp_cp, [name for name in held if name not in experts]),
         ("expert-data-parallel", groups.expt_dp, experts),
-        ("tensor-parallel", groups.tp, whole),
+        ("tensor-parallel", groups.tp, dense),
+        ("expert-tensor-parallel", groups.expt_tp, [name for name in whole if name in experts]),
     ]
     if tied and groups.pp.size() > 1 and groups.pp.rank() in (0, groups.pp.size() - 1):
         copies = [name for name in ("embedding.word_embeddings.weight", "output_layer.weight") if name in held]

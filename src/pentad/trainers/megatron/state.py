@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pentad.errors import UserError
 from pentad.trainers.megatron.masters import MOMENTS, Master, check_savable, masters_of
 from pentad.trainers.megatron.staging import Staging
 from pentad.trainers.megatron.trainer import Trainer
@@ -105,7 +106,12 @@ class RankState:
         """
         self.reserve()
         tensors = list(self._tensors())
-        copies = self._staging.result().copy([tensor for _, _, tensor in tensors])
+        try:
+            staging = self._staging.result()
+        except UserError:
+            self._staging = None  # the next save asks for the memory again
+            raise
+        copies = staging.copy([tensor for _, _, tensor in tensors])
         pairs = zip(tensors, copies, strict=True)
         return Staged(tuple(self._pieces((kind, master, copy) for (kind, master, _), copy in pairs)))
 
@@ -122,6 +128,8 @@ class RankState:
             UserError: the files do not hold what this rank needs.
         """
         for name, parameter in self._trainer.parameters():
+            if not parameter.requires_grad:  # frozen beside adapters, and as the model's own files have it
+                continue
             _read(reader, WEIGHT, self._blocks(name, parameter), 0, parameter.data.view(-1))
         for master in self._masters:
             blocks = self._blocks(master.name, master.parameter)

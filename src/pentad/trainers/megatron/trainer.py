@@ -7,10 +7,11 @@ nor the packing can change a gradient. The verbs know nothing of any algorithm.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -22,9 +23,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pentad.algorithms.protocol import Loss, Mean, Outputs
+from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
+from pentad.families.lora import Targets, base_of
 from pentad.kernels.logprob import vocab_parallel_logprobs
 from pentad.kernels.selection import select_kernels
 from pentad.layout import Layout
@@ -34,8 +37,9 @@ from pentad.samples.packing import Plan
 from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
 from pentad.trainers.megatron.fused_step import fused_clip_and_update
-from pentad.trainers.megatron.gradients import not_finite, reduced_gradients
+from pentad.trainers.megatron.gradients import finalize, not_finite, reduced_gradients
 from pentad.trainers.megatron.last_stage import as_pairs, is_last_stage, send_from_last_stage, sum_over_microbatches
+from pentad.trainers.megatron.lora import Adapter, adapters_off, attach, published, seed_dropout
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import (
     clip_and_update,
@@ -46,7 +50,8 @@ from pentad.trainers.megatron.optimizer import (
 )
 from pentad.trainers.megatron.rotary import RotaryTable
 from pentad.trainers.megatron.rows import take_rows
-from pentad.weights.hf_files import TensorReader
+from pentad.trainers.protocol import Published
+from pentad.weights.hf_files import TensorSource
 from pentad.weights.mapping import WeightMapping
 
 Progress = Callable[[int], None]
@@ -54,11 +59,6 @@ Progress = Callable[[int], None]
 
 def _no_progress(done: int) -> None:
     pass
-
-
-def _finalize(models: list[Any], num_tokens: Tensor | None = None, **rest: Any) -> None:
-    """Megatron's, without its division by the tokens: the loss is divided by its denominator already."""
-    finalize_model_grads(models, None, **rest)
 
 
 class Trainer:
@@ -71,6 +71,11 @@ class Trainer:
         platform: where this rank computes.
         settings, megatron: as configured.
         optimizer_steps: of the whole run, for the schedule; None for a model that is never trained.
+        lora: which adapters are trained, instead of the model; None: the model itself.
+        seed: of what adapters begin with, and of their dropout.
+
+    Attributes:
+        adapters: by the Megatron names of the weights that they stand beside.
     """
 
     def __init__(
@@ -82,12 +87,16 @@ class Trainer:
         settings: TrainerSettings,
         megatron: MegatronSettings,
         optimizer_steps: int | None,
+        lora: LoraSettings | None = None,
+        seed: int = 0,
     ) -> None:
+        self.config = config
         self.groups = groups
         self.platform = platform
         self.settings = settings
         self.dtype = platform.dtype(settings.dtype)
-        self.mapping = WeightMapping(config, groups)
+        self.lora, self.seed = lora, seed
+        self.mapping = WeightMapping(config, groups, lora and Targets(lora.targets, lora.exclude))
         self.megatron = transformer_config(config, layout, self.dtype, megatron)
         self.kernels = select_kernels(
             platform.device, self.dtype, settings.kernels, deterministic=megatron.use_deterministic_algorithms
@@ -95,6 +104,10 @@ class Trainer:
         self.chunks = build_chunks(config, self.megatron, layout, groups, self.kernels)
         for chunk in self.chunks:
             chunk.module.to(platform.device)
+        self.adapters: dict[str, Adapter] = {}
+        if lora is not None:
+            dtype = self.dtype if lora.dtype == "auto" else platform.dtype(lora.dtype)
+            self.adapters = attach(self.chunks, self.mapping, lora, groups, dtype)
         self.rotary = RotaryTable(config, platform.device)
         self._schedule_function = get_forward_backward_func()
         self.optimizer = self.schedule = None
@@ -108,7 +121,7 @@ class Trainer:
                 self.models, settings.optimizer, settings.schedule, self.dtype, megatron.optimizer, self.kernels
             )
             self.schedule = make_schedule(self.optimizer, settings.optimizer, settings.schedule, optimizer_steps)
-            self.megatron.finalize_model_grads_func = _finalize
+            self.megatron.finalize_model_grads_func = partial(finalize, self.adapters, groups)
             # Overlapped reduction must wait for the last microbatch, whatever their number was in the step before.
             waits = [model.no_sync for model in self.models]
             self.megatron.no_sync_func = waits if len(waits) > 1 else waits[0]
@@ -122,15 +135,30 @@ class Trainer:
         for chunk in self.chunks:
             yield from self.mapping.parameters(chunk.module, chunk.layer_offset)
 
-    def load(self, reader: TensorReader) -> None:
-        """Take the weights of a checkpoint; masters and moments start anew from them."""
-        self.mapping.load(self.parameters(), reader)
+    def load(self, reader: TensorSource, adapter: TensorSource | None = None) -> None:
+        """Take the weights of a checkpoint; masters and moments start anew from them.
+
+        Args:
+            adapter: has the matrices of adapters; needed where there are adapters.
+        """
+        parameters = list(self.parameters())
+        self.mapping.load([one for one in parameters if base_of(one[0]) is None], reader)
+        if adapter is not None:
+            self.mapping.load([one for one in parameters if base_of(one[0]) is not None], adapter)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole Hugging Face tensors of this pipeline stage, one at a time; see `WeightMapping.export`."""
-        return self.mapping.export((name, parameter.data) for name, parameter in self.parameters())
+    def weights(self, what: Published = "all") -> Iterator[tuple[str, Tensor]]:
+        """Whole Hugging Face tensors of this pipeline stage, one at a time; see `WeightMapping.export`.
+
+        Args:
+            what: `all` parameters; the `base` or the `adapters` alone; or the model with adapters `merged` into it.
+        """
+        return self.mapping.export(published(self.parameters(), self.adapters, what))
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside it, this is the model that training began from: the reference."""
+        return adapters_off(self.adapters.values())
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Whole float32 gradients under Hugging Face names, of this pipeline stage; after `forward_backward`.
@@ -194,6 +222,7 @@ class Trainer:
             chunk.module.train()
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
+        seed_dropout(self.lora, self.seed, self.schedule.num_steps)
         denominator = loss.denominator(batch)
         if not denominator > 0:
             raise UserError(
