@@ -33,7 +33,7 @@ def score(response, mark=""):
     rows = (quickstart / "train.jsonl").read_text().splitlines()[:100]
     evaluating = tmp_path / "evaluating"
     (tmp_path / "short.jsonl").write_text(json.dumps(json.loads(rows[0]) | {"mark": str(evaluating)}))
-    (tmp_path / "long.jsonl").write_text("".join(f"{row}\n" for row in rows) * 200)
+    (tmp_path / "long.jsonl").write_text("".join(f"{row}\n" for row in rows) * 20)
     config = tmp_path / "grpo.yaml"
     config.write_text(f"""
 experiment: {{name: failing, dir: run}}
@@ -41,7 +41,7 @@ allocation: hf:d1|megatron:d1
 model: {{path: {quickstart}/model}}
 data: {{train: {quickstart}/train.jsonl, eval: {{a: short.jsonl, b: long.jsonl}}, template: text, max_prompt_tokens: 9}}
 reward: {{name: mine:score}}
-rollout: {{n: 2, max_response_tokens: 54, batch_size: 2, temperature: 1000.0, eval_temperature: 1000.0}}
+rollout: {{n: 2, max_response_tokens: 54, batch_size: 1, temperature: 1000.0, eval_temperature: 1000.0}}
 trainer: {{total_steps: 50, prompts_per_step: 4, test_freq: 1}}
 """)
 
@@ -63,7 +63,7 @@ allocation: megatron:d1
 model: {{path: {quickstart}/model}}
 algorithm: {{name: sft}}
 data: {{train: {quickstart}/sft.jsonl, template: text}}
-trainer: {{total_steps: 500, prompts_per_step: 1024, tokens_per_microbatch: 1100}}
+trainer: {{total_steps: 500, prompts_per_step: 256, tokens_per_microbatch: 1100}}
 """)
 
     def start(*overrides: str, until: str = "step 2/500") -> Command:
