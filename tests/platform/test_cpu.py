@@ -1,5 +1,6 @@
 """What Megatron calls CUDA is the CPU, in the threads that asked for it and nowhere else."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -60,6 +61,38 @@ def test_asking_for_the_platform_changes_nothing():
         "assert torch.cuda.is_available() or torch.zeros(1).type() == 'torch.FloatTensor'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+_NOT_COMPILED = """
+import sys
+from pentad.platform.device import enter_platform
+enter_platform()
+import torch
+import pentad.trainers.megatron.trainer
+
+assert "torch._dynamo" not in sys.modules, "it takes seconds to import"
+
+def double(x):
+    return 2 * x
+
+@torch.compile(dynamic=True)
+def triple(x):
+    return 3 * x
+
+assert torch.compile(double) is double
+assert triple(torch.ones(1)).item() == 3.0
+import torch._dynamo  # as some of transformers' models do
+enter_platform()
+assert double(torch.ones(1)).item() == 2.0
+"""
+
+
+def test_nothing_is_compiled_and_torchs_compiler_is_not_imported():
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", _NOT_COMPILED], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def fail(rank: Rank) -> None:

@@ -93,6 +93,7 @@ def enter() -> None:
             if torch.cuda.is_available():
                 raise RuntimeError("the CPU platform must not be entered on a machine with CUDA")
             _replace_torch_cuda()
+            _replace_compile()
             _replace_uneven_collectives()
             _replace_megatron_rng()
             _process_entered = True
@@ -101,25 +102,27 @@ def enter() -> None:
     _thread.mode.__enter__()
 
 
-def _replace_torch_cuda() -> None:
-    def nothing(*args: object, **kwargs: object) -> None:
-        return None
+def _nothing() -> Callable[..., None]:
+    """A function that does nothing; each time another, as torch's compiler has a rule for each when it is imported."""
+    return lambda *args, **kwargs: None
 
+
+def _replace_torch_cuda() -> None:
     replacements: dict[str, Any] = {
         "current_device": lambda: _CPU,
-        "set_device": nothing,
+        "set_device": _nothing(),
         "device_count": lambda: 1,
-        "synchronize": nothing,
-        "empty_cache": nothing,
+        "synchronize": _nothing(),
+        "empty_cache": _nothing(),
         "Stream": _Stream,
         "Event": _Stream,
         "current_stream": lambda device=None: _Stream(),
         "default_stream": lambda device=None: _Stream(),
         "stream": _stream_context,
-        "set_stream": nothing,
+        "set_stream": _nothing(),
         "get_rng_state": lambda device="cuda": torch.get_rng_state(),
         "set_rng_state": lambda state, device="cuda": torch.set_rng_state(state),
-        "manual_seed": torch.manual_seed,
+        "manual_seed": lambda seed: torch.manual_seed(seed),
         "is_current_stream_capturing": lambda: False,
         "memory_allocated": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 0,
@@ -130,6 +133,15 @@ def _replace_torch_cuda() -> None:
     # Constructors of the legacy typed tensors, which Megatron uses for a few flags.
     for name in ("FloatTensor", "IntTensor", "LongTensor"):
         setattr(torch.cuda, name, getattr(torch, name))
+
+
+def _replace_compile() -> None:
+    """Nothing is compiled: that would need a C compiler on the user's machine, and its import alone takes seconds."""
+
+    def compile(model: Callable[..., Any] | None = None, **options: object) -> Callable[..., Any]:
+        return model if model is not None else lambda function: function
+
+    torch.compile = compile
 
 
 def _replace_uneven_collectives() -> None:

@@ -4,6 +4,7 @@ Invariant: the answer is the same for every caller in a process, and asking twic
 """
 
 import logging
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -67,9 +68,11 @@ def enter_platform(device_index: int = 0) -> Platform:
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     # torch warns of a CUDA toolkit without a GPU, for the compiling of extensions.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # Megatron hands small functions to torch.compile, which needs a C compiler on the user's machine.
-    torch.compiler.set_stance("force_eager")
     platform = find_platform(device_index)
+    # Megatron hands small functions to torch.compile, which needs a C compiler on the user's machine. The CPU platform
+    # has another torch.compile, so that torch's compiler need not be imported.
+    if platform.is_cuda or "torch._dynamo" in sys.modules:
+        torch.compiler.set_stance("force_eager")
     if not platform.is_cuda:
         from pentad.platform import cpu
 
