@@ -41,6 +41,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.startswith(uncompared)} for row in rows]
 
 
+@pytest.mark.long
 def test_killed_engines_are_replaced_and_nothing_is_lost(
     pentad: Callable[..., Command], quickstart: Path, tmp_path: Path
 ) -> None:
