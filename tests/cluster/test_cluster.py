@@ -76,7 +76,7 @@ def _join(address: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_asks_for_a_token(protected_cluster: str) -> None:
     said = _join(protected_cluster)
     assert f"the Ray cluster {protected_cluster} asks for a token" in said

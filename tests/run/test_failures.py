@@ -124,6 +124,15 @@ def test_interrupt_while_starting(start_sft: Start) -> None:
     assert "Traceback" not in command.stderr
 
 
+def test_an_engine_that_hangs_is_replaced(start_grpo: Start) -> None:
+    command = start_grpo("rollout.deadline_s=10")
+    command.worker("ray::EngineActor").send_signal(signal.SIGSTOP)
+    command.wait_for("requests of rollout engine 0 are done again")
+    assert "rollout engine 0 did not finish rollout within 10 s (rollout.deadline_s)" in command.stdout
+    command.process.send_signal(signal.SIGTERM)
+    assert command.ends_within(EXIT_S) == 128 + signal.SIGTERM, command.stderr
+
+
 @pytest.mark.parametrize(
     ("victim", "name"), [("ray::TrainerActor", "trainer rank 0"), ("ray::EngineActor", "rollout engine 0")]
 )

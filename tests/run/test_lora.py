@@ -25,7 +25,7 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
         return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_grpo_goes_on_with_the_same_adapters(quickstart: Path, pentad: Callable[..., Command], tmp_path: Path) -> None:
     # The untrained model answers nothing right; this tells its answers apart.

@@ -4,7 +4,6 @@ The run that loses none is the oracle.
 """
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ model: {{path: {data}/model}}
 data: {{train: {data}/train.jsonl, template: text, max_prompt_tokens: 9}}
 reward: {{name: "scoring.py:score"}}
 rollout: {{n: 4, max_response_tokens: 54, batch_size: 4, max_engine_restarts: 50}}
-trainer: {{total_steps: 8, prompts_per_step: 8, optimizer: {{lr: 1.0e-3}}}}
+trainer: {{total_steps: 4, prompts_per_step: 8, optimizer: {{lr: 1.0e-3}}}}
 """)
     return config
 
@@ -42,18 +41,19 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.startswith(uncompared)} for row in rows]
 
 
-def test_killed_and_hung_engines_are_replaced_and_nothing_is_lost(
+@pytest.mark.long
+def test_killed_engines_are_replaced_and_nothing_is_lost(
     pentad: Callable[..., Command], quickstart: Path, tmp_path: Path
 ) -> None:
     config = configure(tmp_path, quickstart)
     whole = pentad("train", str(config), "experiment.dir=whole")
     assert whole.ends_within(600) == 0, whole.stderr
-    command = pentad("train", str(config), "experiment.dir=lost", "rollout.deadline_s=20", "trainer.save_freq=0")
-    for steps, number in ((1, signal.SIGKILL), (3, signal.SIGSTOP), (5, signal.SIGKILL)):
+    command = pentad("train", str(config), "experiment.dir=lost", "trainer.save_freq=0")
+    for steps in (1, 2):
         command.wait_until(lambda steps=steps: len(_rows(tmp_path / "lost")) >= steps, f"step {steps}")
-        command.worker("ray::EngineActor").send_signal(number)
+        command.worker("ray::EngineActor").kill()
     assert command.ends_within(900) == 0, command.stderr
-    assert command.stdout.count("rollout engine") >= 3 and "started again in" in command.stdout, command.stdout
+    assert command.stdout.count("started again in") >= 2, command.stdout
     assert metrics(tmp_path / "lost") == metrics(tmp_path / "whole")
 
 

@@ -94,11 +94,12 @@ def check_equal(folder: Path, straight: str, resumed: str) -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "allocation"),
     [
         ("mixture", "hf:d1+megatron:(attn:d2|ffn:d1e2)"),
-        *[pytest.param("dense", f"hf:d1+megatron:{layout}", marks=pytest.mark.long) for layout in ("t2", "p2", "d2")],
+        *[("dense", f"hf:d1+megatron:{layout}") for layout in ("t2", "p2", "d2")],
     ],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
