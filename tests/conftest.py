@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from quickstart import pentad, quickstart
+from quickstart import mixture, pentad, quickstart
 
-__all__ = ["pentad", "quickstart"]
+__all__ = ["mixture", "pentad", "quickstart"]
 
 if TYPE_CHECKING:
     from tiny import TinyModel

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+import ray
 from quickstart import REPOSITORY
 
+from pentad.cluster.cluster import Cluster
 from pentad.cluster.environment import process_environment
 from pentad.errors import UserError
 
@@ -26,15 +29,16 @@ class Where(Process):
         return sys.prefix
 
 allocation = parse_allocation("megatron:d1")
-with Cluster(RaySettings(), allocation) as cluster:
+with Cluster(RaySettings(address=sys.argv[1]), allocation) as cluster:
     gang = cluster.spawn(Where, "rank", allocation.trainer, 60)
     print(asyncio.run(gang.call("environment", phase="asking")) == [sys.prefix])
 """
 
 
 @pytest.mark.skipif(not UV.exists(), reason="the environment was not made by scripts/bootstrap.sh")
-def test_started_by_uv_run() -> None:
-    command = [UV, "run", "--no-sync", "python", "-c", _SCRIPT]
+def test_started_by_uv_run(beside: Callable[[str], Cluster]) -> None:
+    address = ray.get_runtime_context().gcs_address
+    command = [UV, "run", "--no-sync", "python", "-c", _SCRIPT, address]
     environment = {**os.environ, "UV_PYTHON": sys.executable}
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=90, check=False

@@ -28,11 +28,19 @@ def pentad(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the quickstart's model and data, as its script writes them."""
-    folder = tmp_path_factory.mktemp("quickstart")
+    return _prepare(tmp_path_factory.mktemp("quickstart"))
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a model of four experts."""
+    return _prepare(tmp_path_factory.mktemp("mixture"), "--experts", "4")
+
+
+def _prepare(folder: Path, *options: str) -> Path:
     script = REPOSITORY / "examples" / "quickstart" / "prepare.py"
-    done = subprocess.run(
-        [sys.executable, script, "--out", folder], capture_output=True, text=True, timeout=120, check=False
-    )
+    command = [sys.executable, script, "--out", folder, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return folder

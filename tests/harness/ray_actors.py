@@ -1,6 +1,7 @@
 """Small actors for tests of `pentad.cluster`."""
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ class Worker(Process):
     def answer(self, value: object) -> object:
         return value
 
+    def warn(self, text: str) -> None:
+        logging.getLogger("pentad.engines").warning(text)
+
     def threads_on_one_core(self, processes: int) -> int:
         """`thread_share` on a machine that has one core."""
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -61,6 +65,9 @@ class Server(Process):
             mine.with_suffix(".cancelled").touch()
             raise
         return self.rank
+
+    async def warn(self, text: str) -> None:
+        logging.getLogger("pentad.engines").warning(text)
 
     async def receive(self, channel: WeightChannel) -> dict[str, Tensor]:
         def take() -> dict[str, Tensor]:

@@ -1,8 +1,6 @@
 """Warnings of processes: collected where they are given, shown once by the driver."""
 
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
@@ -46,30 +44,3 @@ def test_the_board_shows_each_text_once() -> None:
     board.close()
     assert shown[2:] == ["warning of engine 2: new"]
     assert asked == [{}, {"engine 0": 1, "engine 1": 2, "engine 2": 1}]
-
-
-SCRIPT = """
-import logging
-import ray
-from pentad.cluster.notices import fetch_notices
-from pentad.cluster.process import GROUPS, Process
-
-@ray.remote(concurrency_groups=GROUPS, num_cpus=0)
-class Worker(Process):
-    def work(self, text):
-        logging.getLogger("pentad.engines").warning(text)
-
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-actors = {f"worker {rank}": Worker.remote(rank, 2) for rank in range(2)}
-ray.get([actor.work.remote("slower") for actor in actors.values()])
-ray.get(actors["worker 1"].work.remote("odd"))
-print(sorted(fetch_notices(actors, {"worker 0": 1}).items()))
-ray.kill(actors["worker 1"])
-print(fetch_notices(actors, {}))
-"""
-
-
-def test_real_processes_are_asked() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["[('worker 1', ['slower', 'odd'])]", "{'worker 0': ['slower']}"]

@@ -6,8 +6,6 @@ torch.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,17 +34,6 @@ _REWARD = """
 def score(response):
     return sum((place + 1) * ord(character) for place, character in enumerate(response)) % 11 / 10
 """
-
-
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart's model with four experts."""
-    folder = tmp_path_factory.mktemp("mixture")
-    script = REPOSITORY / "examples" / "quickstart" / "prepare.py"
-    subprocess.run(
-        [sys.executable, script, "--out", folder, "--experts", "4"], capture_output=True, timeout=120, check=True
-    )
-    return folder
 
 
 def read_recording(folder: Path, model: Path) -> list[grpo.Sample]:

@@ -5,8 +5,6 @@ The run without kill is the oracle: metrics, every sampled token, and the export
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,6 @@ RECORDER = REPOSITORY / "tests" / "outside" / "recorder.py"
 # What says how fast a machine is is not part of a run's result.
 UNCOMPARED = ("time/", "perf/", "save/")
 Pentad = Callable[..., Command]
-
-
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart's model with four experts."""
-    folder = tmp_path_factory.mktemp("mixture")
-    script = REPOSITORY / "examples" / "quickstart" / "prepare.py"
-    command = [sys.executable, script, "--out", folder, "--experts", "4"]
-    subprocess.run(command, capture_output=True, timeout=120, check=True)
-    return folder
 
 
 # Depends on every character, so that groups hold different rewards.
