@@ -163,7 +163,7 @@ class World:
                 algorithm_settings=algorithm,
                 algorithm=make_algorithm(algorithm),
                 roles={"policy": self.policy, "reference": self.reference},
-                source=Rollouts(sampler, experience, scorer, self.journal, PER_STEP * SAMPLES),  # ty: ignore
+                source=Rollouts(sampler, experience, scorer, self.journal, PER_STEP * SAMPLES, steps=steps),  # ty: ignore
                 journal=self.journal,  # ty: ignore
                 engines=self.engine,  # ty: ignore
                 publication=Publication(self.engine, self.events),  # ty: ignore

@@ -2,13 +2,19 @@
 
 Invariant: trainer ranks send while engines receive; after a publication every engine holds, bit for bit, what was
 sent, or the run ends. Engines are paused meanwhile: running requests go on under the new weights once these are proven.
-An engine that is lost meanwhile is replaced, and all is sent again.
+An engine that is lost meanwhile is replaced, and all is sent again. Weights are published under the version that they
+have: never while they are trained, nor between the optimizer steps of a batch.
 """
 
+import asyncio
+
+from pentad.algorithms.protocol import Loss
 from pentad.cluster.engines import Engines
+from pentad.cluster.gang import Progress
 from pentad.cluster.processes import Call, DeadlineError
 from pentad.cluster.trainers import RoleTrainer, Trainers
-from pentad.trainers.protocol import Published
+from pentad.samples.batch import Batch
+from pentad.trainers.protocol import Published, Trained
 from pentad.weights.proof import check_checksums
 from pentad.weights.transport.protocol import Transport
 
@@ -27,17 +33,28 @@ class PublishedPolicy(RoleTrainer):
         trainers: its ranks.
         engines: what it is published to.
         transport: how its weights travel.
+        restart: requests that run when new weights come are aborted, and made again by whoever made them.
     """
 
-    def __init__(self, trainers: Trainers, engines: Engines, transport: Transport) -> None:
+    def __init__(self, trainers: Trainers, engines: Engines, transport: Transport, *, restart: bool = False) -> None:
         super().__init__(trainers, "policy")
         self._what: Published = "all"
         if trainers.lora is not None and not engines.features.adapters:
             self._what = "merged"
         self._engines = engines
         self._transport = transport
+        self._restart = restart
         self._version: int | None = None
+        # Set while the trainer's weights are those of `_version`.
+        self._current = asyncio.Event()
         engines.revival.publish_again = self._publish_again
+        engines.revival.published = self._current
+
+    async def train(self, minibatch: Batch, loss: Loss, temperature: float, progress: Progress) -> Trained:
+        """One optimizer step. No engine is replaced meanwhile, as it could not be given weights."""
+        async with self._engines.revival.lock:
+            self._current.clear()
+            return await super().train(minibatch, loss, temperature, progress)
 
     async def publish(self, version: int) -> None:
         """Bring the trainer's weights to the engines and prove that they arrived; engines are awake afterwards.
@@ -50,6 +67,10 @@ class PublishedPolicy(RoleTrainer):
             DeadlineError: it took too long. The message names the processes, and the tensor that each was at.
             RunFailedError: a process failed.
         """
+        async with self._engines.revival.lock:
+            await self._publish_to_all(version)
+
+    async def _publish_to_all(self, version: int) -> None:
         calls: list[Call] = []
         while True:
             try:
@@ -63,12 +84,13 @@ class PublishedPolicy(RoleTrainer):
                 self._send_all()
                 await self._trainers.gang.processes.settle(calls, _GRACE_S)
         self._version = version
+        self._current.set()
 
     async def _publish_again(self) -> None:
         if self._version is None:
             raise RuntimeError("an engine generated before the first publication")
         self._send_all()
-        await self.publish(self._version)
+        await self._publish_to_all(self._version)
 
     def _send_all(self) -> None:
         """A new engine has no base for adapters yet."""
@@ -78,7 +100,8 @@ class PublishedPolicy(RoleTrainer):
     async def _publish(self, version: int, calls: list[Call]) -> None:
         """Publish once; `calls` then has what may still be under way if that failed."""
         calls.clear()
-        await self._engines.pause(abort=False)
+        # What is published again is no news to the requests that run.
+        await self._engines.pause(abort=self._restart and version != self._version)
         await self._engines.wake()
         gang = self._trainers.gang
         channel = self._transport.open(version)

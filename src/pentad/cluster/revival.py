@@ -2,7 +2,8 @@
 
 Invariant: an engine that died or was late is ended before another has its place; the other one generates only after it
 was given the current weights; requests that were in flight are then sent again, or all get the error. An engine that
-has replaced a lost one is not ended for a failure of that one.
+has replaced a lost one is not ended for a failure of that one. While the trainer's weights are newer than what was
+published, an engine that was replaced waits for the next publication.
 """
 
 import asyncio
@@ -26,7 +27,9 @@ class Revival:
         left: how many may be replaced (`rollout.max_engine_restarts`).
 
     Attributes:
-        publish_again: brings the current weights to all engines; None before they have any.
+        publish_again: brings the current weights to all engines; None before they have any. To be called under `lock`.
+        published: set while the trainer's weights are those that were published.
+        lock: held while weights change or are published, and while engines are replaced.
         tell: is told of what was done.
         replaced: how often the engine of each rank was.
     """
@@ -34,7 +37,8 @@ class Revival:
     def __init__(self, gang: Gang, arguments: tuple[Any, ...], left: int) -> None:
         self._gang, self._arguments, self._left = gang, arguments, left
         self._recoveries: set[asyncio.Task[None]] = set()
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        self.published = asyncio.Event()
         self.publish_again: Callable[[], Awaitable[None]] | None = None
         self.tell: Callable[[str], None] = print
         self.replaced = [0] * len(gang)
@@ -62,7 +66,7 @@ class Revival:
             try:
                 return await ask()
             except Exception as error:
-                async with self._lock:
+                async with self.lock:
                     if self.publish_again is None or isinstance(error, DeadlineError) or not await self.revive(error):
                         raise
                     await self.publish_again()
@@ -89,7 +93,7 @@ class Revival:
 
     async def _recover(self, replica: Replica, error: Exception) -> None:
         try:
-            async with self._lock:
+            async with self.lock:
                 if self.publish_again is None:
                     replica.fail(error)
                     return
@@ -100,7 +104,9 @@ class Revival:
                     if not await self.revive(error):
                         replica.fail(error)
                         return
-                    await self.publish_again()
+                    if self.published.is_set():
+                        await self.publish_again()
+            await self.published.wait()
             self.tell(f"{replica.in_flight} requests of {self._gang.names[replica.rank]} are done again")
             replica.send_again(self.replaced[replica.rank])
         except Exception as later:

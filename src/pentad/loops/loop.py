@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from pentad.algorithms.importance import importance_weights
 from pentad.algorithms.protocol import Algorithm, Loss, algorithm_state, load_algorithm_state
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
+from pentad.config.schema.algorithms.correction import CorrectionSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
 from pentad.loops.drift import DriftWatch, judged_drift
@@ -24,7 +26,7 @@ from pentad.loops.roles import Engines, Trainer
 from pentad.loops.saving import Saver
 from pentad.loops.skipping import SkippedUpdates
 from pentad.loops.sources import Source
-from pentad.loops.stages import compute_columns
+from pentad.loops.stages import SAMPLED_COLUMNS, compute_columns
 from pentad.loops.stopping import Stop, StopNow, StoppedError
 from pentad.record.metrics import merge
 from pentad.samples.batch import Batch
@@ -44,6 +46,8 @@ class Parts:
         publication: None where nothing is generated.
         evaluation: None where nothing is evaluated.
         temperature: that samples are drawn at.
+        max_staleness: publications between sampling and training.
+        correction: importance weights of what other weights have sampled; None: none.
         drift_watch: judges how far engines and trainer are apart; None where nothing is generated.
         saver: writes checkpoints; None where none are asked for.
         export: writes the model of a step as a Hugging Face directory; whether it replaces one that is there.
@@ -60,6 +64,7 @@ class Parts:
     evaluation: Evaluation | None
     temperature: float
     max_staleness: int = 0
+    correction: CorrectionSettings | None = None
     drift_watch: DriftWatch | None = None
     saver: Saver | None = None
     export: Callable[[int, bool], Awaitable[None]] | None = None
@@ -76,6 +81,7 @@ class Loop:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._losses = parts.algorithm.losses()
+        # Of the last publications: what may have sampled a batch.
         self._versions: deque[int] = deque(maxlen=parts.max_staleness + 1)
         # Engines start with the memory of a whole set of weights.
         self._engines_hold_memory = True
@@ -136,14 +142,20 @@ class Loop:
     async def _step(self) -> None:
         parts, journal, number = self._parts, self._parts.journal, self.step + 1
         journal.status.step = number
-        batch, metrics = await self._stop.unless(parts.source.take(number, self._versions))
+        batch, metrics = await self._stop.unless(parts.source.take(number, tuple(self._versions)))
         with journal.timed("train"):
             if parts.engines is not None and self._engines_hold_memory:
                 await parts.engines.sleep()
                 self._engines_hold_memory = False
-            columns = parts.algorithm_settings.columns
+            sampled = parts.algorithm_settings.sampled_columns
+            columns = parts.algorithm_settings.columns - sampled
             batch = await self._stop.unless(compute_columns(batch, columns, parts.roles, parts.temperature, journal))
             apart = judged_drift(batch, self.version, parts.drift_watch)
+            for column in sampled:
+                batch = batch.with_per_token(column, batch.per_token[SAMPLED_COLUMNS[column]])
+            if parts.correction is not None:
+                batch, weighed = importance_weights(batch, parts.correction)
+                apart |= weighed
             batch = parts.algorithm.credit(batch)
             _check_read(batch, self._losses, parts.algorithm_settings)
             trained = await self._train(batch)
@@ -241,9 +253,12 @@ class Loop:
     async def _publish(self) -> None:
         if self._parts.publication is None:
             raise RuntimeError("there are no rollout engines")
+        if not self._versions or self._versions[-1] != self.version:
+            await self._parts.source.hold()
+            self._versions.append(self.version)
         await self._parts.publication.bring(self.version)
+        await self._parts.source.go_on()
         self._engines_hold_memory = True
-        self._versions.append(self.version)
 
     async def _evaluate(self) -> dict[str, float]:
         if self._parts.evaluation is None:
@@ -259,6 +274,7 @@ class Loop:
         return {
             "step": self.step,
             "version": self.version,
+            "versions": list(self._versions),
             "evaluated": self._evaluated,
             "source": self._parts.source.state_dict(),
             "drift": None if watch is None else watch.state_dict(),
@@ -269,6 +285,7 @@ class Loop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, before `run`."""
         self.step, self.version, self._evaluated = state["step"], state["version"], state["evaluated"]
+        self._versions.extend(state.get("versions", ()))
         self._parts.source.load_state_dict(state["source"])
         if self._parts.drift_watch is not None and state["drift"] is not None:
             self._parts.drift_watch.load_state_dict(state["drift"])

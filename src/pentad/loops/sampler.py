@@ -23,6 +23,12 @@ from pentad.samples.trajectory import Trajectory
 class GroupSampler:
     """Samples `samples` responses to each prompt and scores them.
 
+    Attributes:
+        quiet: set while no request runs.
+        generated: responses so far.
+        aborted: responses of which a part was sampled and thrown away.
+        on_sample: is called after each response.
+
     Args:
         prompts: what is sampled from.
         order: which prompt has which number.
@@ -53,10 +59,13 @@ class GroupSampler:
         self._indices: dict[int, int] = {}
         self._given = 0
         self._asked = 0
-        # Set while no request runs.
         self.quiet = asyncio.Event()
         self.quiet.set()
+        # Cleared while new weights are awaited.
+        self._open = asyncio.Event()
+        self._open.set()
         self.generated = 0
+        self.aborted = 0
         self.on_sample: Callable[[], None] = lambda: None
 
     async def group(self, number: int) -> Group:
@@ -83,15 +92,31 @@ class GroupSampler:
         reasons = tuple(completion.finish_reason for completion in completions)
         return Group(row, prompt, trajectories, tuple(results), reasons)
 
+    async def drain(self) -> None:
+        """Make no more requests, and wait for those that run; until `go_on`."""
+        self._open.clear()
+        await self.quiet.wait()
+
+    def go_on(self) -> None:
+        """Make requests again."""
+        self._open.set()
+
     async def _generate(self, request: GenerateRequest) -> Completion:
-        self._asked += 1
-        self.quiet.clear()
-        try:
-            completion = await self._engines.generate(request)
-        finally:
-            self._asked -= 1
-            if not self._asked:
-                self.quiet.set()
+        """One response. A request that is aborted, because new weights come, is made again."""
+        while True:
+            if not self._open.is_set():
+                await self._open.wait()
+            self._asked += 1
+            self.quiet.clear()
+            try:
+                completion = await self._engines.generate(request)
+            finally:
+                self._asked -= 1
+                if not self._asked:
+                    self.quiet.set()
+            if completion.finish_reason != "abort":
+                break
+            self.aborted += 1
         self.generated += 1
         self.on_sample()
         return completion

@@ -4,7 +4,7 @@ Invariant: each batch is given once; a source that generates needs the engines a
 """
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -17,7 +17,9 @@ from pentad.loops.group import Group
 from pentad.loops.journal import Journal
 from pentad.loops.sampler import GroupSampler
 from pentad.loops.scoring import Scorer
+from pentad.loops.staleness import staleness_metrics
 from pentad.samples.batch import Batch
+from pentad.samples.trajectory import NOT_SAMPLED
 
 
 class Source(Protocol):
@@ -29,12 +31,20 @@ class Source(Protocol):
 
     generates: bool
 
-    async def take(self, step: int, versions: Container[int]) -> tuple[Batch, dict[str, float]]:
+    async def take(self, step: int, versions: Sequence[int]) -> tuple[Batch, dict[str, float]]:
         """The batch of a step, and metrics of how it came about.
 
         Args:
-            versions: of the weights that may have sampled it.
+            versions: of the weights that may have sampled it, as they were published.
         """
+        ...
+
+    async def hold(self) -> None:
+        """New weights are about to be published. Returns when no request runs that must not see them."""
+        ...
+
+    async def go_on(self) -> None:
+        """They are published."""
         ...
 
     async def release(self) -> None:
@@ -55,26 +65,40 @@ class Rollouts:
         sampler: that makes the groups.
         experience: the slots between it and the trainer.
         samples: of a step.
+        steps: of the run.
+        finish: requests that run are finished before new weights are published (`rollout.on_update: finish`).
+        stale: whether samples may be older than the weights that are trained.
     """
 
     generates = True
 
     def __init__(
-        self, sampler: GroupSampler, experience: Experience, scorer: Scorer, journal: Journal, samples: int
+        self,
+        sampler: GroupSampler,
+        experience: Experience,
+        scorer: Scorer,
+        journal: Journal,
+        samples: int,
+        *,
+        steps: int,
+        finish: bool = False,
+        stale: bool = False,
     ) -> None:
         self._sampler, self._experience, self._scorer, self._journal = sampler, experience, scorer, journal
-        self._samples = samples
+        self._samples, self._steps, self._finish, self._stale = samples, steps, finish, stale
+        # What the metrics of earlier steps have counted.
+        self._counted = self._aborted = 0
 
-    async def take(self, step: int, versions: Container[int]) -> tuple[Batch, dict[str, float]]:
+    async def take(self, step: int, versions: Sequence[int]) -> tuple[Batch, dict[str, float]]:
         """The batch of a step.
 
         Raises:
             UserError: the reward of every sample failed.
             AssertionError: a token was sampled by weights of another version.
         """
-        before = self._sampler.generated
+        self._experience.steps_left = self._steps - step + 1
         advance = self._journal.progress("rollout", self._samples)
-        self._sampler.on_sample = lambda: advance(self._sampler.generated - before)
+        self._sampler.on_sample = lambda: advance(self._sampler.generated - self._counted)
         taking = asyncio.ensure_future(self._experience.take())
         try:
             with self._journal.timed("rollout"):
@@ -89,22 +113,40 @@ class Rollouts:
                 groups = await taking
         finally:
             taking.cancel()
-        finished = [*groups, *self._experience.rejected]
+        rejected = self._experience.take_rejected()
+        finished = [*groups, *rejected]
         self._scorer.check([result for group in finished for result in group.results])
         trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-        stale = {trajectory.oldest_version for trajectory in trajectories if trajectory.oldest_version not in versions}
+        stale = {trajectory.oldest_version for trajectory in trajectories} - {NOT_SAMPLED, *versions}
         if stale:
-            raise AssertionError(f"samples of weight versions {sorted(stale)}, expected {versions}")
+            raise AssertionError(f"samples of weight versions {sorted(stale)}, expected {list(versions)}")
         self._journal.keep_samples(step, "train", groups)
         metrics = {
             **_metrics(groups),
+            **(staleness_metrics(trajectories, versions) if self._stale else {}),
             "reward/failures": sum(result.failure is not None for group in finished for result in group.results),
-            "data/samples_generated": self._sampler.generated - before,
-            "data/groups_dropped": len(self._experience.rejected),
+            **self._counts(),
+            "data/groups_dropped": len(rejected),
         }
         return Batch.from_trajectories(trajectories), metrics
 
+    def _counts(self) -> dict[str, float]:
+        """What was generated since the last step, or, when the run has gone on from a checkpoint, since then."""
+        generated, self._counted = self._sampler.generated - self._counted, self._sampler.generated
+        aborted, self._aborted = self._sampler.aborted - self._aborted, self._sampler.aborted
+        return {"data/samples_generated": generated} | ({"data/samples_aborted": aborted} if self._stale else {})
+
+    async def hold(self) -> None:
+        """With `finish`, begin no more requests, and wait for those that run."""
+        if self._finish:
+            await self._sampler.drain()
+
+    async def go_on(self) -> None:
+        """Make requests again."""
+        self._sampler.go_on()
+
     async def release(self) -> None:
+        """Use the slots of the groups that were trained on."""
         await self._experience.release()
 
     async def close(self) -> None:
@@ -131,9 +173,15 @@ class Examples:
     def __init__(self, examples: EncodedExamples, order: PromptSampler, rows_per_step: int) -> None:
         self._examples, self._order, self._per_step = examples, order, rows_per_step
 
-    async def take(self, step: int, versions: Container[int]) -> tuple[Batch, dict[str, float]]:
+    async def take(self, step: int, versions: Sequence[int]) -> tuple[Batch, dict[str, float]]:
         chosen = self._order.next(self._per_step)
         return Batch.from_sequences([self._examples.examples[index] for index in chosen]), {}
+
+    async def hold(self) -> None:
+        pass
+
+    async def go_on(self) -> None:
+        pass
 
     async def release(self) -> None:
         pass

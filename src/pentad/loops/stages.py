@@ -14,6 +14,9 @@ from pentad.samples.batch import Batch
 # In this order; the phase that is shown.
 _PHASES = {"old_logprobs": "log-probs", "ref_logprobs": "reference log-probs"}
 
+SAMPLED_COLUMNS = {"old_logprobs": "rollout_logprobs"}
+"""Columns that may be taken from the rollouts, and what they then are."""
+
 
 async def compute_columns(
     batch: Batch, columns: Iterable[str], roles: Mapping[Role, Trainer], temperature: float, journal: Journal

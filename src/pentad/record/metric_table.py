@@ -225,6 +225,56 @@ _TABLE = (
         smooth=False,
     ),
     Metric(
+        "data/samples_aborted",
+        "responses that new weights interrupted and that were begun again (rollout.on_update = restart); runs with "
+        "trainer.max_staleness above 0",
+        "samples",
+        _SUM,
+        smooth=False,
+    ),
+    Metric(
+        "staleness/mean",
+        "publications between the weights that sampled a token and those that were trained on it; runs with "
+        "trainer.max_staleness above 0",
+        "publications",
+        "mean over the step's sampled tokens",
+        title="Staleness",
+    ),
+    Metric("staleness/max", "largest such number", "publications", "maximum over the step's sampled tokens", smooth=False),
+    Metric(
+        "staleness/share_<k>",
+        "share of the sampled tokens that are <k> publications old",
+        "fraction",
+        "mean over the step's sampled tokens",
+    ),
+    Metric(
+        "staleness/mixed_fraction",
+        "share of the responses that weights of more than one version have sampled",
+        "fraction",
+        _OVER_SAMPLES,
+        title="Responses of several versions",
+    ),
+    Metric(
+        "importance/mean",
+        "importance weight of the trainer's policy over the one that sampled, before algorithm.correction.rule",
+        "",
+        "mean over the step's tokens, or its sequences (algorithm.correction.level)",
+    ),
+    Metric("importance/max", "largest importance weight", "", "maximum over the step", smooth=False),
+    Metric(
+        "importance/bounded_fraction",
+        "share of the importance weights that algorithm.correction.rule changed",
+        "fraction",
+        "mean over the step's tokens or sequences",
+    ),
+    Metric(
+        "importance/ess",
+        "effective sample size: (sum of weights)^2 / (number * sum of their squares)",
+        "fraction",
+        "over the step's tokens or sequences",
+        title="Effective sample size",
+    ),
+    Metric(
         "reward/std",
         "standard deviation of the step's rewards",
         "",
@@ -275,6 +325,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 def find_metric(name: str) -> Metric | None:
     """The row of a metric by the name that stands in metrics.jsonl; None for one that is not in the table."""
+    name = re.sub(r"^staleness/share_\d+$", "staleness/share_<k>", name)
     return METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name))
 
 

@@ -19,6 +19,12 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
     for problem in check_supported(allocation):
         yield UserError(f"allocation: {problem.cause}", problem.fix)
     yield from check_vllm(settings, allocation)
+    if settings.trainer.max_staleness and allocation.rollout is not None and allocation.colocated:
+        yield UserError(
+            f"trainer.max_staleness is {settings.trainer.max_staleness}, but {allocation} has engines and trainer take "
+            "turns on the same devices, so nothing can be generated while the trainer trains",
+            f"write {allocation.rollout}+{allocation.trainer} (devices of their own), or set trainer.max_staleness to 0",
+        )
     if allocation.rollout is None:
         engine = f"hf:d{allocation.trainer.layout.world}"
         fix = f"write {engine}|{allocation.trainer} (same devices) or hf:d1+{allocation.trainer} (separate devices)"

@@ -11,7 +11,9 @@ from typing import cast
 import torch
 
 from pentad.algorithms.protocol import Algorithm
-from pentad.config.schema.algorithms.base import Role
+from pentad.config.schema.algorithms.base import Role, RolloutAlgorithmSettings
+from pentad.config.schema.algorithms.correction import CorrectionSettings
+from pentad.config.schema.run import RunSettings
 from pentad.data.prompts import EncodedExamples, EncodedPrompts
 from pentad.data.sampler import PromptSampler
 from pentad.errors import UserError
@@ -72,6 +74,8 @@ def assemble(
         engines=engines,
         publication=publication,
         evaluation=evaluation,
+        max_staleness=settings.trainer.max_staleness,
+        correction=correction(settings),
         drift_watch=drift_watch,
         temperature=settings.rollout.temperature if settings.algorithm.trains_on == "rollouts" else 1.0,
     )
@@ -112,9 +116,31 @@ def _source(
         sampler.group,
         lambda group: algorithm.admit(group.trajectories),
         per_step,
+        settings.trainer.max_staleness,
         on_none_admitted=lambda groups: _end_without_groups(groups, scorer, settings.algorithm.name),
     )
-    return Rollouts(sampler, experience, scorer, journal, per_step * rollout.n)
+    return Rollouts(
+        sampler,
+        experience,
+        scorer,
+        journal,
+        per_step * rollout.n,
+        steps=settings.trainer.total_steps,
+        finish=rollout.on_update == "finish",
+        stale=settings.trainer.max_staleness > 0,
+    )
+
+
+def correction(settings: RunSettings) -> CorrectionSettings | None:
+    """The importance weights that a run computes; None: none."""
+    if not isinstance(settings.algorithm, RolloutAlgorithmSettings):
+        return None
+    asked, computed = settings.algorithm.correction, settings.algorithm.columns - settings.algorithm.sampled_columns
+    if "old_logprobs" not in computed or asked.level == "none":
+        return None
+    if asked.level == "auto":
+        return asked.model_copy(update={"level": "token"}) if settings.trainer.max_staleness else None
+    return asked
 
 
 def _end_without_groups(groups: list[Group], scorer: Scorer, algorithm: str) -> None:
@@ -139,7 +165,9 @@ def _publication(
     longest = min(prepared.longest, settings.trainer.tokens_per_microbatch)
     # Every data-parallel rank, and every stage of an interleaved pipeline, needs a sequence.
     probe = Probe(policy, engines, probe_sequences(rows, longest), layout.data * layout.pipeline, dtype)
-    return Publication(policy, probe, journal, always="old_logprobs" not in settings.algorithm.columns)
+    # `rollout/kl` shows what engines compute only where both sides have the same weights.
+    judged = "old_logprobs" in settings.algorithm.columns - settings.algorithm.sampled_columns
+    return Publication(policy, probe, journal, always=not judged or settings.trainer.max_staleness > 0)
 
 
 def _evaluation(prepared: Prepared, engines: Engines, scorer: Scorer, journal: Journal) -> Evaluation:

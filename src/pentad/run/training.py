@@ -210,7 +210,8 @@ async def _start(
             alone = engines.features.adapters
             what = "adapters (and once the base)" if alone else "weights with the adapters merged into them"
         terminal.message(f"{what} go to the engines by {transport.name}")
-        policy = PublishedPolicy(trainers, engines, transport)
+        restart = settings.rollout.on_update == "restart"
+        policy = PublishedPolicy(trainers, engines, transport, restart=restart)
     return policy, trainers, engines
 
 

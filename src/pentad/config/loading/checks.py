@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pentad.config.loading.keys import known_keys
 from pentad.config.loading.megatron import check_megatron
+from pentad.config.schema.algorithms.base import RolloutAlgorithmSettings
 from pentad.config.schema.data import is_eval_name
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
@@ -36,7 +37,11 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
         yield tuple(f"algorithm.{key}" for key in keys), why, use
     if algorithm.trains_on == "examples":
         why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to grpo"
-        yield ("rollout.n", "rollout.temperature", "rollout.top_p", "reward.on_failure"), why, use
+        yield (
+            ("rollout.n", "rollout.temperature", "rollout.top_p", "reward.on_failure", "trainer.max_staleness"),
+            why,
+            use,
+        )
         if not data.eval:
             why, use = (
                 f"algorithm {algorithm.name} generates only for data.eval, which is empty",
@@ -66,6 +71,11 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     else:
         why, use = "rollout.engine names an engine of yours, and vLLM is not started", "or remove rollout.engine"
         yield ("rollout.vllm",), why, use
+    if isinstance(algorithm, RolloutAlgorithmSettings):
+        yield from _correction(settings, algorithm)
+    if not settings.trainer.max_staleness:
+        why = "trainer.max_staleness is 0, so nothing is sampled while weights change"
+        yield ("rollout.on_update",), why, "or set trainer.max_staleness to 1 or more"
     if not settings.trainer.save_freq:
         why, use = "trainer.save_freq is 0, so no checkpoints are written", "or set trainer.save_freq"
         yield ("trainer.max_ckpt_to_keep", "trainer.keep_best", "trainer.max_restarts"), why, use
@@ -78,6 +88,20 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     if settings.trainer.schedule.name == "constant":
         why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
         yield ("trainer.schedule.min_lr_ratio",), why, use
+
+
+def _correction(
+    settings: RunSettings, algorithm: RolloutAlgorithmSettings
+) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    asked, name = algorithm.correction, "algorithm.correction"
+    keys = tuple(f"{name}.{key}" for key in ("rule", "high", "low"))
+    if algorithm.old_logprobs == "rollout":
+        why = "algorithm.old_logprobs is rollout, so the ratio is to what was sampled and all weights would be 1"
+        yield (f"{name}.level", *keys), why, "or set algorithm.old_logprobs to trainer"
+    elif asked.level == "none" or (asked.level == "auto" and not settings.trainer.max_staleness):
+        yield keys, "there are no importance weights", f"or set {name}.level to token or sequence"
+    elif asked.rule == "truncate":
+        yield (f"{name}.low",), f"{name}.rule is truncate", f"or set {name}.rule to mask"
 
 
 def _environment(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
@@ -160,6 +184,14 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
 def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
     yield from algorithm.impossible(rollout.n, named)
+    if isinstance(algorithm, RolloutAlgorithmSettings):
+        level, reads = algorithm.correction.level, "old_logprobs"
+        for key, on in (("correction.level", level in ("token", "sequence")), (reads, algorithm.old_logprobs != "trainer")):
+            if on and reads not in algorithm.columns:
+                yield UserError(
+                    f"{named(f'algorithm.{key}')} is set, but algorithm {algorithm.name} reads no {reads}",
+                    f"remove algorithm.{key}, or state {reads} in its columns",
+                )
     steps, prompts = algorithm.updates, trainer.prompts_per_step
     # All samples of a prompt stay in one minibatch.
     if steps > prompts:

@@ -82,8 +82,9 @@ def _walk_algorithms() -> Iterator[Key]:
     classes = {**ALGORITHMS, CUSTOM: CustomSettings}
     found: dict[str, Key] = {}
     for algorithm, settings in classes.items():
-        for name, field in settings.model_fields.items():
-            key = found.get(name) or _key(f"algorithm.{name}", field)
+        for made in _walk(settings, "algorithm."):
+            name = made.name.removeprefix("algorithm.")
+            key = found.get(name) or made
             found[name] = replace(key, algorithms=(*key.algorithms, algorithm))
     names = ", ".join(ALGORITHMS)
     yield replace(

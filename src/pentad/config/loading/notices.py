@@ -7,12 +7,13 @@ cannot work, or would not be read, is refused by `pentad.config.loading.checks` 
 from collections.abc import Iterator
 
 from pentad.config.loading.checks import unread_keys
+from pentad.config.schema.algorithms.base import RolloutAlgorithmSettings
 from pentad.config.schema.run import RunSettings
 
 
 def notices(settings: RunSettings) -> list[str]:
     """One line for each doubtful combination of settings that the run reads."""
-    return [*_rollout(settings), *_training(settings)]
+    return [*_rollout(settings), *_staleness(settings), *_training(settings)]
 
 
 def _rollout(settings: RunSettings) -> Iterator[str]:
@@ -29,6 +30,21 @@ def _rollout(settings: RunSettings) -> Iterator[str]:
             f"rollout.dtype = {rollout.dtype}, trainer.dtype = {settings.trainer.dtype}: engine and trainer round "
             "differently, so responses are sampled from another distribution than the one that is trained; set both "
             "alike"
+        )
+
+
+def _staleness(settings: RunSettings) -> Iterator[str]:
+    algorithm = settings.algorithm
+    if (
+        settings.trainer.max_staleness
+        and isinstance(algorithm, RolloutAlgorithmSettings)
+        and algorithm.correction.level == "none"
+        and algorithm.old_logprobs == "trainer"
+    ):
+        yield (
+            f"algorithm.correction.level = none, trainer.max_staleness = {settings.trainer.max_staleness}: samples of "
+            "older weights are trained on as if the current ones had sampled them, so the gradient is biased; "
+            "algorithm.correction.level = token weighs them"
         )
 
 

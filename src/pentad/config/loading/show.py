@@ -68,7 +68,7 @@ def reference_markdown() -> str:
 def has(settings: RunSettings, name: str) -> bool:
     """Whether these settings have a key: those of other algorithms than the chosen one are not there."""
     section, _, field = name.partition(".")
-    return section != "algorithm" or field in type(settings.algorithm).model_fields
+    return section != "algorithm" or field.partition(".")[0] in type(settings.algorithm).model_fields
 
 
 def value_of(settings: RunSettings, name: str) -> Any:

@@ -28,6 +28,11 @@ class RolloutSettings(Settings):
         default_factory=dict,
         description="with vllm: in allocation, arguments of vLLM's engine, as gpu_memory_utilization, enforce_eager",
     )
+    on_update: Literal["continue", "restart", "finish"] = Field(
+        "continue",
+        description="what becomes of responses that are being sampled when new weights come: continue under these, "
+        "restart from the prompt, or finish first",
+    )
     sleep: bool = Field(False, description="release the engines' GPU memory while the trainer works")
     deadline_s: float = Field(
         1800.0,

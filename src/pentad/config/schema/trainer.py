@@ -34,6 +34,12 @@ class TrainerSettings(Settings):
 
     total_steps: int = Field(ge=1, description="rollout batches (grpo) or batches (sft)")
     prompts_per_step: int = Field(64, ge=1, description="prompts (grpo) or rows (sft) a step")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="weight publications between sampling and training: 0 is synchronous, 1 one step off, more is "
+        "asynchronous; engines need devices of their own",
+    )
     tokens_per_microbatch: int = Field(
         4096, ge=1, description="token budget of one microbatch on one data-parallel rank"
     )

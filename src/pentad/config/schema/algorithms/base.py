@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pentad.config.schema.algorithms.correction import CorrectionSettings
 from pentad.config.schema.base import Settings
 from pentad.errors import UserError
 
@@ -29,6 +30,11 @@ class AlgorithmSettings(Settings):
     @property
     def columns(self) -> frozenset[str]:
         """Keys of COLUMN_ROLES that the algorithm reads."""
+        return frozenset()
+
+    @property
+    def sampled_columns(self) -> frozenset[str]:
+        """Those of `columns` that are taken from the rollouts instead of being computed."""
         return frozenset()
 
     @property
@@ -59,6 +65,16 @@ class RolloutAlgorithmSettings(AlgorithmSettings):
     """Settings of every algorithm that trains on rollouts."""
 
     optimizer_steps: int = Field(1, ge=1, description="optimizer steps per rollout batch (minibatches)")
+    old_logprobs: Literal["trainer", "rollout"] = Field(
+        "trainer",
+        description="what a probability ratio is taken to: trainer: log-probs of the trainer at the beginning of the "
+        "batch, one more forward pass; rollout: those that the engine sampled with",
+    )
+    correction: CorrectionSettings = CorrectionSettings()
+
+    @property
+    def sampled_columns(self) -> frozenset[str]:
+        return self.columns & {"old_logprobs"} if self.old_logprobs == "rollout" else frozenset()
 
     @property
     def updates(self) -> int:
