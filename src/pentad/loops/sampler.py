@@ -5,7 +5,7 @@ before; its random numbers follow from the number alone.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pentad.config.schema.reward import OnFailure
@@ -90,7 +90,7 @@ class GroupSampler:
         )
         del self._indices[number]
         reasons = tuple(completion.finish_reason for completion in completions)
-        return Group(row, prompt, trajectories, tuple(results), reasons)
+        return Group(row, prompt, trajectories, tuple(results), reasons, index)
 
     async def drain(self) -> None:
         """Make no more requests, and wait for those that run; until `go_on`."""
@@ -120,6 +120,14 @@ class GroupSampler:
         self.generated += 1
         self.on_sample()
         return completion
+
+    def plain(self, groups: Mapping[int, Group]) -> dict[int, Any]:
+        """Groups by number, as plain values and tensors."""
+        return {number: group.plain() for number, group in groups.items()}
+
+    def from_plain(self, groups: Mapping[int, Any]) -> dict[int, Group]:
+        """The groups that `plain` describes."""
+        return {number: Group.from_plain(state, self._prompts) for number, state in groups.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Which prompts the unfinished numbers have, and where the order stands."""

@@ -153,11 +153,15 @@ class Rollouts:
         await self._experience.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sampler": self._sampler.state_dict(), "experience": self._experience.state_dict()}
+        waiting = self._experience.state_dict()
+        waiting["finished"] = self._sampler.plain(waiting["finished"])
+        return {"sampler": self._sampler.state_dict(), "experience": waiting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sampler.load_state_dict(state["sampler"])
-        self._experience.load_state_dict(state["experience"])
+        waiting = dict(state["experience"])
+        waiting["finished"] = self._sampler.from_plain(waiting["finished"])
+        self._experience.load_state_dict(waiting)
 
 
 class Examples:
