@@ -88,6 +88,36 @@ REFUSED = {
         "has no effect without megatron.transformer.recompute_granularity=full",
         "remove megatron.transformer.recompute_num_layers",
     ),
+    "staleness on shared devices": (
+        ["trainer.max_staleness=1", "allocation=hf:d1|megatron:d1"],
+        "trainer.max_staleness is 1, but hf:d1|megatron:d1 has engines and trainer take turns",
+        "write hf:d1+megatron:d1",
+    ),
+    "update of nothing": (
+        ["rollout.on_update=finish"],
+        "rollout.on_update (command line) is set, but trainer.max_staleness is 0",
+        "set trainer.max_staleness to 1 or more",
+    ),
+    "bounds of no weights": (
+        ["algorithm.correction.high=3.0"],
+        "algorithm.correction.high (command line) is set, but there are no importance weights",
+        "set algorithm.correction.level to token or sequence",
+    ),
+    "lower bound of truncated weights": (
+        ["algorithm.correction={level: token, low: 0.1}"],
+        "algorithm.correction.low (command line) is set, but algorithm.correction.rule is truncate",
+        "set algorithm.correction.rule to mask",
+    ),
+    "weights that would all be 1": (
+        ["algorithm.old_logprobs=rollout", "algorithm.correction.level=token"],
+        "algorithm.correction.level (command line) is set, but algorithm.old_logprobs is rollout",
+        "set algorithm.old_logprobs to trainer",
+    ),
+    "staleness of examples": (
+        ["algorithm.name=sft", "allocation=megatron:d1", "trainer.max_staleness=1"],
+        "trainer.max_staleness (command line) is set, but algorithm sft does not read it",
+        "remove trainer.max_staleness",
+    ),
     "unknown reward": (["reward.name=gsm8"], "reward.name=gsm8 is neither built in", "set reward.name=gsm8k"),
     "unknown option": (["--verbose"], "unrecognized arguments: --verbose", "--help"),
 }

@@ -30,6 +30,10 @@ def settings_of(**sections: Mapping[str, Any] | str) -> RunSettings:
     [
         ({"rollout": {"top_p": 0.9}}, "rollout.top_p = 0.9: "),
         ({"rollout": {"dtype": "bf16"}, "trainer": {"dtype": "fp32"}}, "rollout.dtype = bf16, trainer.dtype = fp32: "),
+        (
+            {"trainer": {"max_staleness": 2}, "algorithm": {"correction": {"level": "none"}}},
+            "algorithm.correction.level = none, trainer.max_staleness = 2: ",
+        ),
         ({"trainer": {"optimizer": {"lr": 0.0}}}, "trainer.optimizer.lr = 0: "),
         ({"trainer": {"schedule": {"warmup_steps": 10}}}, "trainer.schedule.warmup_steps = 10 is the whole run"),
     ],

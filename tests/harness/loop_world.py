@@ -18,6 +18,7 @@ from pentad.loops.loop import Loop, Parts
 from pentad.loops.sampler import GroupSampler
 from pentad.loops.sources import Rollouts
 from pentad.rewards.types import RewardResult
+from pentad.run.assemble import importance_of
 from pentad.samples.batch import Batch
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest, SamplingParams
@@ -139,10 +140,14 @@ class World:
         failing: int | None = None,
         failing_row: str = "",
         on_failure: str = "drop",
+        max_staleness: int = 0,
+        finish: bool = False,
+        engine: type[Engine] = Engine,
+        model: type[Model] = Model,
     ) -> None:
         self.events = Events()
-        self.policy, self.reference = Model("policy", -0.5, self.events), Model("reference", -0.75, self.events)
-        self.engine, self.journal = Engine(self.events), Journal()
+        self.policy, self.reference = model("policy", -0.5, self.events), model("reference", -0.75, self.events)
+        self.engine, self.journal = engine(self.events), Journal()
         rows = tuple(PromptRow(id=str(i), prompt=str(i)) for i in range(PROMPTS))
         prompts = EncodedPrompts(rows, tuple(torch.tensor([i, i]) for i in range(PROMPTS)), 0)
         scorer = Scorer(failing, failing_row)
@@ -156,21 +161,32 @@ class World:
             groups_per_step=PER_STEP,
             on_failure=on_failure,
         )
-        experience = Experience(sampler.group, lambda group: True, PER_STEP)
-        self.loop = Loop(
-            Parts(
-                settings=TrainerSettings(total_steps=steps, prompts_per_step=PER_STEP),
-                algorithm_settings=algorithm,
-                algorithm=make_algorithm(algorithm),
-                roles={"policy": self.policy, "reference": self.reference},
-                source=Rollouts(sampler, experience, scorer, self.journal, PER_STEP * SAMPLES, steps=steps),  # ty: ignore
-                journal=self.journal,  # ty: ignore
-                engines=self.engine,  # ty: ignore
-                publication=Publication(self.engine, self.events),  # ty: ignore
-                evaluation=None,
-                temperature=1.0,
-            )
+        experience = Experience(sampler.group, lambda group: True, PER_STEP, max_staleness)
+        source = Rollouts(
+            sampler,
+            experience,
+            scorer,  # ty: ignore
+            self.journal,  # ty: ignore
+            PER_STEP * SAMPLES,
+            steps=steps,
+            finish=finish,
+            stale=max_staleness > 0,
         )
+        self.parts = Parts(
+            settings=TrainerSettings(total_steps=steps, prompts_per_step=PER_STEP, max_staleness=max_staleness),
+            algorithm_settings=algorithm,
+            algorithm=make_algorithm(algorithm),
+            roles={"policy": self.policy, "reference": self.reference},
+            source=source,
+            journal=self.journal,  # ty: ignore
+            engines=self.engine,  # ty: ignore
+            publication=Publication(self.engine, self.events),  # ty: ignore
+            evaluation=None,
+            temperature=1.0,
+            max_staleness=max_staleness,
+            correction=importance_of(algorithm, max_staleness),
+        )
+        self.loop = Loop(self.parts)
 
     def run(self) -> None:
         asyncio.run(self.loop.run())

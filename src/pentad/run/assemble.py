@@ -11,9 +11,8 @@ from typing import cast
 import torch
 
 from pentad.algorithms.protocol import Algorithm
-from pentad.config.schema.algorithms.base import Role, RolloutAlgorithmSettings
+from pentad.config.schema.algorithms.base import AlgorithmSettings, Role, RolloutAlgorithmSettings
 from pentad.config.schema.algorithms.correction import CorrectionSettings
-from pentad.config.schema.run import RunSettings
 from pentad.data.prompts import EncodedExamples, EncodedPrompts
 from pentad.data.sampler import PromptSampler
 from pentad.errors import UserError
@@ -75,7 +74,7 @@ def assemble(
         publication=publication,
         evaluation=evaluation,
         max_staleness=settings.trainer.max_staleness,
-        correction=correction(settings),
+        correction=importance_of(settings.algorithm, settings.trainer.max_staleness),
         drift_watch=drift_watch,
         temperature=settings.rollout.temperature if settings.algorithm.trains_on == "rollouts" else 1.0,
     )
@@ -131,15 +130,15 @@ def _source(
     )
 
 
-def correction(settings: RunSettings) -> CorrectionSettings | None:
+def importance_of(algorithm: AlgorithmSettings, max_staleness: int) -> CorrectionSettings | None:
     """The importance weights that a run computes; None: none."""
-    if not isinstance(settings.algorithm, RolloutAlgorithmSettings):
+    if not isinstance(algorithm, RolloutAlgorithmSettings):
         return None
-    asked, computed = settings.algorithm.correction, settings.algorithm.columns - settings.algorithm.sampled_columns
+    asked, computed = algorithm.correction, algorithm.columns - algorithm.sampled_columns
     if "old_logprobs" not in computed or asked.level == "none":
         return None
     if asked.level == "auto":
-        return asked.model_copy(update={"level": "token"}) if settings.trainer.max_staleness else None
+        return asked.model_copy(update={"level": "token"}) if max_staleness else None
     return asked
 
 
