@@ -141,9 +141,7 @@ class BrokenEngine(Exception):
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    seed=st.integers(0, 2**32), per_step=st.integers(1, 4), staleness=st.integers(0, 4), steps=st.integers(1, 10)
-)
+@given(seed=st.integers(0, 2**32), per_step=st.integers(1, 4), staleness=st.integers(0, 4), steps=st.integers(1, 10))
 def test_runs_that_fail_and_go_on_keep_the_bound_and_train_each_group_once(seed, per_step, staleness, steps):
     """Random waits, groups that are not admitted, failures, stops in the middle, and resumes from the last boundary."""
     chance = random.Random(seed)

@@ -112,7 +112,9 @@ def test_every_group_is_trained_once_and_none_is_too_old(on_update: str, stalene
     for step in metrics:
         shares = [step[f"staleness/share_{age}"] for age in range(staleness + 1) if f"staleness/share_{age}" in step]
         assert sum(shares) == pytest.approx(1)
-    mixed, aborted = (sum(step[name] for step in metrics) for name in ("staleness/mixed_fraction", "data/samples_aborted"))
+    mixed, aborted = (
+        sum(step[name] for step in metrics) for name in ("staleness/mixed_fraction", "data/samples_aborted")
+    )
     assert (mixed > 0) == (on_update == "continue")
     assert (aborted > 0) == (on_update == "restart")
     assert any(update.running) == (on_update != "finish")

@@ -196,6 +196,8 @@ class Processes:
     async def settle(self, calls: Sequence[Call], deadline_s: float) -> None:
         """Wait until calls that have failed have ended in every process, so that others may follow."""
         futures = {_future(ref) for call in calls for ref in call.refs}
+        if not futures:
+            return
         _, late = await asyncio.wait(futures, timeout=deadline_s)
         _drop(futures)
         if late:

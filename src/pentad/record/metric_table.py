@@ -243,7 +243,9 @@ _TABLE = (
         only_if_set=True,
         title="Staleness",
     ),
-    Metric("staleness/max", "largest such number", "publications", "maximum over the step's sampled tokens", smooth=False),
+    Metric(
+        "staleness/max", "largest such number", "publications", "maximum over the step's sampled tokens", smooth=False
+    ),
     Metric(
         "staleness/share_<k>",
         "share of the sampled tokens that are <k> publications old",
