@@ -76,7 +76,9 @@ def test_every_group_is_trained_once_whatever_is_killed(
     ledger = tmp_path / "ledger.jsonl"
 
     def reach(step: int) -> None:
-        command.wait_until(lambda: ledger.exists() and max(l["step"] for l in lines(ledger)) >= step, f"step {step}")
+        command.wait_until(
+            lambda: ledger.exists() and max(line["step"] for line in lines(ledger)) >= step, f"step {step}"
+        )
 
     reach(2)
     if victim:

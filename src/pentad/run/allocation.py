@@ -23,7 +23,7 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
         yield UserError(
             f"trainer.max_staleness is {settings.trainer.max_staleness}, but {allocation} has engines and trainer take "
             "turns on the same devices, so nothing can be generated while the trainer trains",
-            f"write {allocation.rollout}+{allocation.trainer} (devices of their own), or set trainer.max_staleness to 0",
+            f"write {allocation.rollout}+{allocation.trainer} (devices of their own), or set trainer.max_staleness=0",
         )
     if allocation.rollout is None:
         engine = f"hf:d{allocation.trainer.layout.world}"

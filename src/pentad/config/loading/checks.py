@@ -186,10 +186,8 @@ def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[Us
     yield from algorithm.impossible(rollout.n, named)
     if isinstance(algorithm, RolloutAlgorithmSettings):
         level, reads = algorithm.correction.level, "old_logprobs"
-        for key, on in (
-            ("correction.level", level in ("token", "sequence")),
-            (reads, algorithm.old_logprobs != "trainer"),
-        ):
+        asked = {"correction.level": level in ("token", "sequence"), reads: algorithm.old_logprobs != "trainer"}
+        for key, on in asked.items():
             if on and reads not in algorithm.columns:
                 yield UserError(
                     f"{named(f'algorithm.{key}')} is set, but algorithm {algorithm.name} reads no {reads}",
