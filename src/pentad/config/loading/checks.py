@@ -159,7 +159,7 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
 
 def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
-    yield from algorithm.impossible(rollout.n, named)
+    yield from algorithm.impossible(rollout, named)
     steps, prompts = algorithm.updates, trainer.prompts_per_step
     # All samples of a prompt stay in one minibatch.
     if steps > prompts:
