@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pentad.algorithms.advantages import group_advantages
-from pentad.algorithms.grpo import GRPO, GRPOLoss
+from pentad.algorithms.grpo import GRPO
 from pentad.algorithms.kl import kl_estimate
 from pentad.algorithms.protocol import Mean, Outputs
 from pentad.algorithms.reduction import spread_over_tokens
@@ -17,7 +17,7 @@ LENGTHS = [(2, 5), (1, 1), (3, 8), (4, 2), (2, 0), (1, 6)]
 
 
 def evaluate(settings: GRPOSettings, logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Mean]]:
-    value, metrics = GRPOLoss(settings)(Outputs(logprobs, torch.zeros_like(logprobs)), batch)
+    value, metrics = GRPO(settings).losses()["policy"](Outputs(logprobs, torch.zeros_like(logprobs)), batch)
     return value, dict(metrics)
 
 

@@ -35,11 +35,11 @@ def test_layouts_that_agree(tmp_path, capsys):
 
 
 def test_a_difference_is_shown_and_is_exit_code_1(monkeypatch, capsys):
-    from pentad.algorithms.grpo import GRPOLoss
+    from pentad.algorithms.policy_loss import PolicyLoss
 
-    right = GRPOLoss.denominator
+    right = PolicyLoss.denominator
     monkeypatch.setattr(
-        GRPOLoss, "denominator", lambda self, batch: right(self, batch) / torch.distributed.get_world_size()
+        PolicyLoss, "denominator", lambda self, batch: right(self, batch) / torch.distributed.get_world_size()
     )
     assert verify("llama", "--layers", "2", "--allocations", "megatron:d2", "megatron:c2") == 1
     out = capsys.readouterr().out

@@ -49,6 +49,10 @@ class Reinforce:
 
 
 class WrongColumns(Reinforce):
+    columns = {"returns"}
+
+
+class WithoutCritic(Reinforce):
     columns = {"values"}
 
 
@@ -81,6 +85,7 @@ def test_an_algorithm_of_the_users_needs_no_change_here(tmp_path: Path, monkeypa
         ({"name": "reinforce_bad.py:Loss"}, "has no method admit, credit, losses"),
         ({"name": "reinforce_bad.py:WrongColumns"}, "must be a set of some of old_logprobs, ref_logprobs"),
         ({"name": "reinforce_bad.py:WrongRoles"}, "not a mapping of the one role"),
+        ({"name": "reinforce_bad.py:WithoutCritic"}, "not a mapping of the roles that are trained, policy and critic"),
     ],
 )
 def test_a_wrong_algorithm_is_refused_by_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change, cause):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pentad.trainers.megatron.build as build
 import pentad.trainers.megatron.trainer as trainer
-from pentad.algorithms.grpo import GRPOLoss
+from pentad.algorithms.policy_loss import PolicyLoss
 from pentad.layout import Layout
 from pentad.trainers.megatron.attention import PackedAttention
 from pentad.trainers.megatron.norm import RMSNorm
@@ -116,8 +116,8 @@ def vocabulary_padding_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 def denominator_of_one_rank(patch: pytest.MonkeyPatch) -> None:
-    right = GRPOLoss.denominator
-    patch.setattr(GRPOLoss, "denominator", lambda self, batch: right(self, batch) / 2)
+    right = PolicyLoss.denominator
+    patch.setattr(PolicyLoss, "denominator", lambda self, batch: right(self, batch) / 2)
 
 
 def data_parallel_not_reduced(patch: pytest.MonkeyPatch) -> None:

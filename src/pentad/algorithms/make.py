@@ -4,30 +4,49 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pentad.algorithms.cispo import CISPO
+from pentad.algorithms.dapo import DAPO
+from pentad.algorithms.dr_grpo import DrGRPO
 from pentad.algorithms.grpo import GRPO
+from pentad.algorithms.gspo import GSPO
+from pentad.algorithms.ppo import PPO
 from pentad.algorithms.protocol import Algorithm
+from pentad.algorithms.reinforce_pp import ReinforcePP
+from pentad.algorithms.rloo import RLOO
 from pentad.algorithms.sft import SFT
 from pentad.config.schema.algorithms import AlgorithmSettings, CustomSettings
 from pentad.errors import UserError
 from pentad.user_code import load_object, where
 
-ALGORITHMS: dict[str, Callable[[Any], Algorithm]] = {
+# Made from the settings and the length of the longest response.
+ALGORITHMS: dict[str, Callable[[Any, int | None], Algorithm]] = {
     "grpo": GRPO,
-    "sft": SFT,
+    "dr_grpo": DrGRPO,
+    "dapo": DAPO,
+    "rloo": RLOO,
+    "reinforce_pp": ReinforcePP,
+    "gspo": GSPO,
+    "cispo": CISPO,
+    "ppo": PPO,
+    "sft": lambda settings, _: SFT(settings),
 }
 
 _METHODS = ("admit", "credit", "losses")
 
 
-def make_algorithm(settings: AlgorithmSettings) -> Algorithm:
+def make_algorithm(settings: AlgorithmSettings, max_response_tokens: int | None = None) -> Algorithm:
     """The algorithm that settings describe.
+
+    Args:
+        max_response_tokens: `rollout.max_response_tokens`. Algorithms that measure lengths by it need it; one of the
+            user's may take it as an option, `${rollout.max_response_tokens}`.
 
     Raises:
         UserError: the user's class cannot be imported, does not take the options, or lacks a method.
     """
     if isinstance(settings, CustomSettings):
         return _custom(settings)
-    return ALGORITHMS[settings.name](settings)
+    return ALGORITHMS[settings.name](settings, max_response_tokens)
 
 
 def _custom(settings: CustomSettings) -> Algorithm:
@@ -52,23 +71,30 @@ def _custom(settings: CustomSettings) -> Algorithm:
             f"{error}{where(error)}",
             f"change algorithm.options; its signature is {inspect.signature(made)}",
         ) from error
-    _check_losses(name, losses)
     # Columns that do not exist are refused here, too.
-    _ = settings.columns
+    trained = {"policy", "critic"} if "values" in settings.columns else {"policy"}
+    _check_losses(name, losses, trained)
     return algorithm
 
 
-def _check_losses(name: str, losses: object) -> None:
-    if not isinstance(losses, Mapping) or set(losses) != {"policy"}:
+def _check_losses(name: str, losses: object, trained: set[str]) -> None:
+    roles = " and ".join(sorted(trained, reverse=True))
+    if not isinstance(losses, Mapping) or set(losses) != trained:
         raise UserError(
-            f"algorithm.name={name}: losses() gives {losses!r}, not a mapping of the one role that is trained, policy",
-            "return {'policy': LOSS}",
+            f"algorithm.name={name}: losses() gives {losses!r}, not a mapping of "
+            + (
+                f"the one role that is trained, {roles}"
+                if len(trained) == 1
+                else f"the roles that are trained, {roles}"
+            ),
+            "return {" + ", ".join(f"'{role}': LOSS" for role in sorted(trained, reverse=True)) + "}",
         )
-    loss = losses["policy"]
-    missing = [part for part in ("reads", "differentiates_entropy", "denominator") if not hasattr(loss, part)]
-    missing += [] if callable(loss) else ["__call__"]
-    if missing:
-        raise UserError(
-            f"algorithm.name={name}: its loss has no {', '.join(missing)}",
-            "give it the members of pentad.algorithms.protocol.Loss",
-        )
+    for role, loss in losses.items():
+        missing = [part for part in ("reads", "differentiates_entropy", "denominator") if not hasattr(loss, part)]
+        missing += [] if callable(loss) else ["__call__"]
+        if missing:
+            raise UserError(
+                f"algorithm.name={name}: its loss{'' if len(trained) == 1 else f' of the {role}'} has no "
+                f"{', '.join(missing)}",
+                "give it the members of pentad.algorithms.protocol.Loss",
+            )

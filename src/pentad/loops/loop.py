@@ -14,6 +14,7 @@ from typing import Any
 
 from pentad.algorithms.importance import importance_weights
 from pentad.algorithms.protocol import Algorithm, Loss, algorithm_state, load_algorithm_state
+from pentad.algorithms.reduction import trained_sequences
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
 from pentad.config.schema.algorithms.correction import CorrectionSettings
 from pentad.config.schema.trainer import TrainerSettings
@@ -246,7 +247,7 @@ class Loop:
         if metrics:
             joined["train/lr"] = metrics[-1]["train/lr"]
             joined["train/skipped_updates"] = sum(step.get("train/skipped_updates", 0) for step in metrics)
-        left_out = 0 if (scored := batch.per_sequence.get("scored")) is None else int((~scored).sum())
+        left_out = 0 if (kept := trained_sequences(batch)) is None else int((~kept).sum())
         counts = {"data/samples_consumed": consumed.total() - left_out, "data/samples_left_out": left_out}
         return {**joined, **counts}
 

@@ -177,6 +177,29 @@ _TABLE = (
         caption="Tokens at which the clipped ratio decides the loss.",
     ),
     Metric(
+        "train/kl_coef",
+        "weight of the KL penalty, where algorithm.kl_target adapts it",
+        "",
+        _OVER_TOKENS,
+        title="Weight of the KL penalty",
+        smooth=False,
+    ),
+    Metric(
+        "train/value_mean",
+        "value that the critic predicts",
+        "",
+        _OVER_TOKENS,
+        title="Values",
+        caption="What the critic predicts, per token.",
+    ),
+    Metric(
+        "train/value_clip_fraction",
+        "trained tokens at which the bound of algorithm.value_clip decides the critic's loss",
+        "fraction",
+        _OVER_TOKENS,
+        title="Clipped values",
+    ),
+    Metric(
         "perf/tokens_per_s",
         "prompt and response tokens trained on, over time/step",
         "tokens/s",
@@ -211,7 +234,8 @@ _TABLE = (
     Metric("data/samples_consumed", "samples that were trained on", "samples", _SUM, title="Samples", smooth=False),
     Metric(
         "data/samples_left_out",
-        "samples that were not trained on, as their reward failed (reward.on_failure=drop)",
+        "samples that were not trained on, as their reward failed (reward.on_failure=drop) or the token limit "
+        "ended them (algorithm.overlong_filter)",
         "samples",
         _SUM,
         title="Samples",

@@ -95,7 +95,7 @@ def prepare(sources: Sources) -> Prepared:
     evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)
-    algorithm = make_algorithm(settings.algorithm)
+    algorithm = make_algorithm(settings.algorithm, settings.rollout.max_response_tokens)
     return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals, algorithm)
 
 

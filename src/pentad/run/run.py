@@ -110,7 +110,8 @@ def _train(
                     raise
                 status.step, status.phase = 0, "start-up"
                 # One of the user's may have changed since the checkpoint.
-                prepared = replace(prepared, algorithm=make_algorithm(prepared.settings.algorithm))
+                longest = prepared.settings.rollout.max_response_tokens
+                prepared = replace(prepared, algorithm=make_algorithm(prepared.settings.algorithm, longest))
                 checkpoint = restarts.checkpoint(checkpoint)
                 after = "from the beginning" if checkpoint is None else f"from step {checkpoint.manifest.step}"
                 print(f"failed: {error}\nstarting again {after} ({restarts.left} restarts left)", flush=True)

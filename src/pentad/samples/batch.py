@@ -161,7 +161,8 @@ class Batch(PicklesAsNumpy):
         """The training batch of `S` trajectories; a failed one is masked out.
 
         Sets `per_token["rollout_logprobs"]` (0 where nothing was sampled) and, per sequence, `rewards` (float32),
-        `scored` (bool, False for failed ones), `weight_versions` (int64, the oldest) and `group_ids` (int64).
+        `scored` (bool, False for failed ones), `truncated` (bool, True where the token limit ended it),
+        `weight_versions` (int64, the oldest) and `group_ids` (int64).
         Sample ids are the places in the batch added to the first episode.
 
         Raises:
@@ -180,6 +181,7 @@ class Batch(PicklesAsNumpy):
             per_sequence={
                 "rewards": torch.tensor([trajectory.reward for trajectory in trajectories], dtype=torch.float32),
                 "scored": torch.tensor(scored, dtype=torch.bool),
+                "truncated": torch.tensor([t.status == "truncated" for t in trajectories], dtype=torch.bool),
                 "weight_versions": torch.tensor([t.oldest_version for t in trajectories], dtype=torch.int64),
                 "group_ids": torch.tensor([trajectory.group for trajectory in trajectories], dtype=torch.int64),
             },

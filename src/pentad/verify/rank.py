@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from pentad.algorithms.grpo import GRPOLoss
+from pentad.algorithms.policy_loss import PolicyLoss
 from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
@@ -214,7 +214,7 @@ def _compare(
 def _differentiate(trainer: Trainer, job: Job, batch: Batch, logprobs: Tensor) -> float:
     """Gradients of the objective around some log-probs, which are the same on every layout; returns the loss."""
     objective = with_objective(batch, logprobs)
-    metrics = trainer.forward_backward(objective, _plan(batch, job.layout), GRPOLoss(LOSS), TEMPERATURE)
+    metrics = trainer.forward_backward(objective, _plan(batch, job.layout), PolicyLoss(LOSS), TEMPERATURE)
     return metrics["train/loss"]
 
 

@@ -183,7 +183,7 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
 
 def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:
     algorithm, data, rollout, trainer = settings.algorithm, settings.data, settings.rollout, settings.trainer
-    yield from algorithm.impossible(rollout.n, named)
+    yield from algorithm.impossible(rollout, named)
     if isinstance(algorithm, RolloutAlgorithmSettings):
         level, reads = algorithm.correction.level, "old_logprobs"
         asked = {"correction.level": level in ("token", "sequence"), reads: algorithm.old_logprobs != "trainer"}

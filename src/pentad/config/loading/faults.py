@@ -35,6 +35,8 @@ def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> I
         if fault["type"] == "extra_forbidden" and key.algorithms:
             yield _of_another_algorithm(key, fault["loc"][1], place(path))
             continue
+        if key.algorithms:
+            key = key.of(str(fault["loc"][1]))
         given = fault["input"]
         inside = key.free and len(path) > len(key.name.split("."))
         expected = "text" if inside else key.expected

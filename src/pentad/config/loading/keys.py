@@ -29,6 +29,7 @@ class Key:
         choices: the accepted words, if the setting (or each of its items) is one of a few.
         types: the accepted Python types, without None.
         algorithms: of a key of `algorithm`, the algorithms that have it.
+        variants: algorithms for which another default or other values hold, and the key as they have it.
     """
 
     name: str
@@ -40,6 +41,11 @@ class Key:
     choices: tuple[str, ...]
     types: tuple[type, ...]
     algorithms: tuple[str, ...] = ()
+    variants: tuple[tuple[str, "Key"], ...] = ()
+
+    def of(self, algorithm: str) -> "Key":
+        """The key as an algorithm has it."""
+        return dict(self.variants).get(algorithm, self)
 
 
 @cache
@@ -82,10 +88,12 @@ def _walk_algorithms() -> Iterator[Key]:
     classes = {**ALGORITHMS, CUSTOM: CustomSettings}
     found: dict[str, Key] = {}
     for algorithm, settings in classes.items():
-        for made in _walk(settings, "algorithm."):
-            name = made.name.removeprefix("algorithm.")
-            key = found.get(name) or made
-            found[name] = replace(key, algorithms=(*key.algorithms, algorithm))
+        for mine in _walk(settings, "algorithm."):
+            name = mine.name.removeprefix("algorithm.")
+            key = found.get(name, mine)
+            differs = (mine.default, mine.expected) != (key.default, key.expected)
+            variants = (*key.variants, (algorithm, mine)) if differs else key.variants
+            found[name] = replace(key, algorithms=(*key.algorithms, algorithm), variants=variants)
     names = ", ".join(ALGORITHMS)
     yield replace(
         found.pop("name"),
@@ -94,6 +102,7 @@ def _walk_algorithms() -> Iterator[Key]:
         description="the algorithm; each reads its own keys",
         choices=tuple(ALGORITHMS),
         algorithms=(),
+        variants=(),
     )
     yield from found.values()
 

@@ -1,5 +1,6 @@
 """Settings as people read them: the effective configuration of a run, and the reference of every key."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from pentad.config.loading.interpolate import escape
 from pentad.config.loading.keys import Key, known_keys
 from pentad.config.loading.load import LoadedSettings
 from pentad.config.loading.yaml_io import write_value
+from pentad.config.schema.algorithms import ALGORITHMS, CUSTOM
 from pentad.config.schema.run import RunSettings
 
 
@@ -47,7 +49,7 @@ def reference_text() -> str:
     """Every key with its type, default and description, for the terminal."""
     lines = []
     for key in known_keys().values():
-        lines.append(f"{key.name}  ({key.expected}; {_default(key)})")
+        lines.append(f"{key.name}  ({_expected(key)}; {_default(key)})")
         lines.append(f"    {key.description}")
     return "\n".join(lines) + "\n"
 
@@ -58,8 +60,7 @@ def reference_markdown() -> str:
     for section, keys in _by_section().items():
         parts.append(f"## {section}\n\n| key | value | default | meaning |\n|---|---|---|---|\n")
         for key in keys:
-            of = f" ({', '.join(key.algorithms)})" if key.algorithms else ""
-            cells = (f"`{key.name}`", key.expected, _default(key, code="`"), key.description + of)
+            cells = (f"`{key.name}`", _expected(key), _default(key, code="`"), key.description + _read_by(key))
             parts.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "\\<") for cell in cells) + " |\n")
         parts.append("\n")
     return "".join(parts).rstrip("\n") + "\n"
@@ -112,8 +113,34 @@ def _by_section() -> dict[str, list[Key]]:
 def _default(key: Key, code: str = "") -> str:
     if key.required:
         return "required"
-    value = f"{code}{write_value(plain(key.default))}{code}"
+    value = f"{code}{_written(key)}{code}" + _of_others(key, _written, code)
     return value if code else f"default {value}"
+
+
+def _expected(key: Key) -> str:
+    return key.expected + _of_others(key, lambda other: other.expected)
+
+
+def _read_by(key: Key) -> str:
+    """The algorithms that have a key: those, or the others, whichever are fewer."""
+    if not key.algorithms:
+        return ""
+    others = [name for name in (*ALGORITHMS, CUSTOM) if name not in key.algorithms]
+    few = len(key.algorithms) <= len(others)
+    return f" ({', '.join(key.algorithms)})" if few else f" (all but {', '.join(others)})"
+
+
+def _written(key: Key) -> str:
+    return write_value(plain(key.default))
+
+
+def _of_others(key: Key, text: Callable[[Key], str], code: str = "") -> str:
+    """What differs for some algorithms, and for which."""
+    by_value: dict[str, list[str]] = {}
+    for algorithm, other in key.variants:
+        if text(other) != text(key):
+            by_value.setdefault(text(other), []).append(algorithm)
+    return "".join(f"; {', '.join(names)}: {code}{value}{code}" for value, names in by_value.items())
 
 
 _PREFACE = """\

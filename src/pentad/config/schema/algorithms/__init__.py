@@ -5,12 +5,27 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from pentad.config.schema.algorithms.base import AlgorithmSettings
+from pentad.config.schema.algorithms.cispo import CISPOSettings
 from pentad.config.schema.algorithms.custom import CustomSettings
+from pentad.config.schema.algorithms.dapo import DAPOSettings
+from pentad.config.schema.algorithms.dr_grpo import DrGRPOSettings
 from pentad.config.schema.algorithms.grpo import GRPOSettings
+from pentad.config.schema.algorithms.gspo import GSPOSettings
+from pentad.config.schema.algorithms.policy_gradient import PolicyGradientSettings
+from pentad.config.schema.algorithms.ppo import PPOSettings
+from pentad.config.schema.algorithms.reinforce_pp import ReinforcePPSettings
+from pentad.config.schema.algorithms.rloo import RLOOSettings
 from pentad.config.schema.algorithms.sft import SFTSettings
 
 ALGORITHMS: dict[str, type[AlgorithmSettings]] = {
     "grpo": GRPOSettings,
+    "dr_grpo": DrGRPOSettings,
+    "dapo": DAPOSettings,
+    "rloo": RLOOSettings,
+    "reinforce_pp": ReinforcePPSettings,
+    "gspo": GSPOSettings,
+    "cispo": CISPOSettings,
+    "ppo": PPOSettings,
     "sft": SFTSettings,
 }
 CUSTOM = "module:Class"
@@ -25,9 +40,34 @@ def _tag(value: Any) -> str:
 
 
 AnyAlgorithm = Annotated[
-    Annotated[GRPOSettings, Tag("grpo")] | Annotated[SFTSettings, Tag("sft")] | Annotated[CustomSettings, Tag(CUSTOM)],
+    Annotated[GRPOSettings, Tag("grpo")]
+    | Annotated[DrGRPOSettings, Tag("dr_grpo")]
+    | Annotated[DAPOSettings, Tag("dapo")]
+    | Annotated[RLOOSettings, Tag("rloo")]
+    | Annotated[ReinforcePPSettings, Tag("reinforce_pp")]
+    | Annotated[GSPOSettings, Tag("gspo")]
+    | Annotated[CISPOSettings, Tag("cispo")]
+    | Annotated[PPOSettings, Tag("ppo")]
+    | Annotated[SFTSettings, Tag("sft")]
+    | Annotated[CustomSettings, Tag(CUSTOM)],
     Discriminator(_tag),
     Field(default_factory=GRPOSettings),
 ]
 
-__all__ = ["ALGORITHMS", "CUSTOM", "AlgorithmSettings", "AnyAlgorithm", "CustomSettings", "GRPOSettings", "SFTSettings"]
+__all__ = [
+    "ALGORITHMS",
+    "CUSTOM",
+    "AlgorithmSettings",
+    "AnyAlgorithm",
+    "CISPOSettings",
+    "CustomSettings",
+    "DAPOSettings",
+    "DrGRPOSettings",
+    "GRPOSettings",
+    "GSPOSettings",
+    "PPOSettings",
+    "PolicyGradientSettings",
+    "RLOOSettings",
+    "ReinforcePPSettings",
+    "SFTSettings",
+]

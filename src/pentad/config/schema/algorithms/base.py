@@ -11,12 +11,13 @@ from pydantic import Field
 
 from pentad.config.schema.algorithms.correction import CorrectionSettings
 from pentad.config.schema.base import Settings
+from pentad.config.schema.rollout import RolloutSettings
 from pentad.errors import UserError
 
 Role = Literal["policy", "reference", "critic"]
 
 # Columns that are computed before training -> the role whose forward pass gives them.
-COLUMN_ROLES: dict[str, Role] = {"old_logprobs": "policy", "ref_logprobs": "reference"}
+COLUMN_ROLES: dict[str, Role] = {"old_logprobs": "policy", "ref_logprobs": "reference", "values": "critic"}
 
 
 class AlgorithmSettings(Settings):
@@ -51,11 +52,11 @@ class AlgorithmSettings(Settings):
         """Fields that nothing would read: their names, why, and what would make them be read."""
         return iter(())
 
-    def impossible(self, samples: int, named: Callable[[str], str]) -> Iterator[UserError]:
+    def impossible(self, rollout: RolloutSettings, named: Callable[[str], str]) -> Iterator[UserError]:
         """What cannot work.
 
         Args:
-            samples: `rollout.n`.
+            rollout: how samples are made.
             named: a dotted name with the place where it was set.
         """
         return iter(())
