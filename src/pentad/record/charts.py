@@ -61,7 +61,14 @@ def line_chart(
         return to_svg(figure, title)
 
 
-def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence[float]], span: tuple[int, int]) -> str:
+def stacked_chart(
+    title: str,
+    steps: Sequence[int],
+    parts: Mapping[str, Sequence[float]],
+    span: tuple[int, int],
+    *,
+    percent: bool = False,
+) -> str:
     """Stacked bars over steps, as an `<svg>` element.
 
     Args:
@@ -69,6 +76,7 @@ def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence
         steps: `[N]`, rising.
         parts: label -> `[N]` finite values from 0; the first is at the bottom.
         span: first and last step of the axis.
+        percent: the values are fractions.
     """
     size = math.ceil(len(steps) / _MOST) if steps else 1
     cuts = range(0, len(steps), size)
@@ -83,6 +91,8 @@ def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence
             axes.bar(at, heights, width=width, bottom=bottom, color=SERIES[i % len(SERIES)], label=label)
             bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
         axes.grid(visible=False, axis="x")
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(0, 1.25 * max(bottom, default=1.0) or 1.0)  # room for the legend
         axes.legend(loc="upper right", ncols=min(len(parts), 5), columnspacing=1.0, handlelength=1.0)
         return to_svg(figure, title)

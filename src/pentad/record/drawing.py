@@ -10,9 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 # Drawn in these colours, which then become the page's CSS variables; the page knows whether it is light or dark.
-SERIES = tuple(f"#0000f{i}" for i in range(1, 7))
+PALETTE = tuple(f"#0000f{i:x}" for i in range(1, 11))
+# Of curves; pictures of phases use all of the palette.
+SERIES = PALETTE[:6]
 INK, GRID = "#0000a1", "#0000a2"
-_VARIABLES = {color: f"var(--series-{i})" for i, color in enumerate(SERIES, start=1)}
+_VARIABLES = {color: f"var(--series-{i})" for i, color in enumerate(PALETTE, start=1)}
 _VARIABLES |= {INK: "var(--ink-soft)", GRID: "var(--grid)"}
 
 STYLE: dict[Any, Any] = {

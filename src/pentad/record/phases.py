@@ -5,7 +5,9 @@ Invariant: every name of a phase belongs to one of `PHASES`, unknown ones to the
 
 from dataclasses import dataclass
 
+# What processes are called.
 ENGINE, TRAINER, REWARDS, DRIVER = "rollout engine", "trainer rank", "rewards", "driver"
+# Phases that others ask for by name.
 GENERATION, ASLEEP, SYNC = "generation", "asleep", "weight synchronisation"
 
 
@@ -35,12 +37,14 @@ PHASES = (
     Phase("asleep", 0),
     Phase("other", 5),
 )
+# Engines are paused and woken for nothing else.
+_OF_SYNC = frozenset({SYNC, "pausing the engines", "waking the engines", "resuming the engines"})
 _BY_LABEL = {phase.label: phase for phase in PHASES}
 
 
 def find_phase(name: str) -> Phase:
     """How a phase is shown, by its name in a span."""
-    if name == SYNC:
+    if name in _OF_SYNC:
         return _BY_LABEL["weights"]
     if name.startswith("training"):
         return _BY_LABEL["training"]
@@ -52,11 +56,6 @@ def find_phase(name: str) -> Phase:
 def is_computing(name: str) -> bool:
     """Whether trainer ranks compute with the model in it: log-probs, values and training, of whatever role."""
     return name.startswith("training") or name.endswith(("log-probs", "values"))
-
-
-def is_work(name: str) -> bool:
-    """Whether a process that is in this phase does something."""
-    return name != ASLEEP
 
 
 def kind_of(who: str) -> str:
