@@ -12,6 +12,7 @@ and their spans in seconds from the step's beginning.
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -115,15 +116,21 @@ class SpansLog:
 
 
 def thinned(lines: list[bytes], most: int) -> list[bytes]:
-    """The first and the last lines, and so many between that all have at most `most` bytes."""
-    first, last = _FIRST, _LAST
+    """The first and the last lines, and so many between, evenly spread over the steps, that all have `most` bytes."""
+    first, last, every = _FIRST, _LAST, 1
     while sum(map(len, lines)) > most and len(lines) > 1:
-        end = len(lines) - last
-        if end - first > 1:
-            lines = lines[:first] + lines[first + 1 : end : 2] + lines[end:]
+        end, every = len(lines) - last, 2 * every
+        if end > first:
+            lines = [*lines[:first], *(line for line in lines[first:end] if _step(line) % every == 0), *lines[end:]]
         else:
             first, last = first // 2, max(1, last // 2)
     return lines
+
+
+def _step(line: bytes) -> int:
+    """The step of a line; 1, which no other number of steps divides, where it has none."""
+    found = re.match(rb'{"step": (\d+),', line)
+    return int(found[1]) if found else 1
 
 
 def join_lanes(lanes: Lanes, seconds: float) -> list[Lane]:
