@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 MOST_BYTES = 16 << 20
 # Lines that are kept when the file is thinned out.
 _FIRST, _LAST = 16, 128
+_MOST_STEPS = 1 << 32
 # Of one lane; its shortest ones are left out.
 _MOST_SPANS = 400
 # Processes that began and ended everything within that part of the step, and 2 ms, did the same.
@@ -121,7 +122,8 @@ def thinned(lines: list[bytes], most: int) -> list[bytes]:
     while sum(map(len, lines)) > most and len(lines) > 1:
         end, every = len(lines) - last, 2 * every
         if end > first:
-            lines = [*lines[:first], *(line for line in lines[first:end] if _step(line) % every == 0), *lines[end:]]
+            between = [line for line in lines[first:end] if every < _MOST_STEPS and _step(line) % every == 0]
+            lines = [*lines[:first], *between, *lines[end:]]
         else:
             first, last = first // 2, max(1, last // 2)
     return lines
