@@ -13,7 +13,9 @@ from pentad.cluster.engines import Engines
 from pentad.cluster.processes import Call, Processes
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
+from pentad.record.occupancy import lanes_of
 from pentad.record.outcome import RunFailedError
+from pentad.record.timeline import Window
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest, SamplingParams
 
@@ -88,6 +90,43 @@ def test_answers_come_as_soon_as_they_are_there(engines: Engines) -> None:
         await engines.pause(abort=False)
 
     asyncio.run(main())
+
+
+def test_an_engine_generates_while_it_has_requests_and_is_not_paused(engines: Engines) -> None:
+    """The one with a request that waits: until the pause, and from the resumption until the answer."""
+    timeline = engines.revival._gang.timeline
+
+    async def main() -> Window:
+        late = asyncio.create_task(engines.generate(request("wait", 40)))
+        await waiting(engines, 1)
+        await engines.pause(abort=False)
+        timeline.cut()
+        await asyncio.sleep(0.05)
+        between = timeline.cut()
+        await engines.resume()
+        await late
+        after = timeline.cut()
+        await engines.pause(abort=False)
+        assert not [span for span in between.spans if span.phase == "generation"]
+        timeline.cut()
+        return after
+
+    lanes = lanes_of(asyncio.run(main()))
+    assert lanes["rollout engine 0"][0][0] == "resuming the engines"
+    assert not [part for part in lanes["rollout engine 1"] if part[0] == "generation"]
+
+    async def twice() -> Window:
+        await engines.resume()
+        timeline.cut()
+        await ask(engines, request("a"), request("b"))
+        done = timeline.cut()
+        await engines.pause(abort=False)
+        return done
+
+    done = asyncio.run(twice())
+    assert {span.who for span in done.spans if span.phase == "generation"} == {"rollout engine 0", "rollout engine 1"}
+    timeline.cut()
+    assert timeline.cut().spans == (), "nothing is in flight"
 
 
 def test_a_failure_is_named_and_leaves_the_others_alone(engines: Engines) -> None:

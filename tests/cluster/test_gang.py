@@ -62,6 +62,38 @@ def test_calls_overlap_and_the_loop_goes_on(gangs: Any, tmp_path: Path) -> None:
     asyncio.run(watch_progress())
 
 
+def test_spans_are_of_each_process_from_the_call_to_its_answer(gangs: Any, tmp_path: Path) -> None:
+    trainers, now, later = gangs.trainers, tmp_path / "now", tmp_path / "later"
+    now.touch()
+
+    async def drive(deadline_s: float) -> None:
+        async with asyncio.timeout(deadline_s):
+            # The first rank answers at once, the second when `later` is there.
+            await trainers.call_each("meet", [(tmp_path / "a", now), (tmp_path / "b", later)], "training")
+
+    async def answered() -> None:
+        asyncio.get_running_loop().call_later(1.0, later.touch)
+        await drive(MINUTE)
+
+    trainers.timeline.cut()
+    asyncio.run(answered())
+    spans = {span.who: span for span in trainers.timeline.cut().spans}
+    assert spans.keys() == {"trainer rank 0", "trainer rank 1"}
+    assert spans["trainer rank 1"].end - spans["trainer rank 0"].end > 0.5
+    assert {span.phase for span in spans.values()} == {"training"}
+    later.unlink()
+
+    async def left() -> None:
+        with pytest.raises(TimeoutError):
+            await drive(0.3)
+        await asyncio.sleep(0)
+
+    asyncio.run(left())
+    assert len(trainers.timeline.cut().spans) == 2
+    assert trainers.timeline.cut().spans == (), "a wait that is left leaves no span open"
+    later.touch()
+
+
 def test_the_first_cause_is_told_and_not_its_echo(gangs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainers, here, never = gangs.trainers, tmp_path / "here", tmp_path / "never"
     monkeypatch.setattr(trainers, "deadline_s", 10 * MINUTE)

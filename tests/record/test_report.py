@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pentad.record.run_data import load_run, summarize
 from pentad.record.run_dir import RunDir
 from pentad.record.sample_groups import group_samples
 from pentad.record.samples import SampleLog
+from pentad.record.spans import SpansLog
 
 SETTINGS = "experiment:\n  name: gsm8k-smollm2\ntrainer:\n  total_steps: {total}\nrollout:\n  n: 8\n"
 QUESTION = (
@@ -119,6 +121,48 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert page.fetched == [] and page.events == [] and "script" not in page.tags
     assert "url(http" not in html and "@import" not in html
     assert "#0000" not in html, "every colour of the curves follows the page"
+
+
+def test_what_processes_were_at(tmp_path: Path) -> None:
+    """A picture and a table of the first, a usual and the last step, and of the last evaluation."""
+    with begun(tmp_path / "run", SETTINGS.format(total=9)) as run_dir:
+        log, spans = MetricsLog(run_dir), SpansLog(run_dir)
+        for step in range(1, 10):
+            log.write(step, {"time/step": 10.0, "staleness/share_0": 0.25, "staleness/share_1": 0.75})
+            engines = {f"rollout engine {rank}": [("generation", 0.0, 4.0 + rank)] for rank in range(2)}
+            trainer = {f"trainer rank {rank}": [("training", 5.0, 9.5), ("made up", 9.5, 10.0)] for rank in range(2)}
+            spans.write(step, 0.0, 10.0 + step, {**engines, **trainer, "driver": []})
+            spans.write(step, 0.0, 1.0, {"driver": [("evaluation", 0.0, 1.0)]}, after=True)
+        log.close()
+        spans.close()
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    page = Page(html)
+    for title in ("Step 1: 11 s", "Step 5: 15 s", "Step 9: 19 s", "After step 9 (evaluation): 1 s"):
+        assert title in page.text
+    assert "Step 4" not in page.text
+    table = html[html.index("Step 9: 19 s") :]
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)<", table[: table.index("</table>")])
+    assert cells == [
+        *("seconds", "generation", "training", "other", "waiting"),
+        *("rollout engine 0", "4", "", "", "15"),
+        *("rollout engine 1", "5", "", "", "14"),
+        *("trainer rank 0", "", "4.5", "0.5", "14"),
+        *("trainer rank 1", "", "4.5", "0.5", "14"),
+    ]
+    assert "Mean over the steps: 0: 25.0%, 1: 75.0%." in page.text
+    assert page.fetched == [] and "#0000" not in html
+
+
+def test_a_thousand_processes_have_a_small_picture(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    engines = {f"rollout engine {rank}": [("generation", 0.0, rng.uniform(20, 60))] for rank in range(512)}
+    trainer = {f"trainer rank {rank}": [("training", 60.0, 99.0)] for rank in range(512)}
+    with begun(tmp_path / "run", SETTINGS.format(total=1)) as run_dir:
+        MetricsLog(run_dir).write(1, {"time/step": 100.0})
+        SpansLog(run_dir).write(1, 0.0, 100.0, {**engines, **trainer})
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    assert "trainer rank 0-511" in html and "different courses" in html
+    assert len(html) < 300_000
 
 
 def test_facts(tmp_path: Path) -> None:

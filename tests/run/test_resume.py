@@ -13,12 +13,14 @@ import pytest
 from command import Command
 from quickstart import REPOSITORY
 
+from pentad.record.spans import read_spans
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STEPS, SAVED = 12, 5
 RECORDER = REPOSITORY / "tests" / "outside" / "recorder.py"
 # What says how fast a machine is is not part of a run's result.
-UNCOMPARED = ("time/", "perf/", "save/")
+UNCOMPARED = ("time/", "perf/", "save/", "util/")
 Pentad = Callable[..., Command]
 
 
@@ -82,6 +84,26 @@ def check_equal(folder: Path, straight: str, resumed: str) -> None:
     assert weights[0] == weights[1]
 
 
+def check_spans(run: Path, steps: list[int]) -> None:
+    """Each step once, with what the processes did in it, and the shares that follow from that."""
+    rows = {row.step: row for row in read_spans(run / "spans.jsonl", []) if not row.after}
+    assert list(rows) == steps
+    written = {row["step"]: row for row in map(json.loads, (run / "metrics.jsonl").open()) if "time/step" in row}
+    for step, row in rows.items():
+        phases: dict[str, set[str]] = {}
+        for lane in row.lanes:
+            phases.setdefault(lane.who, set()).update(name for name, _, _ in lane.parts)
+        assert {"generation", "weight synchronisation"} <= phases["rollout engine"]
+        assert {"log-probs", "reference log-probs", "training", "weight synchronisation"} <= phases["trainer rank"]
+        assert phases["rewards"] == {"rewards"}
+        shares = written[step]
+        assert row.seconds == pytest.approx(shares["time/step"], abs=0.05)
+        assert shares["util/engines"] > 0 and shares["util/trainer"] > 0
+        # One engine, and all ranks together: engines and trainer take turns.
+        assert shares["util/both"] == pytest.approx(0, abs=0.01)
+        assert shares["util/engines"] + shares["util/trainer"] + shares["util/neither"] <= 1.01
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "allocation"),
@@ -128,6 +150,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(pentad: Pentad, quickstart: 
     assert "changed since: trainer.optimizer.lr: 0.001 -> 0.0001" in again.stdout
     steps = [row["step"] for row in metrics(tmp_path / "stopped") if "train/loss" in row]
     assert steps == list(range(1, step + 2))
+    check_spans(tmp_path / "stopped", steps)
     finished = pentad("train", str(config), *changed)
     assert finished.ends_within(60) == 0
     assert f"has finished its {step + 1} steps; nothing is left to do" in finished.stdout

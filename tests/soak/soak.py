@@ -28,7 +28,7 @@ from pentad.record.checkpoints import Checkpoints, sound  # noqa: E402
 
 VICTIMS = {"driver": None, "trainer rank": "ray::TrainerActor", "engine": "ray::EngineActor", "all": "all"}
 # What says how fast a machine is, and how often a disk was full, is not part of a run's result.
-_UNCOMPARED = ("time/", "perf/", "save/")
+_UNCOMPARED = ("time/", "perf/", "save/", "util/")
 _WAIT_S = 300.0
 
 

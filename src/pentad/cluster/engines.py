@@ -20,6 +20,7 @@ from pentad.cluster.revival import Revival
 from pentad.config.schema.run import RunSettings
 from pentad.engines.protocol import EngineFeatures
 from pentad.errors import UserError
+from pentad.record.phases import ASLEEP
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 from pentad.weights.constants import ModelConstants
@@ -71,6 +72,8 @@ class Engines:
             for rank in range(len(self._gang))
         ]
         self._arrived: list[Order] = []
+        # Spans of engines that have released their memory.
+        self._asleep: list[int] = []
         self.dtype = torch.float32
         self.features = EngineFeatures(frozenset())
 
@@ -108,11 +111,15 @@ class Engines:
 
     async def pause(self, *, abort: bool) -> None:
         """Stop sampling on all engines; see `Engine.pause`."""
+        for replica in self._replicas:
+            replica.generating.pause(True)
         await self._gang.call("pause", abort, phase="pausing the engines")
 
     async def resume(self) -> None:
         """Sample again."""
         await self._gang.call("resume", phase="resuming the engines")
+        for replica in self._replicas:
+            replica.generating.pause(False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,10 +134,14 @@ class Engines:
         """Release the engines' memory for the trainer, where `rollout.sleep` asks for it."""
         if self._sleeps:
             await self.revival.asked(lambda: self._gang.call("sleep", phase="releasing the engines' memory"))
+            self._asleep = [self._gang.timeline.begin(name, ASLEEP) for name in self._gang.names]
 
     async def wake(self) -> None:
         """Take the memory back. The engines then need weights."""
         if self._sleeps:
+            for handle in self._asleep:
+                self._gang.timeline.end(handle)
+            self._asleep = []
             await self._gang.call("wake", phase="waking the engines")
 
     def _deal(self) -> None:

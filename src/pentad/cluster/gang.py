@@ -18,6 +18,7 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from pentad.cluster.processes import Call, Processes, ProcessInfo
+from pentad.record.timeline import Timeline
 
 Progress = Callable[[int], None]
 
@@ -52,6 +53,11 @@ class Gang:
 
     def __len__(self) -> int:
         return len(self.actors)
+
+    @property
+    def timeline(self) -> Timeline:
+        """Where spans of the processes are taken down."""
+        return self.processes.timeline
 
     def info(self, rank: int) -> ProcessInfo:
         """What the process of a rank said of itself when it had started."""

@@ -8,7 +8,7 @@ event loop, and a wait that is cancelled leaves nothing behind in it.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -17,11 +17,14 @@ from ray.actor import ActorHandle
 from pentad.cluster.deaths import Deaths
 from pentad.cluster.failure import first_cause
 from pentad.record.outcome import RunFailedError
+from pentad.record.timeline import Timeline
 
 # How often a call's progress is asked for.
 _REPORT_S = 0.2
 # After the first failure, others may report what really happened before it is failed.
 _GRACE_S = 2.0
+# No spans: engines have those of generation from `Replica`, the others are no part of steps or beside other work.
+_UNRECORDED = frozenset({"rollout", "start-up", "writing a checkpoint"})
 
 Report = Callable[[], Awaitable[None]]
 
@@ -77,11 +80,13 @@ class Call:
         refs: Ray's references to the answers.
         names: of the processes.
         abandon: a wait that is cancelled takes the call back.
+        began: when it was made, by `time.monotonic`.
     """
 
     refs: tuple[Any, ...]
     names: tuple[str, ...]
     abandon: bool = False
+    began: float = field(default_factory=time.monotonic)
 
 
 class Processes:
@@ -89,9 +94,11 @@ class Processes:
 
     Attributes:
         infos: what each said of itself, by name; filled by `started`.
+        timeline: takes down from when to when each process was at what it was asked.
     """
 
     def __init__(self) -> None:
+        self.timeline = Timeline()
         self.infos: dict[str, ProcessInfo] = {}
         self._actors: dict[str, ActorHandle] = {}
         self._deaths = Deaths()
@@ -173,6 +180,8 @@ class Processes:
                 are to be abandoned then.
         """
         names = {_future(ref): name for call in calls for ref, name in zip(call.refs, call.names, strict=True)}
+        if phase not in _UNRECORDED:
+            self._record(names, phase, min(call.began for call in calls))
         pending = set(names)
         try:
             pending = await self._settle(names, time.monotonic() + deadline_s, report)
@@ -192,6 +201,12 @@ class Processes:
             raise DeadlineError(late, phase, deadline_s, await self._ask("activity", late), setting)
         answers = iter(names)
         return [[next(answers).result() for _ in call.refs] for call in calls]
+
+    def _record(self, names: Mapping[asyncio.Future[Any], str], phase: str, began: float) -> None:
+        """Each process is in the phase until it has answered, or is waited for no more."""
+        for future, name in names.items():
+            handle = self.timeline.begin(name, phase, began)
+            future.add_done_callback(lambda _, handle=handle: self.timeline.end(handle))
 
     async def settle(self, calls: Sequence[Call], deadline_s: float) -> None:
         """Wait until calls that have failed have ended in every process, so that others may follow."""

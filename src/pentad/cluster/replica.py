@@ -14,6 +14,7 @@ from typing import Optional
 from pentad.cluster.engine_actor import Answer, Ticket
 from pentad.cluster.failure import first_cause
 from pentad.cluster.gang import Gang
+from pentad.cluster.generating import Generating
 from pentad.cluster.processes import Call
 from pentad.errors import UserError
 from pentad.samples.completion import Completion
@@ -50,6 +51,7 @@ class Replica:
     Attributes:
         load: tokens that the requests in flight may take.
         generation: how often the engine had been replaced when requests were sent to it.
+        generating: when it does, for the timeline.
         replaced_before: how many engines of the run had been replaced when it was last waited for.
     """
 
@@ -77,6 +79,7 @@ class Replica:
         # The engine is asked once at a time: of two that ask, one would take the other's answers.
         self._asked: Call | None = None
         self.load = 0
+        self.generating = Generating(gang.timeline, gang.names[rank])
 
     def take(self, order: Order) -> None:
         """Accept an order, for the next `send`."""
@@ -84,6 +87,7 @@ class Replica:
         self.load += order.load
         self._in_flight[order.ticket] = order
         self._new.append(order)
+        self._note()
 
     def send(self) -> None:
         """Send what was taken."""
@@ -108,6 +112,11 @@ class Replica:
                 # What is sent from now on has a deadline of its own, with the question that is asked already.
                 self._collection.cancel()
                 self._collection = None
+            self._note()
+
+    def _note(self) -> None:
+        """Take down whether the engine works on something."""
+        self.generating.want(bool(self._in_flight) and not self._failed)
 
     @property
     def in_flight(self) -> int:
@@ -118,12 +127,14 @@ class Replica:
         """Send what is in flight to the engine that has taken the place of the one that failed."""
         self.generation = generation
         self._failed, self._asked, self._cancelled = False, None, []
+        self._note()
         self._new = list(self._in_flight.values())
         self.send()
 
     def listen(self) -> None:
         """Wait for answers again: the engine was late for a reason."""
         self._failed = False
+        self._note()
         if self._in_flight and (self._collection is None or self._collection.done()):
             self._collection = asyncio.create_task(self._collect())
         self.send()
@@ -165,6 +176,7 @@ class Replica:
     def _fail(self, error: Exception) -> None:
         if not self._failed:
             self._failed = True
+            self._note()
             self._on_failure(self, error)
 
     def _named(self, error: Exception) -> Exception:
@@ -175,6 +187,7 @@ class Replica:
 
     def _answer(self, ticket: Ticket, answer: Answer) -> None:
         order = self._in_flight.pop(ticket, None)
+        self._note()
         if order is None or order.answer.done():  # cancelled meanwhile
             return
         if isinstance(answer, Completion):

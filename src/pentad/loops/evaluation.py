@@ -13,6 +13,7 @@ from pentad.loops.journal import Journal
 from pentad.loops.roles import Engines
 from pentad.loops.scoring import Scorer
 from pentad.record.metrics import accuracy_name
+from pentad.record.phases import DRIVER
 from pentad.samples.request import GenerateRequest, SamplingParams
 from pentad.samples.trajectory import Trajectory
 
@@ -47,7 +48,7 @@ class Evaluation:
         """
         metrics: dict[str, float] = {}
         groups: dict[str, list[Group]] = {}
-        with self._journal.timed("eval"):
+        with self._journal.timed("eval"), self._journal.timeline.span([DRIVER], "evaluation"):
             for name, prompts in self._sets.items():
                 groups[name] = await self._answer(name, prompts)
             if step == 0:  # later there is a model to be kept

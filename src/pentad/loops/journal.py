@@ -10,9 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from pentad.loops.group import Group
 from pentad.record.metrics import Sinks, Timer
+from pentad.record.occupancy import Lanes, lanes_of, utilisation
 from pentad.record.outcome import Status
 from pentad.record.samples import SampleLog
+from pentad.record.spans import SpansLog
 from pentad.record.terminal import Terminal
+from pentad.record.timeline import Timeline, Window
 from pentad.rewards.builtin import truth_text
 
 _SHOWN = 4
@@ -23,6 +26,7 @@ class Journal:
 
     Attributes:
         status: what is being done, for whoever reports the end of the run.
+        timeline: takes down what each process does.
     """
 
     def __init__(
@@ -32,10 +36,16 @@ class Journal:
         samples: SampleLog,
         status: Status,
         tokenizer: PreTrainedTokenizerBase,
+        timeline: Timeline,
+        spans: SpansLog,
     ) -> None:
         self._terminal, self._sinks, self._samples, self.status = terminal, sinks, samples, status
         self._tokenizer = tokenizer
         self._timer = Timer()
+        self.timeline, self._spans = timeline, spans
+        # Of the step that was timed last and is not written yet.
+        self._timed: tuple[Window, Lanes] | None = None
+        self._step: int | None = None
 
     def progress(self, name: str, total: int | None = None) -> Callable[[int], None]:
         """Show a phase; the result is called with how much of it is done."""
@@ -56,12 +66,29 @@ class Journal:
         return self._timer.phase(phase)
 
     def times(self) -> dict[str, float]:
-        """`time/<phase>` and `time/step` since the last call; starts the next step."""
-        return self._timer.metrics()
+        """`time/<phase>`, `time/step` and `util/*` since the last call; starts the next step."""
+        window = self.timeline.cut()
+        lanes = lanes_of(window)
+        self._timed = (window, lanes)
+        return self._timer.metrics() | utilisation(lanes, window.seconds)
+
+    def between(self) -> None:
+        """What was done since the last `times` is part of no step; it is kept as what followed on the last one."""
+        self.times()
+        if self._step is not None:
+            self._keep_spans(self._step, after=True)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Give metrics to all sinks."""
         self._sinks.write(step, metrics)
+        if "time/step" in metrics:
+            self._step = step
+            self._keep_spans(step, after=False)
+
+    def _keep_spans(self, step: int, *, after: bool) -> None:
+        if self._timed is not None:
+            (window, lanes), self._timed = self._timed, None
+            self._spans.write(step, window.began, window.seconds, lanes, after=after)
 
     def message(self, text: str) -> None:
         """Show a line."""

@@ -180,7 +180,7 @@ class Loop:
         try:
             if self._evaluation_due():
                 metrics |= await self._stop.unless(self._evaluate())
-                journal.times()
+                journal.between()
         finally:
             if saver is not None:
                 self._boundary["evaluated"] = self._evaluated

@@ -6,6 +6,7 @@ Invariant: samples are scored as they are finished; scoring never blocks the eve
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
@@ -31,10 +32,17 @@ class Scorer:
         pool: the reward processes.
         decode: tokens of several responses to their texts.
         tell: is told of failures: kind and message.
+        working: a context that a round of calls is in, for the timeline.
     """
 
-    def __init__(self, pool: RewardPool, decode: Decode, tell: Callable[[str, str], None]) -> None:
-        self._pool, self._decode, self._tell = pool, decode, tell
+    def __init__(
+        self,
+        pool: RewardPool,
+        decode: Decode,
+        tell: Callable[[str, str], None],
+        working: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._pool, self._decode, self._tell, self._working = pool, decode, tell, working
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewards")
         self._waiting: list[tuple[list[RewardItem], asyncio.Future[list[RewardResult]]]] = []
         self._round: asyncio.Task[None] | None = None
@@ -71,7 +79,8 @@ class Scorer:
             items = [item for part, _ in waiting for item in part]
             loop = asyncio.get_running_loop()
             try:
-                results = await loop.run_in_executor(self._executor, self._pool.score, items, self._tell)
+                with self._working():
+                    results = await loop.run_in_executor(self._executor, self._pool.score, items, self._tell)
             except BaseException as error:
                 # What was asked for in the meantime fails with it; whoever awaits the answers is told.
                 for _, future in [*waiting, *self._waiting]:

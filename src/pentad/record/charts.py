@@ -4,12 +4,9 @@ Invariant: a chart draws every finite value that it is given or a mean of neighb
 is missing or not finite is a gap.
 """
 
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,35 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Drawn in these colours, which then become the page's CSS variables; the page knows whether it is light or dark.
-_SERIES = tuple(f"#0000f{i}" for i in range(1, 7))
-_INK, _GRID = "#0000a1", "#0000a2"
-_VARIABLES = {color: f"var(--series-{i})" for i, color in enumerate(_SERIES, start=1)}
-_VARIABLES |= {_INK: "var(--ink-soft)", _GRID: "var(--grid)"}
+from pentad.record.drawing import SERIES, STYLE, to_svg
 
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "pentad",  # the same data gives the same file
-    "text.parse_math": False,
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.limits": (-4, 6),
-    "axes.formatter.useoffset": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
 _FEW = 40  # so many points are marked one by one
 _MOST = 300  # bars of a stacked chart; more steps share a bar
 
@@ -64,10 +34,10 @@ def line_chart(
         smooth: draw the values faintly and their smoothed course over them.
         percent: the values are fractions.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(span)
         for i, (label, points) in enumerate(series.items()):
-            color = _SERIES[i % len(_SERIES)]
+            color = SERIES[i % len(SERIES)]
             steps = [step for step, _ in points]
             values = [math.nan if value is None else value for _, value in points]
             faint = smooth and len(values) > 10
@@ -88,10 +58,17 @@ def line_chart(
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         if len(series) > 1:
             axes.legend(loc="best")
-        return _svg(figure, title)
+        return to_svg(figure, title)
 
 
-def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence[float]], span: tuple[int, int]) -> str:
+def stacked_chart(
+    title: str,
+    steps: Sequence[int],
+    parts: Mapping[str, Sequence[float]],
+    span: tuple[int, int],
+    *,
+    percent: bool = False,
+) -> str:
     """Stacked bars over steps, as an `<svg>` element.
 
     Args:
@@ -99,10 +76,11 @@ def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence
         steps: `[N]`, rising.
         parts: label -> `[N]` finite values from 0; the first is at the bottom.
         span: first and last step of the axis.
+        percent: the values are fractions.
     """
     size = math.ceil(len(steps) / _MOST) if steps else 1
     cuts = range(0, len(steps), size)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(span)
         at = [_mean(steps[cut : cut + size]) for cut in cuts]
         gap = 0.2 if len(at) <= _FEW else 0.0  # thin gaps between thin bars flicker
@@ -110,12 +88,14 @@ def stacked_chart(title: str, steps: Sequence[int], parts: Mapping[str, Sequence
         bottom = [0.0] * len(at)
         for i, (label, values) in enumerate(parts.items()):
             heights = [_mean(values[cut : cut + size]) for cut in cuts]
-            axes.bar(at, heights, width=width, bottom=bottom, color=_SERIES[i % len(_SERIES)], label=label)
+            axes.bar(at, heights, width=width, bottom=bottom, color=SERIES[i % len(SERIES)], label=label)
             bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
         axes.grid(visible=False, axis="x")
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(0, 1.25 * max(bottom, default=1.0) or 1.0)  # room for the legend
         axes.legend(loc="upper right", ncols=min(len(parts), 5), columnspacing=1.0, handlelength=1.0)
-        return _svg(figure, title)
+        return to_svg(figure, title)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -143,16 +123,6 @@ def _axes(span: tuple[int, int]) -> tuple[Figure, Axes]:
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
     return figure, axes
-
-
-def _svg(figure: Figure, title: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for color, variable in _VARIABLES.items():
-        svg = svg.replace(color, variable)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
 
 
 def _mean(values: Sequence[float]) -> float:

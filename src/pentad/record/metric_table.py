@@ -13,7 +13,7 @@ class Metric:
     """One metric of a step.
 
     Attributes:
-        name: `group/name`; `<name>` stands for the name of an evaluation.
+        name: `group/name`; `<name>` stands for the name of an evaluation, `<k>` for a number.
         meaning: what it is.
         unit: of its values; empty for a number without unit.
         average: how the value of a step comes from its parts.
@@ -271,12 +271,6 @@ _TABLE = (
         "staleness/max", "largest such number", "publications", "maximum over the step's sampled tokens", smooth=False
     ),
     Metric(
-        "staleness/share_<k>",
-        "share of the sampled tokens that are <k> publications old",
-        "fraction",
-        "mean over the step's sampled tokens",
-    ),
-    Metric(
         "staleness/mixed_fraction",
         "share of the responses that weights of more than one version have sampled",
         "fraction",
@@ -341,6 +335,46 @@ _TABLE = (
     Metric("time/sync", "moving weights to the engines", "seconds", _SUM),
     Metric("time/eval", "evaluation", "seconds", _SUM),
     Metric("time/save", "training waits while its state is copied for a checkpoint", "seconds", _SUM),
+    Metric(
+        "util/engines",
+        "share of the step's time in which an engine generates; not while it takes weights or is asked for log-probs",
+        "fraction",
+        "mean over engines",
+        title="Utilisation",
+        caption="Share of each step in which engines generate, trainer ranks compute, both do, and neither does.",
+        smooth=False,
+    ),
+    Metric(
+        "util/trainer",
+        "share of the step's time in which a trainer rank computes log-probs, values or gradients",
+        "fraction",
+        "mean over trainer ranks",
+        title="Utilisation",
+        smooth=False,
+    ),
+    Metric(
+        "util/both",
+        "share of the step's time in which some engine generates and some trainer rank computes; 0 if they take turns",
+        "fraction",
+        "of the step",
+        title="Utilisation",
+        smooth=False,
+    ),
+    Metric(
+        "util/neither",
+        "share of the step's time in which no engine generates and no trainer rank computes: weights, saving, rewards",
+        "fraction",
+        "of the step",
+        title="Utilisation",
+        smooth=False,
+    ),
+    Metric(
+        "staleness/share_<k>",
+        "share of the trained tokens that were sampled <k> publications before the weights that are trained",
+        "fraction",
+        "over the step's trained tokens",
+        smooth=False,
+    ),
     Metric("save/failures", "checkpoints that could not be written so far", "checkpoints", "of the step"),
     Metric("save/gib", "size of the checkpoint before this one", "GiB", "of the step"),
     Metric(
@@ -354,8 +388,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 def find_metric(name: str) -> Metric | None:
     """The row of a metric by the name that stands in metrics.jsonl; None for one that is not in the table."""
-    name = re.sub(r"^staleness/share_\d+$", "staleness/share_<k>", name)
-    return METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name))
+    name = re.sub(r"^eval/[^/]+/", "eval/<name>/", name)
+    return METRICS.get(re.sub(r"^staleness/share_\d+$", "staleness/share_<k>", name))
 
 
 def describe(name: str) -> str:
@@ -377,7 +411,7 @@ def metrics_markdown() -> str:
         " | ".join((f"`{metric.name}`", metric.meaning, metric.unit or "-", metric.average)).replace("||", "\\|\\|")
         for metric in METRICS.values()
     )
-    return _PREFACE + "".join(f"| {row} |\n" for row in rows).replace("<name>", "\\<name>")
+    return _PREFACE + "".join(f"| {row} |\n" for row in rows).replace("<name>", "\\<name>").replace("<k>", "\\<k>")
 
 
 _PREFACE = """\

@@ -22,6 +22,7 @@ NAMES = frozenset(
         "versions.json",
         "metrics.jsonl",
         "samples.jsonl",
+        "spans.jsonl",
         "rewards.log",
         "outcome.json",
         "report.html",
@@ -40,6 +41,7 @@ NAMES = frozenset(
         ".wandb.id.partial",
         ".metrics.jsonl.partial",
         ".samples.jsonl.partial",
+        ".spans.jsonl.partial",
         ".lock",
     }
 )

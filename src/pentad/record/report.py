@@ -16,12 +16,14 @@ from pentad.record.charts import line_chart, stacked_chart
 from pentad.record.metric_table import METRICS, Metric, describe, find_metric
 from pentad.record.run_data import RunData, load_run, summarize
 from pentad.record.run_dir import RunDir
+from pentad.record.timeline_chart import choose_rows, picture
 
 _SHOWN_SAMPLES = 4
 _KEY_PACKAGES = ("pentad", "torch", "megatron-core", "transformers", "ray", "vllm")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
+_STALENESS = "staleness/share_"
 _BESIDE_A_REWARD = "Next to a reward, the loss is no measure of progress."
 
 
@@ -65,6 +67,7 @@ def _render(data: RunData, run_dir: RunDir) -> str:
         facts=summarize(data),
         notes=data.notes,
         charts=_charts(data),
+        timelines=[picture(row) for row in choose_rows(data.spans)],
         samples=[replace(group, items=group.items[:_SHOWN_SAMPLES]) for group in data.samples],
         versions={key: packages[key] for key in _KEY_PACKAGES if key in packages},
         machine={key: data.versions.get(key) for key in ("python", "platform", "cpus", "gpus", "git_commit")},
@@ -75,7 +78,8 @@ def _render(data: RunData, run_dir: RunDir) -> str:
 
 def _charts(data: RunData) -> list[dict[str, str]]:
     """The curves of the table's metrics in its order, then of whatever else the run has written."""
-    names = [name for name in data.names if not name.startswith("time/") and data.values(name)]
+    apart = ("time/", _STALENESS)
+    names = [name for name in data.names if not name.startswith(apart) and data.values(name)]
     order = {name: place for place, name in enumerate(METRICS)}
     known = [(metric, name) for name in names if (metric := find_metric(name)) is not None]
     known.sort(key=lambda pair: order[pair[0].name])
@@ -86,8 +90,9 @@ def _charts(data: RunData) -> list[dict[str, str]]:
     titled = sorted(curves.items(), key=lambda item: not item[1][0][0].title)
     done = [_chart(data, title, [name for _, name in pairs], pairs[0][0]) for title, pairs in titled]
     done += [_chart(data, name, [name]) for name in names if find_metric(name) is None]
-    if times := _time_chart(data):
-        done.insert(min(2, len(done)), times)
+    for drawn in (_staleness_chart(data), _time_chart(data)):
+        if drawn:
+            done.insert(min(2, len(done)), drawn)
     return done
 
 
@@ -125,6 +130,23 @@ def _time_chart(data: RunData) -> dict[str, str] | None:
         "title": title,
         "caption": "Seconds, by phase.",
         "svg": Markup(stacked_chart(title, steps, parts, _span(data))),
+    }
+
+
+def _staleness_chart(data: RunData) -> dict[str, str] | None:
+    """Shares of the trained tokens by how many publications old they were."""
+    names = [name for name in data.names if name.startswith(_STALENESS) and data.values(name)]
+    if not names:
+        return None
+    names.sort(key=lambda name: (len(name), name))  # by number
+    steps = [step for step, row in data.rows.items() if any(row.get(name) is not None for name in names)]
+    parts = {name.removeprefix(_STALENESS): [data.rows[step].get(name) or 0.0 for step in steps] for name in names}
+    means = ", ".join(f"{label}: {sum(shares) / len(steps):.1%}" for label, shares in parts.items())
+    title = "Staleness of the trained tokens"
+    return {
+        "title": title,
+        "caption": f"Share of tokens by publications since they were sampled. Mean over the steps: {means}.",
+        "svg": Markup(stacked_chart(title, steps, parts, _span(data), percent=True)),
     }
 
 

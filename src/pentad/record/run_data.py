@@ -16,6 +16,7 @@ from pentad.errors import UserError
 from pentad.record.jsonl import read_jsonl
 from pentad.record.run_dir import RunDir
 from pentad.record.sample_groups import SampleGroup, group_samples
+from pentad.record.spans import Row, read_spans
 from pentad.record.terminal import duration
 
 
@@ -26,6 +27,7 @@ class RunData:
     Attributes:
         rows: step -> name -> value, steps rising; None stands for a value that was not finite.
         samples: those of samples.jsonl that are shown.
+        spans: the steps of spans.jsonl.
         outcome: parsed outcome.json; empty if there is none, as while the run goes on.
         settings: parsed config.yaml; empty if there is none.
         settings_text: config.yaml as it is.
@@ -35,6 +37,7 @@ class RunData:
 
     rows: dict[int, dict[str, float | None]] = field(default_factory=dict)
     samples: list[SampleGroup] = field(default_factory=list)
+    spans: list[Row] = field(default_factory=list)
     outcome: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     settings_text: str = ""
@@ -84,6 +87,8 @@ def load_run(run_dir: RunDir | Path | str) -> RunData:
     data.rows = dict(sorted(rows.items()))
     if run_dir.samples.is_file():
         data.samples = group_samples(read_jsonl(run_dir.samples, data.notes))
+    if run_dir.spans.is_file():
+        data.spans = read_spans(run_dir.spans, data.notes)
     if run_dir.config.is_file():
         data.settings_text = run_dir.config.read_text(encoding="utf-8")
         data.settings = _mapping(yaml.safe_load, data.settings_text, run_dir.config)

@@ -43,6 +43,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples.jsonl"
+        self.spans = self.path / "spans.jsonl"
         self.rewards_log = self.path / "rewards.log"
         self.outcome = self.path / "outcome.json"
         self.report = self.path / "report.html"

@@ -6,6 +6,7 @@ where no column needs it.
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import cast
 
 import torch
@@ -28,6 +29,7 @@ from pentad.loops.roles import Engines, Policy, Trainer
 from pentad.loops.sampler import GroupSampler
 from pentad.loops.scoring import Decode, Scorer
 from pentad.loops.sources import Examples, Rollouts, Source
+from pentad.record.phases import REWARDS
 from pentad.rewards.pool import RewardPool
 from pentad.run.prepare import Prepared
 from pentad.samples.request import SamplingParams
@@ -55,7 +57,9 @@ def assemble(
     algorithm = prepared.algorithm
     scorer = None
     if rewards is not None:
-        scorer = Scorer(rewards, _decoder(prepared), journal.tell_failure)
+        scorer = Scorer(
+            rewards, _decoder(prepared), journal.tell_failure, partial(journal.timeline.span, [REWARDS], "rewards")
+        )
         stack.callback(scorer.close)
     publication = evaluation = drift_watch = None
     if engines is not None:

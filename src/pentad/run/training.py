@@ -31,6 +31,7 @@ from pentad.record.notices import NoticeBoard
 from pentad.record.outcome import RunInterruptedError, Status
 from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
+from pentad.record.spans import SpansLog
 from pentad.record.terminal import Terminal, duration
 from pentad.rewards.pool import RewardPool
 from pentad.run.assemble import assemble
@@ -120,7 +121,9 @@ async def _train(
     stack.callback(sinks.close)
     samples = SampleLog(run_dir)
     stack.callback(samples.close)
-    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer)
+    spans = SpansLog(run_dir)
+    stack.callback(spans.close)
+    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer, cluster.processes.timeline, spans)
     loop = _make_loop(prepared, policy, trainers, engines, rewards, journal, run_dir, resume, stack)
     running = asyncio.get_running_loop()
 
