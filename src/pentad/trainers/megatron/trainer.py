@@ -15,10 +15,6 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import (
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-)
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -28,7 +24,6 @@ from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
 from pentad.families.lora import Targets, base_of
-from pentad.kernels.logprob import vocab_parallel_logprobs
 from pentad.kernels.selection import select_kernels
 from pentad.layout import Layout
 from pentad.platform.device import Platform
@@ -48,8 +43,8 @@ from pentad.trainers.megatron.optimizer import (
     prepare_gradients,
     wrap_data_parallel,
 )
+from pentad.trainers.megatron.outputs import logprobs_of
 from pentad.trainers.megatron.rotary import RotaryTable
-from pentad.trainers.megatron.rows import take_rows
 from pentad.trainers.protocol import Published
 from pentad.weights.hf_files import TensorSource
 from pentad.weights.mapping import WeightMapping
@@ -348,7 +343,7 @@ class Trainer:
                 position_ids=None,
                 attention_mask=None,
                 packed_seq_params=microbatch.packed,
-                output_processor=self._logprobs_of_hidden,
+                output_processor=self._outputs,
                 output_processor_context=(microbatch, temperature),
             )
             done += 1
@@ -367,28 +362,17 @@ class Trainer:
             forward_only=forward_only,
         )
 
-    def _logprobs_of_hidden(self, *, hidden_states: Tensor, output_weight: Tensor | None, **rest: Any) -> Tensor:
-        """Megatron's output hook: `[2, t]`, log-probs (differentiable) and entropies, 0 where none is wanted."""
+    def _outputs(self, *, hidden_states: Tensor, output_weight: Tensor | None, **rest: Any) -> Tensor:
+        """Megatron's output hook: what the loss is a function of, for all tokens of the microbatch."""
         microbatch, temperature = rest["context"]
-        if self.megatron.sequence_parallel:
-            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.groups.tp)
-        weight = output_weight if output_weight is not None else rest["output_layer"].weight
-        first = microbatch.start
-        last = first + hidden_states.shape[0]
-        targets = microbatch.targets
-        if self.groups.cp.size() > 1:  # each is predicted by the rank that has the token before it
-            targets = targets[(targets > first) & (targets <= last)]
-        logprobs, entropies = vocab_parallel_logprobs(
-            take_rows(hidden_states[:, 0], targets - 1 - first),
-            weight,
-            microbatch.batch.tokens[targets],
+        return logprobs_of(
+            hidden_states,
+            output_weight if output_weight is not None else rest["output_layer"].weight,
+            microbatch,
+            self.groups,
+            self.kernels,
+            sequence_parallel=self.megatron.sequence_parallel,
             temperature=temperature,
             vocab_size=self.mapping.facts.vocab_size,
-            group=self.groups.tp,
-            version=self.kernels.logprob,
             differentiates_entropy=self._differentiates_entropy,
         )
-        places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
-        places = places.index_copy(1, targets, torch.stack([logprobs, entropies]))
-        # Every context-parallel rank computes the loss of the whole microbatch; its gradient goes to its own tokens.
-        return reduce_from_tensor_model_parallel_region(places, group=self.groups.cp)
