@@ -36,10 +36,11 @@ class Outputs:
     """What a model gives for the tokens of a microbatch, at the token that each value is about.
 
     Attributes:
-        logprobs: float32 `[t]`, differentiable; 0 outside the loss mask.
+        logprobs: float32 `[t]`, differentiable; 0 outside the loss mask, and everywhere for a critic.
         entropies: float32 `[t]`, nats, of the distribution that each token was drawn from; 0 outside the loss mask.
-            Differentiable where the loss asks for it.
-        values: float32 `[t]`, of a critic; None for a policy.
+            Differentiable where the loss asks for it; 0 for a critic.
+        values: float32 `[t]`, of a critic, differentiable; None for a policy. The value at a token is predicted from
+            the tokens before it; 0 outside the loss mask.
     """
 
     logprobs: Tensor

@@ -17,8 +17,8 @@ from pentad.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-HF, POLICY = "hf", "policy"
-"""Where a checkpoint has the files of its model beside weights, and the weights of the model that is trained."""
+HF, POLICY, CRITIC = "hf", "policy", "critic"
+"""Where a checkpoint has the files of its model beside weights, and the weights of the models that are trained."""
 
 # Everything beside weights and config.json that an exported model needs.
 _COMPANIONS = (
