@@ -52,23 +52,30 @@ def _custom(settings: CustomSettings) -> Algorithm:
             f"{error}{where(error)}",
             f"change algorithm.options; its signature is {inspect.signature(made)}",
         ) from error
-    _check_losses(name, losses)
     # Columns that do not exist are refused here, too.
-    _ = settings.columns
+    trained = {"policy", "critic"} if "values" in settings.columns else {"policy"}
+    _check_losses(name, losses, trained)
     return algorithm
 
 
-def _check_losses(name: str, losses: object) -> None:
-    if not isinstance(losses, Mapping) or set(losses) != {"policy"}:
+def _check_losses(name: str, losses: object, trained: set[str]) -> None:
+    roles = " and ".join(sorted(trained, reverse=True))
+    if not isinstance(losses, Mapping) or set(losses) != trained:
         raise UserError(
-            f"algorithm.name={name}: losses() gives {losses!r}, not a mapping of the one role that is trained, policy",
-            "return {'policy': LOSS}",
+            f"algorithm.name={name}: losses() gives {losses!r}, not a mapping of "
+            + (
+                f"the one role that is trained, {roles}"
+                if len(trained) == 1
+                else f"the roles that are trained, {roles}"
+            ),
+            "return {" + ", ".join(f"'{role}': LOSS" for role in sorted(trained, reverse=True)) + "}",
         )
-    loss = losses["policy"]
-    missing = [part for part in ("reads", "differentiates_entropy", "denominator") if not hasattr(loss, part)]
-    missing += [] if callable(loss) else ["__call__"]
-    if missing:
-        raise UserError(
-            f"algorithm.name={name}: its loss has no {', '.join(missing)}",
-            "give it the members of pentad.algorithms.protocol.Loss",
-        )
+    for role, loss in losses.items():
+        missing = [part for part in ("reads", "differentiates_entropy", "denominator") if not hasattr(loss, part)]
+        missing += [] if callable(loss) else ["__call__"]
+        if missing:
+            raise UserError(
+                f"algorithm.name={name}: its loss{'' if len(trained) == 1 else f' of the {role}'} has no "
+                f"{', '.join(missing)}",
+                "give it the members of pentad.algorithms.protocol.Loss",
+            )

@@ -96,8 +96,8 @@ class Algorithm(Protocol):
     """How samples become gradients.
 
     A user's own class is made with `algorithm.options` as keyword arguments, and states in `columns` which of
-    `old_logprobs` and `ref_logprobs` are to be computed before `credit`. A sample whose reward failed has reward 0,
-    `scored` False and no token in the loss mask.
+    `old_logprobs`, `ref_logprobs` and `values` are to be computed before `credit`. A sample whose reward failed has
+    reward 0, `scored` False and no token in the loss mask.
     """
 
     def admit(self, group: Sequence[Trajectory]) -> bool:

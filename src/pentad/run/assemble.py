@@ -73,6 +73,7 @@ def assemble(
         publication=publication,
         evaluation=evaluation,
         drift_watch=drift_watch,
+        critic_warmup=settings.critic_warmup,
         temperature=settings.rollout.temperature if settings.algorithm.trains_on == "rollouts" else 1.0,
     )
 

@@ -6,6 +6,7 @@ with a head of zeros, so that the value of everything is 0 until something is le
 
 import copy
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,26 @@ def critic_json(config_json: str) -> str:
     """The text of config.json of a critic with the decoder of a model."""
     config = {name: value for name, value in json.loads(config_json).items() if name != "num_labels"}
     return json.dumps({**config, **critic_values(config["model_type"])}, indent=2) + "\n"
+
+
+def write_critic_config(source: Path, checkpoint: Path) -> str:
+    """Put the configuration of a critic beside its weights in a checkpoint that is being written, and sync it.
+
+    Args:
+        source: the directory that it began with.
+
+    Returns:
+        the name of the file, relative to the checkpoint.
+
+    Raises:
+        OSError: as it comes.
+    """
+    name = f"{CRITIC}/config.json"
+    with (checkpoint / name).open("w", encoding="utf-8") as file:
+        file.write(critic_json((source / "config.json").read_text(encoding="utf-8")))
+        file.flush()
+        os.fsync(file.fileno())
+    return name
 
 
 class CriticReader:

@@ -82,6 +82,18 @@ def resolve_model(path: str, cache: Path, setting: str = "model.path") -> Path:
     return _from_hub(path, setting)
 
 
+def resolve_critic(path: str) -> Path:
+    """A local directory of what `critic.model` names; of a checkpoint with a critic, the critic's.
+
+    Raises:
+        UserError: as `resolve_model`.
+    """
+    own = Path(path).expanduser() / CRITIC
+    if (own / "config.json").is_file() and is_checkpoint(own.parent):
+        return own
+    return resolve_model(path, gguf_cache(path), "critic.model")
+
+
 def _no_model(local: Path, path: str, setting: str) -> UserError:
     if is_checkpoint(local):
         cause = f"{setting}: checkpoint {path} has no {HF}/config.json; an earlier version of Pentad has written it"

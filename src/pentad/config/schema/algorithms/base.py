@@ -15,7 +15,7 @@ from pentad.errors import UserError
 Role = Literal["policy", "reference", "critic"]
 
 # Columns that are computed before training -> the role whose forward pass gives them.
-COLUMN_ROLES: dict[str, Role] = {"old_logprobs": "policy", "ref_logprobs": "reference"}
+COLUMN_ROLES: dict[str, Role] = {"old_logprobs": "policy", "ref_logprobs": "reference", "values": "critic"}
 
 
 class AlgorithmSettings(Settings):
