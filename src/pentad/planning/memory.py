@@ -309,7 +309,7 @@ def _critic_memory(layout: Layout, work: Workload, stage: int, table: Coefficien
 
 
 def _with_critic(components: Mapping[str, float], critic: RankMemory) -> dict[str, float]:
-    """What changes in a rank's components with a critic: its state is held, and the larger need of the two is the peak."""
+    """What changes in a rank's components with a critic: its state is held; the model that needs more is the peak."""
     held = {"critic": float(sum(critic.components[name] for name in ("weights", "gradients", "optimizer")))}
     if sum(components[name] for name in _WORKING) >= sum(critic.components[name] for name in _WORKING):
         return held
