@@ -13,6 +13,7 @@ from pentad.cluster.cluster import Cluster
 from pentad.cluster.engine_actor import EngineActor
 from pentad.cluster.process import check_visible
 from pentad.cluster.ray_session import RaySession
+from pentad.cluster.role_model import RoleModel
 from pentad.cluster.trainer_actor import TrainerActor
 from pentad.config.schema.ray import RaySettings
 from pentad.config.schema.rollout import RolloutSettings
@@ -94,7 +95,8 @@ def test_a_machine_that_does_not_see_the_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.tokenizer: machine"):
         engine.build("hf", tmp_path, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, None, 1)
     with pytest.raises(UserError, match=r"model\.path: machine"):
-        TrainerActor.__ray_metadata__.modified_class(0, 1).build("", gone, *[None] * 7)
+        roles = {"policy": RoleModel(gone, "model.path", None, None)}
+        TrainerActor.__ray_metadata__.modified_class(0, 1).build("", None, None, roles, *[None] * 3)
 
 
 def test_paths_mean_the_same_in_every_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

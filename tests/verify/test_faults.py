@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 from torch import Tensor
 
 import pentad.trainers.megatron.build as build
-import pentad.trainers.megatron.trainer as trainer
+import pentad.trainers.megatron.outputs as outputs
 from pentad.algorithms.policy_loss import PolicyLoss
 from pentad.layout import Layout
 from pentad.trainers.megatron.attention import PackedAttention
@@ -29,13 +29,13 @@ from pentad.weights.mapping import WeightMapping
 
 
 def gradient_scaled_by_context(patch: pytest.MonkeyPatch) -> None:
-    right = trainer.reduce_from_tensor_model_parallel_region
+    right = outputs.reduce_from_tensor_model_parallel_region
 
     def scaled(x: Tensor, group: Any) -> Tensor:
         result, ranks = right(x, group=group), group.size()
         return ranks * result - (ranks - 1) * result.detach()
 
-    patch.setattr(trainer, "reduce_from_tensor_model_parallel_region", scaled)
+    patch.setattr(outputs, "reduce_from_tensor_model_parallel_region", scaled)
 
 
 def norm_gradients_not_reduced(patch: pytest.MonkeyPatch) -> None:
@@ -107,12 +107,12 @@ def auxiliary_loss_on(patch: pytest.MonkeyPatch) -> None:
 
 
 def vocabulary_padding_counted(patch: pytest.MonkeyPatch) -> None:
-    right = trainer.vocab_parallel_logprobs
+    right = outputs.vocab_parallel_logprobs
 
     def padded(*args: Any, vocab_size: int, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return right(*args, vocab_size=2 * vocab_size, **kwargs)
 
-    patch.setattr(trainer, "vocab_parallel_logprobs", padded)
+    patch.setattr(outputs, "vocab_parallel_logprobs", padded)
 
 
 def denominator_of_one_rank(patch: pytest.MonkeyPatch) -> None:

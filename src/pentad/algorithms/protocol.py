@@ -36,10 +36,11 @@ class Outputs:
     """What a model gives for the tokens of a microbatch, at the token that each value is about.
 
     Attributes:
-        logprobs: float32 `[t]`, differentiable; 0 outside the loss mask.
+        logprobs: float32 `[t]`, differentiable; 0 outside the loss mask, and everywhere for a critic.
         entropies: float32 `[t]`, nats, of the distribution that each token was drawn from; 0 outside the loss mask.
-            Differentiable where the loss asks for it.
-        values: float32 `[t]`, of a critic; None for a policy.
+            Differentiable where the loss asks for it; 0 for a critic.
+        values: float32 `[t]`, of a critic, differentiable; None for a policy. The value at a token is predicted from
+            the tokens before it; 0 outside the loss mask.
     """
 
     logprobs: Tensor
@@ -95,8 +96,8 @@ class Algorithm(Protocol):
     """How samples become gradients.
 
     A user's own class is made with `algorithm.options` as keyword arguments, and states in `columns` which of
-    `old_logprobs` and `ref_logprobs` are to be computed before `credit`. A sample whose reward failed has reward 0,
-    `scored` False and no token in the loss mask.
+    `old_logprobs`, `ref_logprobs` and `values` are to be computed before `credit`. A sample whose reward failed has
+    reward 0, `scored` False and no token in the loss mask.
     """
 
     def admit(self, group: Sequence[Trajectory]) -> bool:

@@ -249,9 +249,22 @@ def _workload(
         dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
         recompute=_recompute(settings.megatron.transformer),
         reference="reference" in algorithm.roles,
+        critic=_critic(settings, facts),
         adapters=adapters,
     )
     return work, engine if settings.rollout.engine is None else None, tuple(notes)
+
+
+def _critic(settings: "RunSettings", policy: "ModelFacts") -> "ModelFacts | None":
+    from pentad.families.model_files import facts_of
+    from pentad.weights.source import CRITIC
+
+    if "critic" not in settings.algorithm.roles:
+        return None
+    if settings.critic.model is None:
+        return policy.as_critic()
+    own = Path(settings.critic.model).expanduser() / CRITIC
+    return facts_of(str(own) if (own / "config.json").is_file() else settings.critic.model).as_critic()
 
 
 def _longest_evaluated(settings: "RunSettings", facts: "ModelFacts") -> int:

@@ -27,7 +27,7 @@ _MOST_RANKS_CPU, _LAYERS, _EXPERTS = 4, 4, 8
 _SHORTEST_S, _LONGEST_S = 1, 1_000_000
 # Filled in once it is known that an option was not given: --list does not read them.
 _DEFAULTS = {"dtype": "fp32", "deadline": 120.0}
-_COLUMNS = (("log-probs", 9), ("loss", 7), ("gradient norm", 9), ("gradients", 9), ("weights", 7))
+_COLUMNS = (("scored", 9), ("loss", 7), ("gradient norm", 9), ("gradients", 9), ("weights", 7))
 _WIDTH = 26
 
 
@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lora", type=int, metavar="RANK", help="train adapters of that rank on all linear modules and routers instead"
+    )
+    parser.add_argument(
+        "--critic",
+        action="store_true",
+        help="a built-in or shrunk model with a value head: values instead of log-probs; a directory says itself what "
+        "it is",
     )
     parser.add_argument("--deadline", type=float, help="seconds for one layout (default 120)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
@@ -102,14 +108,15 @@ def _verify(
     devices: int,
     megatron: "MegatronSettings",
 ) -> int:
-    from pentad.verify.models import lora_of_everything
+    from pentad.verify.models import lora_of_everything, value_head
     from pentad.verify.processes import RankFailedError
     from pentad.verify.verification import Verification
+    from pentad.weights.source import load_config
 
     where = "GPU (NCCL)" if devices else "CPU (gloo)"
     of = "" if options.lora is None else f", LoRA of rank {options.lora}"
     print(f"{options.model}, {options.dtype}, {where}{of}, {len(layouts)} layouts against one process", flush=True)
-    print(_header())
+    print(_header("values" if value_head(load_config(directory)) else "log-probs"))
     reports = []
     most = min(devices, max(layout.world for layout in layouts))
     settings: dict[str, Any] = {"dtype": options.dtype, "devices": most, "deadline_s": options.deadline}
@@ -144,6 +151,13 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--max-ranks is not read together with --allocations", "leave one of the two out")
     if options.lora is not None and options.lora < 1:
         raise UserError(f"--lora {options.lora} is no rank", "give a whole number above 0, as 8")
+    if options.critic and options.lora is not None:
+        raise UserError("--lora is not read together with --critic", "leave one of the two out")
+    if options.critic and not options.shrink and options.model not in builtin_models():
+        raise UserError(
+            "--critic is read for built-in models and with --shrink only: a directory says itself what it is",
+            "add --shrink, or give the directory of a *ForTokenClassification model without --critic",
+        )
     for name in ("json", "megatron", "dtype", "deadline", "lora"):
         if options.list and getattr(options, name) is not None:
             raise UserError(f"--{name} is not read together with --list", f"leave --{name} or --list out")
@@ -173,6 +187,7 @@ def _check_file(path: Path) -> None:
 def _config_directory(options: argparse.Namespace, folder: Path) -> Path:
     """A directory with the configuration of the model that is computed; the user's own has its weights, too."""
     from pentad.verify.models import small_config, tiny_config
+    from pentad.weights.critic import critic_config
     from pentad.weights.source import resolve_model
 
     layers = options.layers or _LAYERS
@@ -181,11 +196,11 @@ def _config_directory(options: argparse.Namespace, folder: Path) -> Path:
             raise UserError(
                 f"{options.model} is a built-in tiny model, which --shrink is not for", "leave --shrink out"
             )
-        small_config(
-            options.model, layers=layers, experts=options.experts or _EXPERTS, scale=options.scale or 1
-        ).save_pretrained(folder / "model")
+        made = small_config(options.model, layers=layers, experts=options.experts or _EXPERTS, scale=options.scale or 1)
+        (critic_config(made) if options.critic else made).save_pretrained(folder / "model")
     elif options.model in builtin_models():
-        tiny_config(options.model, layers=layers).save_pretrained(folder / "model")
+        made = tiny_config(options.model, layers=layers)
+        (critic_config(made) if options.critic else made).save_pretrained(folder / "model")
     elif options.layers is not None:
         raise UserError("--layers is read for built-in models and with --shrink only", "add --shrink, or leave it out")
     else:
@@ -284,8 +299,8 @@ def _megatron(pairs: Sequence[str]) -> "MegatronSettings":
     return settings
 
 
-def _header() -> str:
-    names = "  ".join(f"{_short(name):>{width}}" for name, width in _COLUMNS)
+def _header(scored: str) -> str:
+    names = "  ".join(f"{_short(scored if name == 'scored' else name):>{width}}" for name, width in _COLUMNS)
     return f"{'layout':<{_WIDTH}}  {names}  {'seconds':>7}  worst gradient"
 
 
@@ -294,9 +309,10 @@ def _short(name: str) -> str:
 
 
 def _line(report: "Report") -> str:
+    found = dict(report.quantities)
+    found["scored"] = found.get("values") or found.get("log-probs")
     cells = "  ".join(
-        f"{f'{report.quantities[name].value:.1e}' if name in report.quantities else '-':>{width}}"
-        for name, width in _COLUMNS
+        f"{f'{item.value:.1e}' if (item := found.get(name)) is not None else '-':>{width}}" for name, width in _COLUMNS
     )
     worst = report.quantities["gradients"].where if "gradients" in report.quantities else ""
     lines = [f"{report.subject:<{_WIDTH}}  {cells}  {report.seconds:7.1f}  {worst}".rstrip()]

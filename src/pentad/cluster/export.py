@@ -23,7 +23,12 @@ _GRACE_S = 5.0
 
 
 async def write_export(
-    channel: WeightChannel, sending: Awaitable[Any], source: Path, target: Path, lora: LoraSettings | None = None
+    channel: WeightChannel,
+    sending: Awaitable[Any],
+    source: Path,
+    target: Path,
+    lora: LoraSettings | None = None,
+    config_json: str | None = None,
 ) -> None:
     """Receive all tensors of a channel and write them.
 
@@ -32,13 +37,14 @@ async def write_export(
         source: the directory that training started from, for everything beside the weights.
         target: must not exist yet.
         lora: what comes are adapters, which are written as PEFT does.
+        config_json: text of config.json; None: that of the source.
 
     Raises:
         UserError: the target exists, or cannot be written.
         RunFailedError: see `pentad.cluster.processes.Processes.wait`.
     """
     ranks = asyncio.ensure_future(sending)
-    writer = asyncio.ensure_future(asyncio.to_thread(_write, _copies(channel), source, target, lora))
+    writer = asyncio.ensure_future(asyncio.to_thread(_write, _copies(channel), source, target, lora, config_json))
     try:
         await asyncio.wait({ranks, writer}, return_when=asyncio.FIRST_EXCEPTION)
         if writer.done() and writer.exception() is not None and not isinstance(writer.exception(), UserError):
@@ -56,9 +62,16 @@ async def write_export(
                 part.exception()
 
 
-def _write(tensors: Iterator[tuple[str, Tensor]], source: Path, target: Path, lora: LoraSettings | None) -> None:
+def _write(
+    tensors: Iterator[tuple[str, Tensor]],
+    source: Path,
+    target: Path,
+    lora: LoraSettings | None,
+    config_json: str | None,
+) -> None:
     if lora is None:
-        write_checkpoint(tensors, target, companion_files(source), (source / "config.json").read_text())
+        config_json = config_json or (source / "config.json").read_text()
+        write_checkpoint(tensors, target, companion_files(source), config_json)
     else:
         write_adapter_directory(tensors, target, lora, source, companion_files(source))
 

@@ -17,11 +17,11 @@ from torch.distributed import Store
 from pentad.algorithms.protocol import Loss
 from pentad.cluster.meeting import join_store, open_store
 from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
+from pentad.cluster.role_model import RoleModel
 from pentad.cluster.saver import Saver, Started
 from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
-from pentad.config.schema.trainer import TrainerSettings
 from pentad.layout import Layout
 from pentad.platform.deterministic import make_deterministic
 from pentad.platform.device import Platform, enter_platform
@@ -58,11 +58,9 @@ class TrainerActor(Process):
     def build(
         self,
         meeting: str,
-        directory: Path,
         layout: Layout,
-        trainer: TrainerSettings,
         megatron: MegatronSettings,
-        roles: Mapping[Role, int | None],
+        roles: Mapping[Role, RoleModel],
         seed: int,
         lora: LoraSettings | None,
         neighbours: int,
@@ -71,7 +69,7 @@ class TrainerActor(Process):
 
         Args:
             meeting: address of the store that rank 0 has opened.
-            roles: optimizer steps of the whole run in each role; None for a model that is never trained.
+            roles: the model of each role; the policy is one of them.
             lora: adapters to train instead of the models; the reference is then the policy with adapters off.
             neighbours: ranks on this machine, this one among them.
 
@@ -82,7 +80,9 @@ class TrainerActor(Process):
             UserError: this machine does not see the model's directory.
         """
         # Before it meets the others, who would wait for it.
-        check_visible("model.path", directory)
+        for one in roles.values():
+            check_visible(one.setting, one.directory)
+        trainer = roles["policy"].settings
         if lora is not None and lora.adapter is not None:
             check_visible("model.lora.adapter", lora.adapter)
         # Megatron takes seconds to import; the driver, which imports this file, has no use for it. It warns then of
@@ -94,24 +94,22 @@ class TrainerActor(Process):
         from pentad.trainers.megatron.state import RankState
         from pentad.trainers.megatron.trainer import Trainer
         from pentad.weights.adapters import open_adapter
-        from pentad.weights.checkpoint_model import open_weights
-        from pentad.weights.source import load_config
 
         if not self.platform.is_cuda:
             torch.set_num_threads(thread_share(neighbours))
         store = self._store or join_store(meeting, self.world_size, trainer.deadline_s)
         join_ranks(self.platform, self.rank, self.world_size, store, trainer.deadline_s)
         groups = make_groups(layout, seed, trainer.deadline_s)
-        config = load_config(directory)
-        reader = open_weights(directory)
         self._has_shared_reference = lora is not None and "reference" in roles
-        for role, optimizer_steps in roles.items():
+        for role, one in roles.items():
             if role == "reference" and self._has_shared_reference:
                 continue
-            model = Trainer(config, layout, groups, self.platform, trainer, megatron, optimizer_steps, lora, seed)
+            config, reader = one.open()
+            steps = one.optimizer_steps
+            model = Trainer(config, layout, groups, self.platform, one.settings, megatron, steps, lora, seed)
             model.load(reader, open_adapter(config, model.mapping, lora, seed))
             self._models[role] = model
-        trained = [role for role, optimizer_steps in roles.items() if optimizer_steps is not None]
+        trained = [role for role, one in roles.items() if one.optimizer_steps is not None]
         self._saver = Saver(self.rank, {role: RankState(self._models[role]) for role in trained})
         return {"dtype": self.platform.dtype(trainer.dtype), "device": str(self.platform.device)}
 
@@ -125,6 +123,12 @@ class TrainerActor(Process):
             logprobs, _ = model.logprobs(batch, plan, temperature, self._advance)
         self._done = 0
         return logprobs.numpy() if self.rank == 0 else None
+
+    def values(self, role: Role, batch: Batch, plan: Plan) -> np.ndarray | None:
+        """A critic's values, float32 `[T]`; rank 0 answers for all."""
+        values = self._model(role).values(batch, plan, self._advance)
+        self._done = 0
+        return values.numpy() if self.rank == 0 else None
 
     def constants(self, role: Role, positions: Sequence[int]) -> ModelConstants:
         """What the layers of this rank compute with beside weights."""

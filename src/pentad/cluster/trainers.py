@@ -27,6 +27,7 @@ from pentad.cluster.export import write_export
 from pentad.cluster.gang import Progress
 from pentad.cluster.object_store import ObjectStore
 from pentad.cluster.processes import Call
+from pentad.cluster.role_model import RoleModel
 from pentad.cluster.saver import Started, merge
 from pentad.cluster.trainer_actor import TrainerActor
 from pentad.config.schema.algorithms.base import Role
@@ -51,6 +52,7 @@ class Trainers:
         cluster: where they are placed.
         roles: optimizer steps of the whole run in each role; None for a model that is never trained.
         store: takes exported weights to the driver.
+        critic: what the critic begins with, as a directory; None: as the others.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Trainers:
         cluster: Cluster,
         roles: Mapping[Role, int | None],
         store: ObjectStore,
+        critic: Path | None = None,
     ) -> None:
         component = cluster.allocation.trainer
         self.layout = component.layout
@@ -68,12 +71,11 @@ class Trainers:
         self.gang = cluster.spawn(TrainerActor, "trainer rank", component, settings.trainer.deadline_s)
         self.dtype = torch.float32
         self._max_tokens = settings.trainer.tokens_per_microbatch
+        models = {role: _model_of(role, steps, settings, directory, critic) for role, steps in roles.items()}
         self._arguments = (
-            directory,
             self.layout,
-            settings.trainer,
             settings.megatron,
-            self.roles,
+            models,
             settings.experiment.seed,
             settings.model.adapters,
         )
@@ -176,6 +178,12 @@ class RoleTrainer:
         results = await self._trainers.gang.call("logprobs", *arguments, phase=phase, progress=progress)
         return torch.tensor(results[0])  # a copy: the object store's memory must not be written to
 
+    async def values(self, batch: Batch, progress: Progress) -> Tensor:
+        """A critic's values of the tokens in the loss mask, float32 `[T]`, 0 elsewhere."""
+        arguments = (self._role, ray.put(batch), self._trainers.plan(batch))
+        results = await self._trainers.gang.call("values", *arguments, phase="values", progress=progress)
+        return torch.tensor(results[0])
+
     async def constants(self, positions: Sequence[int]) -> ModelConstants:
         """What the whole model computes with beside weights.
 
@@ -193,7 +201,8 @@ class RoleTrainer:
         """
         _pickle_by_value(loss)
         arguments = (self._role, ray.put(minibatch), self._trainers.plan(minibatch), loss, temperature)
-        results = await self._trainers.gang.call("train", *arguments, phase="training", progress=progress)
+        phase = "training" if self._role == "policy" else f"training of the {self._role}"
+        results = await self._trainers.gang.call("train", *arguments, phase=phase, progress=progress)
         consumed = [sample for _, samples, _ in results for sample in samples]
         if Counter(consumed) != Counter(minibatch.sample_ids.tolist()):
             raise AssertionError("a sample was trained on twice or not at all")
@@ -215,7 +224,24 @@ class RoleTrainer:
         sending = self._trainers.gang.finish(
             self.start_sending(channel, "all" if lora is None else "adapters"), "export"
         )
-        await write_export(channel, sending, source, target, lora)
+        config = (source / "config.json").read_text(encoding="utf-8")
+        if self._role == "critic":
+            from pentad.weights.critic import critic_json
+
+            config = critic_json(config)
+        await write_export(channel, sending, source, target, lora, config)
+
+
+def _model_of(
+    role: Role, optimizer_steps: int | None, settings: RunSettings, directory: Path, critic: Path | None
+) -> RoleModel:
+    trainer = settings.trainer
+    if role != "critic":
+        return RoleModel(directory, "model.path", trainer, optimizer_steps)
+    own = settings.critic
+    trainer = trainer.model_copy(update={"optimizer": own.optimizer, "schedule": own.schedule})
+    setting = "model.path" if critic is None else "critic.model"
+    return RoleModel(critic or directory, setting, trainer, optimizer_steps, is_critic=True)
 
 
 def _pickle_by_value(loss: Loss) -> None:

@@ -10,17 +10,20 @@ _LAYER = "model.layers.{layer}."
 _DECODER = "decoder.layers.{layer}."
 
 
-def model_rules(tied: bool) -> tuple[Rule, ...]:
+def model_rules(tied: bool, value_head: bool = False) -> tuple[Rule, ...]:
     """The parameters outside decoder layers.
 
     Args:
         tied: the output layer is the embedding; the last of several pipeline stages holds a copy of it.
+        value_head: the output layer gives one value a token, and every rank of the last stage holds all of it.
     """
-    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    output: Rule = Vocab("output_layer.weight", ("model.embed_tokens.weight" if tied else "lm_head.weight",))
+    if value_head:
+        output = Replicated("output_layer.weight", ("score.weight",))
     return (
         Vocab("embedding.word_embeddings.weight", ("model.embed_tokens.weight",)),
         Replicated("decoder.final_layernorm.weight", ("model.norm.weight",)),
-        Vocab("output_layer.weight", (head,)),
+        output,
     )
 
 

@@ -3,7 +3,7 @@
 Invariant: read from the configuration once; every size is a whole number that is really there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class ModelFacts:
         qkv_bias: whether the query, key and value projections have biases.
         qk_norm: whether queries and keys are normalised, head by head.
         max_positions: longest sequence that the model was made for; None if unknown.
+        value_head: whether the output layer gives one value a token instead of logits: a critic.
     """
 
     family: str
@@ -47,6 +48,11 @@ class ModelFacts:
     qkv_bias: bool = False
     qk_norm: bool = False
     max_positions: int | None = None
+    value_head: bool = False
+
+    def as_critic(self) -> "ModelFacts":
+        """The same decoder with a value head."""
+        return replace(self, tied=False, value_head=True)
 
     def has_experts(self, layer: int) -> bool:
         """Whether that layer, counted from 0, has experts."""

@@ -13,6 +13,9 @@ from pentad.families.config_values import ConfigValues
 from pentad.families.facts import ModelFacts
 from pentad.families.family import Refusal
 
+VALUE_HEAD = "ForTokenClassification"
+"""How the name of a critic's architecture ends."""
+
 # Rotary scaling that depends on positions alone, and never on how long a batch is.
 ROTARY = ("default", "linear", "llama3", "yarn")
 
@@ -89,6 +92,7 @@ def facts_from_config(config: Mapping[str, Any], where: str = "config.json") -> 
     """
     values = read_config(config, where)
     heads, hidden = values.size("num_attention_heads"), values.size("hidden_size")
+    value_head = any(str(name).endswith(VALUE_HEAD) for name in values.get("architectures") or ())
     return ModelFacts(
         family=config["model_type"],
         num_layers=values.size("num_hidden_layers"),
@@ -98,7 +102,8 @@ def facts_from_config(config: Mapping[str, Any], where: str = "config.json") -> 
         ffn_hidden_size=values.size("intermediate_size"),
         vocab_size=values.size("vocab_size"),
         head_dim=values.size_or("head_dim", hidden // heads),
-        tied=bool(values.get("tie_word_embeddings", False)),
+        tied=bool(values.get("tie_word_embeddings", False)) and not value_head,
+        value_head=value_head,
         max_positions=None if values.get("max_position_embeddings") is None else values.size("max_position_embeddings"),
         **family_named(config["model_type"]).facts(values),
     )

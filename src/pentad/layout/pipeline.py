@@ -90,7 +90,7 @@ def edge_costs(facts: ModelFacts) -> tuple[float, float]:
     matrices += 3 * width * facts.hidden_size
     # Scores and weighted values, half of them masked.
     attention = facts.num_heads * facts.head_dim * _NOMINAL_SEQUENCE
-    head = facts.vocab_size * facts.hidden_size
+    head = 0 if facts.value_head else facts.vocab_size * facts.hidden_size
     return 0.0, _HEAD_PRODUCTS * head / (_PRODUCTS * (matrices + attention))
 
 

@@ -9,7 +9,6 @@ newer than those that sampled it. A step is: batch, columns, credit, optimizer s
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from pentad.algorithms.importance import importance_weights
@@ -29,6 +28,7 @@ from pentad.loops.skipping import SkippedUpdates
 from pentad.loops.sources import Source
 from pentad.loops.stages import SAMPLED_COLUMNS, compute_columns
 from pentad.loops.stopping import Stop, StopNow, StoppedError
+from pentad.loops.updates import join_updates
 from pentad.record.metrics import merge
 from pentad.samples.batch import Batch
 from pentad.samples.packing import split_minibatches
@@ -51,6 +51,7 @@ class Parts:
         correction: importance weights of what other weights have sampled; None: none.
         drift_watch: judges how far engines and trainer are apart; None where nothing is generated.
         saver: writes checkpoints; None where none are asked for.
+        critic_warmup: steps at the beginning in which the critic alone is trained.
         export: writes the model of a step as a Hugging Face directory; whether it replaces one that is there.
     """
 
@@ -68,6 +69,7 @@ class Parts:
     correction: CorrectionSettings | None = None
     drift_watch: DriftWatch | None = None
     saver: Saver | None = None
+    critic_warmup: int = 0
     export: Callable[[int, bool], Awaitable[None]] | None = None
 
 
@@ -76,7 +78,7 @@ class Loop:
 
     Attributes:
         step: steps that are done.
-        version: of the weights; the number of optimizer steps behind them.
+        version: of the weights; the number of optimizer steps behind them, those of the critic's warmup included.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -223,33 +225,32 @@ class Loop:
 
     async def _train(self, batch: Batch) -> dict[str, float]:
         """The optimizer steps on a batch."""
-        parts, metrics, consumed = self._parts, [], Counter[int]()
+        parts, left_out = self._parts, Counter[int]()
+        # In the critic's warmup the policy stays what it is.
+        roles = [role for role in self._losses if role != "policy" or self.step >= parts.critic_warmup]
+        metrics: dict[Role, list[Mapping[str, float]]] = {role: [] for role in roles}
+        consumed = {role: Counter[int]() for role in roles}
         groups = batch.per_sequence.get("group_ids")
         updates = parts.algorithm_settings.updates
         for part in split_minibatches(batch.num_sequences, updates, None if groups is None else groups.tolist()):
             minibatch = batch.select(part) if updates > 1 else batch
             if not bool(minibatch.loss_mask.any()):
                 # All its samples were left out; a step would follow nothing but old momentum.
-                consumed.update(minibatch.sample_ids.tolist())
+                left_out.update(minibatch.sample_ids.tolist())
                 continue
-            for role, loss in self._losses.items():
+            for role in roles:
                 progress = parts.journal.progress("training" if role == "policy" else f"training of the {role}")
-                trained = await parts.roles[role].train(minibatch, loss, parts.temperature, progress)
+                trained = await parts.roles[role].train(minibatch, self._losses[role], parts.temperature, progress)
                 self._skipped.count(role, trained)
-                if role == "policy":
-                    metrics.append(trained.metrics)
-                    consumed.update(trained.sample_ids)
+                metrics[role].append(trained.metrics)
+                consumed[role].update(trained.sample_ids)
             self.version += 1
-        if consumed != Counter(batch.sample_ids.tolist()):
+        whole = Counter(batch.sample_ids.tolist())
+        if any(samples + left_out != whole for samples in consumed.values()):
             raise AssertionError("a sample was trained on twice or not at all")
-        names = dict.fromkeys(name for step in metrics for name in step)
-        joined = {name: fmean(step[name] for step in metrics if name in step) for name in names}
-        if metrics:
-            joined["train/lr"] = metrics[-1]["train/lr"]
-            joined["train/skipped_updates"] = sum(step.get("train/skipped_updates", 0) for step in metrics)
-        left_out = 0 if (kept := trained_sequences(batch)) is None else int((~kept).sum())
-        counts = {"data/samples_consumed": consumed.total() - left_out, "data/samples_left_out": left_out}
-        return {**joined, **counts}
+        joined = {name: value for role in roles for name, value in join_updates(role, metrics[role]).items()}
+        failed = 0 if (kept := trained_sequences(batch)) is None else int((~kept).sum())
+        return {**joined, "data/samples_consumed": whole.total() - failed, "data/samples_left_out": failed}
 
     async def _publish(self) -> None:
         if self._parts.publication is None:
@@ -279,7 +280,7 @@ class Loop:
             "evaluated": self._evaluated,
             "source": self._parts.source.state_dict(),
             "drift": None if watch is None else watch.state_dict(),
-            "skipped": self._skipped.in_a_row,
+            "skipped": self._skipped.state_dict(),
             "algorithm": algorithm_state(self._parts.algorithm),
         }
 
@@ -290,7 +291,7 @@ class Loop:
         self._parts.source.load_state_dict(state["source"])
         if self._parts.drift_watch is not None and state["drift"] is not None:
             self._parts.drift_watch.load_state_dict(state["drift"])
-        self._skipped.in_a_row = state["skipped"]
+        self._skipped.load_state_dict(state["skipped"])
         load_algorithm_state(self._parts.algorithm, state["algorithm"])
 
 

@@ -27,6 +27,10 @@ class Trainer(Protocol):
         """Log-probs of the tokens in the loss mask, float32 `[T]`, 0 elsewhere."""
         ...
 
+    async def values(self, batch: Batch, progress: Progress) -> Tensor:
+        """A critic's values of the tokens in the loss mask, float32 `[T]`, 0 elsewhere."""
+        ...
+
     async def train(self, minibatch: Batch, loss: Loss, temperature: float, progress: Progress) -> Trained:
         """One optimizer step."""
         ...

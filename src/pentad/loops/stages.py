@@ -12,7 +12,7 @@ from pentad.loops.roles import Trainer
 from pentad.samples.batch import Batch
 
 # In this order; the phase that is shown.
-_PHASES = {"old_logprobs": "log-probs", "ref_logprobs": "reference log-probs"}
+_PHASES = {"old_logprobs": "log-probs", "ref_logprobs": "reference log-probs", "values": "values"}
 
 SAMPLED_COLUMNS = {"old_logprobs": "rollout_logprobs"}
 """Columns that may be taken from the rollouts, and what they then are."""
@@ -30,6 +30,10 @@ async def compute_columns(
     wanted = set(columns)
     for column, phase in _PHASES.items():
         if column in wanted:
-            role = roles[COLUMN_ROLES[column]]
-            batch = batch.with_per_token(column, await role.logprobs(batch, temperature, journal.progress(phase)))
+            role, progress = roles[COLUMN_ROLES[column]], journal.progress(phase)
+            if column == "values":
+                found = await role.values(batch, progress)
+            else:
+                found = await role.logprobs(batch, temperature, progress)
+            batch = batch.with_per_token(column, found)
     return batch

@@ -4,7 +4,7 @@ Invariant: times are of the slowest pipeline stage, and every second belongs to 
 not overlapped with computation, and every link is as fast as the slowest that its group crosses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pentad.families.facts import ModelFacts
 from pentad.layout.layout import Layout
@@ -14,7 +14,7 @@ from pentad.planning.gpus import Gpu
 from pentad.planning.memory import Workload
 from pentad.planning.parameters import RankParameters, chunk_parameters, flops_per_token
 
-PARTS = ("compute", "tensor", "context", "expert", "pipeline", "data", "optimizer")
+PARTS = ("compute", "tensor", "context", "expert", "pipeline", "data", "optimizer", "critic")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ def predict_time(
 ) -> StepTime:
     """Predicted time of one optimizer step. The layout must be legal for the model.
 
+    A critic is trained on the same tokens, and has scored them before: a forward pass, a third of the products.
+
     Args:
         step_tokens: what the step is wanted for, where its microbatches are not all full: speed and utilization count
             these tokens only, the time that of full microbatches. None if all are full.
@@ -97,9 +99,15 @@ def predict_time(
     parts["pipeline"] += bubble * work.microbatches * microbatch
     updates = [_update(layout, work, gpu, chunk_parameters(facts, layout, chunks), rates) for chunks in stages]
     parts["data"], parts["optimizer"] = max(updates, key=sum)
-    total = sum(parts.values())
     tokens = work.tokens * work.microbatches * layout.data if step_tokens is None else step_tokens
     operations = flops_per_token(facts, work.sequence) * tokens
+    parts["critic"] = 0.0
+    if work.critic is not None:
+        alone = predict_time(work.critic, layout, replace(work, critic=None), gpu, rates, step_tokens)
+        scoring = (alone.total - alone.parts["data"] - alone.parts["optimizer"]) / rates.products
+        parts["critic"] = alone.total + scoring
+        operations += flops_per_token(work.critic, work.sequence) * tokens * (1 + 1 / rates.products)
+    total = sum(parts.values())
     peak = gpu.tflops[work.dtype] * 1e12 * layout.world
     return StepTime({part: parts[part] for part in PARTS}, bubble, tokens / total, operations / total / peak)
 
@@ -114,7 +122,7 @@ def _microbatch(
             parts[part] += count * seconds
     tokens = work.tokens / layout.context
     residual = tokens * facts.hidden_size * BYTES[work.dtype]
-    if chunks[-1].head:
+    if chunks[-1].head and not facts.value_head:
         operations = 2 * rates.head_products * tokens * facts.padded_vocab(layout.tensor) / layout.tensor
         parts["compute"] += operations * facts.hidden_size / _speed(gpu, work, rates.head, rates)
         if layout.tensor > 1:

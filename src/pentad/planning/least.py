@@ -12,7 +12,7 @@ from pentad.planning.coefficients import GIB
 from pentad.planning.engine import EngineWork, predict_engine
 from pentad.planning.memory import Workload, predict_memory
 
-_STATE = ("weights", "gradients", "optimizer")
+_STATE = ("weights", "gradients", "optimizer", "critic")
 
 
 def check_memory(
@@ -22,6 +22,7 @@ def check_memory(
     engine: EngineWork | None,
     memory_gib: float,
     adapters: AdapterWork | None = None,
+    critic: ModelFacts | None = None,
 ) -> list[Problem]:
     """What cannot fit on GPUs of that much memory; empty when it may fit. The layout must be legal for the model.
 
@@ -30,9 +31,10 @@ def check_memory(
         engine: what each rollout engine generates; None where its memory is not known.
         memory_gib: of one GPU, in GiB.
         adapters: that are trained instead of the model.
+        critic: facts of the critic that is trained beside it.
     """
     layout, rollout = allocation.trainer.layout, allocation.rollout
-    ranks = predict_memory(facts, layout, Workload(1, layout.pipeline, 1, dtype, adapters=adapters))
+    ranks = predict_memory(facts, layout, Workload(1, layout.pipeline, 1, dtype, adapters=adapters, critic=critic))
     needs = {str(allocation.trainer): max(sum(rank.components[part] for part in _STATE) for rank in ranks)}
     if rollout is not None and engine is not None:
         parts = predict_engine(facts, rollout, engine).components

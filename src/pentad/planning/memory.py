@@ -28,10 +28,13 @@ COMPONENTS = (
     "logits",
     "buffers",
     "reference",
+    "critic",
     "engine",
     "cache",
     "overhead",
 )
+# Those that are there only while a model is trained.
+_WORKING = ("activations", "logits", "buffers")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Workload:
         recompute: activations that are computed again in the backward pass: `none`; `selective`, the attention;
             `full`, whole layers, one by one.
         reference: whether the weights of a frozen reference model are held too.
+        critic: facts of the critic that is trained too, on the same layout; None without one.
         engine: of a rollout engine on the same GPU, if there is one.
         adapters: that are trained instead of the model; a reference is then the same model with them off.
     """
@@ -56,6 +60,7 @@ class Workload:
     dtype: str = "bf16"
     recompute: Recompute = "none"
     reference: bool = False
+    critic: ModelFacts | None = None
     engine: EngineMemory | None = None
     adapters: AdapterWork | None = None
 
@@ -267,7 +272,7 @@ def _stage_memory(
         )
     exchanges = _exchanges(facts, layout, work, table)
     workspace = max(_backward_workspace(facts, layout, work, layer, parameters, table) for layer in kinds)
-    logits = _logits(facts, layout, work, table) if chunks[-1].head else 0.0
+    logits = _logits(facts, layout, work, table) if chunks[-1].head and not facts.value_head else 0.0
     # The output layer and a decoder layer are not differentiated at the same time.
     if logits > workspace:
         workspace = 0.0
@@ -286,12 +291,29 @@ def _stage_memory(
         "buffers": workspace + exchanges,
         "reference": parameters.total * width if work.reference and adapters is None else 0,
     }
+    if work.critic is not None:
+        components |= _with_critic(components, _critic_memory(layout, work, stage, table))
     outside = table.context_bytes + table.group_bytes * _groups(layout)
     if work.engine is not None:
         outside += table.context_bytes  # the engine is another process
         components |= _with_engine(components, work.engine)
     components["overhead"] = outside + table.fragmentation * sum(components.values())
     return RankMemory(stage, parameters, {name: int(components.get(name, 0)) for name in COMPONENTS}, adapters)
+
+
+def _critic_memory(layout: Layout, work: Workload, stage: int, table: Coefficients) -> RankMemory:
+    """What the critic needs on the ranks of a stage; the two models take turns."""
+    assert work.critic is not None
+    own = replace(work, reference=False, critic=None, engine=None, adapters=None)
+    return _stage_memory(work.critic, layout, own, stage, pipeline_chunks(work.critic, layout)[stage], table)
+
+
+def _with_critic(components: Mapping[str, float], critic: RankMemory) -> dict[str, float]:
+    """What changes in a rank's components with a critic: its state is held; the model that needs more is the peak."""
+    held = {"critic": float(sum(critic.components[name] for name in ("weights", "gradients", "optimizer")))}
+    if sum(components[name] for name in _WORKING) >= sum(critic.components[name] for name in _WORKING):
+        return held
+    return held | {name: float(critic.components[name]) for name in _WORKING}
 
 
 def _adapter_activations(
@@ -308,10 +330,9 @@ def _with_engine(components: Mapping[str, float], engine: EngineMemory) -> dict[
     """What changes in a rank's components with an engine on the same GPU."""
     parts = engine.components
     held = {"engine": float(parts["weights"]), "cache": float(parts["cache"])}
-    training = ("activations", "logits", "buffers")
     if not engine.work.sleeps:
         return held
     # Only one of the two works at a time; the larger need is the peak.
-    if sum(components[name] for name in training) >= sum(held.values()) + parts["logits"]:
+    if sum(components[name] for name in _WORKING) >= sum(held.values()) + parts["logits"]:
         return {}
-    return {**dict.fromkeys(training, 0.0), **held, "logits": float(parts["logits"])}
+    return {**dict.fromkeys(_WORKING, 0.0), **held, "logits": float(parts["logits"])}

@@ -83,7 +83,9 @@ def chunk_parameters(facts: ModelFacts, layout: Layout, chunks: tuple[Chunk, ...
             parts["embedding"] += table
         if chunk.head:
             parts["norms"] += facts.hidden_size
-            if not facts.tied or layout.pipeline > 1:
+            if facts.value_head:
+                parts["head"] += facts.hidden_size
+            elif not facts.tied or layout.pipeline > 1:
                 parts["head"] += table
     return RankParameters({part: parts[part] for part in PARTS if parts[part]}, largest)
 

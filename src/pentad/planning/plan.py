@@ -98,6 +98,11 @@ def make_plan(
         *check_microbatches(layout, work.microbatches),
     ]
     refuse(problems, f"{model} on {allocation.trainer}")
+    if work.critic is not None:
+        refuse(
+            [*check_layout(work.critic, layout), *check_projections(work.critic, layout)],
+            f"the critic on {allocation.trainer}",
+        )
     time = predict_time(facts, layout, work, gpu)
     notes += tuple(f"{item.cause}; {item.fix}" for item in check_cluster(layout, gpu.per_node))
     engine = None

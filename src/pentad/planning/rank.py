@@ -27,6 +27,7 @@ _BLAME = {
     "pipeline": "waiting in p{0.pipeline}",
     "data": "reducing gradients over {1} replicas",
     "optimizer": "the optimizer's step",
+    "critic": "scoring and training of the critic",
 }
 
 

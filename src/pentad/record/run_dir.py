@@ -48,6 +48,7 @@ class RunDir:
         self.outcome = self.path / "outcome.json"
         self.report = self.path / "report.html"
         self.model = self.path / "model"
+        self.critic = self.path / "critic"
         self.checkpoints = self.path / "checkpoints"
         self.wandb_id = self.path / "wandb.id"
         self.failures = self.path / "failures.jsonl"
@@ -90,7 +91,7 @@ class RunDir:
             raise UserError(f"the run directory is {run_dir.path}, the root of the file system", _OTHER_PLACE)
         with _writable(run_dir.path), run_dir.writing():
             # What the run has written already needs no more space.
-            written = (run_dir.checkpoints, run_dir.exports, run_dir.model) if goes_on else ()
+            written = (run_dir.checkpoints, run_dir.exports, run_dir.model, run_dir.critic) if goes_on else ()
             _check_space(run_dir.path, needed_bytes - sum(map(_size, written)))
             run_dir._take()
             try:
@@ -169,7 +170,7 @@ class RunDir:
         """Names of the files in the directory that this run would overwrite."""
         if self._goes_on:
             return []
-        files = (self.metrics, self.samples, self.report, self.model, self.checkpoints, self.exports)
+        files = (self.metrics, self.samples, self.report, self.model, self.critic, self.checkpoints, self.exports)
         found = [file.name for file in files if file.exists()]
         # A run that failed before its first step leaves config.yaml and versions.json, which may be replaced. A
         # config.yaml without versions.json was not written by a run.

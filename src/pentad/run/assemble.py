@@ -80,6 +80,7 @@ def assemble(
         max_staleness=settings.trainer.max_staleness,
         correction=importance_of(settings.algorithm, settings.trainer.max_staleness),
         drift_watch=drift_watch,
+        critic_warmup=settings.critic_warmup,
         temperature=settings.rollout.temperature if settings.algorithm.trains_on == "rollouts" else 1.0,
     )
 

@@ -10,10 +10,15 @@ from pentad.planning.least import check_memory
 from pentad.record.machine import smallest_gpu_gib
 
 
-def check_gpus(settings: RunSettings, facts: ModelFacts, allocation: Allocation) -> None:
+def check_gpus(
+    settings: RunSettings, facts: ModelFacts, allocation: Allocation, critic: ModelFacts | None = None
+) -> None:
     """Refuse a run whose weights, optimizer and caches exceed the memory of this machine's GPUs.
 
     Without a GPU here, or with a cluster of other machines (`ray.address`), nothing is known and nothing refused.
+
+    Args:
+        critic: that is trained beside the policy.
 
     Raises:
         UserError: it cannot fit.
@@ -33,4 +38,4 @@ def check_gpus(settings: RunSettings, facts: ModelFacts, allocation: Allocation)
     dtype = "fp32" if settings.trainer.dtype == "fp32" else "bf16"
     lora = settings.model.adapters
     adapters = None if lora is None else adapter_work(lora, facts, allocation.trainer.layout)
-    refuse(check_memory(facts, allocation, dtype, known, memory, adapters), f"allocation {allocation}")
+    refuse(check_memory(facts, allocation, dtype, known, memory, adapters, critic), f"allocation {allocation}")

@@ -18,6 +18,7 @@ from pentad.families.hf_config import facts_from_config
 from pentad.layout import Allocation
 from pentad.layout.cluster_checks import check_projections
 from pentad.layout.validate import check_layout, refuse
+from pentad.run.critic import check_critic_model
 from pentad.run.sources import Sources
 from pentad.weights.checkpoint_model import open_weights
 from pentad.weights.mapping import expected_shapes
@@ -34,6 +35,7 @@ class Prepared:
         train: prompts (grpo) or examples (sft).
         eval: prompts of each evaluation.
         algorithm: made from its settings.
+        critic: what the critic begins with, as a directory; None where there is no critic.
     """
 
     settings: RunSettings
@@ -44,6 +46,7 @@ class Prepared:
     train: EncodedPrompts | EncodedExamples
     eval: dict[str, EncodedPrompts]
     algorithm: Algorithm
+    critic: Path | None = None
 
     @property
     def longest(self) -> int:
@@ -96,7 +99,10 @@ def prepare(sources: Sources) -> Prepared:
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)
     algorithm = make_algorithm(settings.algorithm, settings.rollout.max_response_tokens)
-    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals, algorithm)
+    critic = None if sources.critic is None else sources.critic.absolute()
+    if critic is not None:
+        check_critic_model(settings, directory, critic, longest)
+    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals, algorithm, critic)
 
 
 def _tokenizer_path(setting: str | None, directory: Path) -> str:

@@ -24,6 +24,7 @@ from pentad.record.machine import collect_versions
 from pentad.record.manifest import Manifest, differences
 from pentad.run.choice import ORIGIN, is_own
 from pentad.run.prepare import Prepared
+from pentad.weights.critic import critic_values
 
 # Packages whose versions decide what is computed.
 _SOFTWARE = ("pentad", "torch", "megatron-core", "transformers", "ray", "vllm", "safetensors", "quack-kernels")
@@ -66,12 +67,13 @@ def base_manifest(prepared: Prepared, resume: Resume | None = None) -> Manifest:
     return Manifest(
         step=0,
         version=0,
-        roles=("policy",),
+        roles=("policy",) if prepared.critic is None else ("policy", "critic"),
         files=(),
         model={
             "path": prepared.settings.model.path,
             "config": model_config(prepared.directory) | _adapters(prepared),
             "weights": _weights(prepared.directory),
+            **({} if prepared.critic is None else {"critic": _critic_config(prepared.critic)}),
         },
         data=_data(prepared),
         run={} if (origin := _origin(prepared, resume)) is None else {ORIGIN: origin},
@@ -114,6 +116,11 @@ def check_same(manifest: Manifest, prepared: Prepared, checkpoint: Path) -> list
     if manifest.model["weights"] != now.model["weights"]:
         problems.append(f"model: the weights in {prepared.directory} are others than those that the run began with")
     problems += [f"data: {line}" for line in differences(manifest.data, now.data)]
+    if "critic" in now.roles and "critic" not in manifest.roles:
+        problems.append("critic: the checkpoint has none; go on with the algorithm that it is of")
+    elif "critic" in now.roles:
+        lines = differences(manifest.model.get("critic", {}), now.model["critic"])
+        problems += [f"critic: {line}" for line in lines]
     for section, name in _KEPT:
         then_value, now_value = (values.get(section, {}).get(name) for values in (manifest.settings, now.settings))
         if then_value != now_value:
@@ -138,6 +145,12 @@ def model_config(directory: Path) -> dict[str, Any]:
     # As it is written: what transformers adds by default differs between its versions.
     config = json.loads((directory / "config.json").read_text())
     return {name: value for name, value in config.items() if name not in _UNCOMPARED}
+
+
+def _critic_config(directory: Path) -> dict[str, Any]:
+    """The same of a critic, whatever head its directory has."""
+    config = {name: value for name, value in model_config(directory).items() if name != "num_labels"}
+    return config | critic_values(config["model_type"])
 
 
 def _weights(directory: Path) -> str:

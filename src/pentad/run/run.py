@@ -198,6 +198,7 @@ def _inputs(sources: Sources) -> Iterator[tuple[str, Path]]:
     file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
     named: dict[str, str | Path | None] = {
         "model.path": sources.directory,
+        "critic.model": None if settings.critic.model is None else sources.critic,
         "model.tokenizer": settings.model.tokenizer,
         "model.chat_template": settings.model.chat_template,
         "data.train": settings.data.train,

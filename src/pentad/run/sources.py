@@ -12,6 +12,7 @@ from pentad.config.schema.run import RunSettings
 from pentad.data.dataset import load_eval_rows, load_train_rows, shared_prompts
 from pentad.data.rows import Rows
 from pentad.errors import UserError
+from pentad.families.facts import ModelFacts
 from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
@@ -21,7 +22,7 @@ from pentad.planning.parameters import model_parameters
 from pentad.record.checkpoints import sound
 from pentad.run.allocation import check_allocation
 from pentad.run.gpu_memory import check_gpus
-from pentad.weights.source import checkpoint_of, gguf_cache, resolve_model
+from pentad.weights.source import CRITIC, checkpoint_of, gguf_cache, is_checkpoint, resolve_critic, resolve_model
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Sources:
         chat_template: contents of `model.chat_template`, if it is set.
         train: rows of `data.train`.
         eval: rows of each evaluation.
+        critic: what the critic begins with, as a directory; None where there is no critic.
     """
 
     settings: RunSettings
@@ -41,6 +43,7 @@ class Sources:
     chat_template: str | None
     train: Rows
     eval: dict[str, Rows]
+    critic: Path | None = None
 
     @property
     def model_bytes(self) -> int:
@@ -60,7 +63,11 @@ class Sources:
         whole, share = model_parameters(facts_of(str(self.directory))), self.trained_share
         if share is not None:
             return int((models * 4 + checkpoints * 12) * share * whole)
-        return models * self.model_bytes + checkpoints * 12 * whole
+        written = models * self.model_bytes + checkpoints * 12 * whole
+        if self.critic is not None:
+            each = checkpoints * 12 + 4 * self.settings.critic.export
+            written += each * model_parameters(critic_facts(self.critic))
+        return written
 
     @property
     def trained_share(self) -> float | None:
@@ -131,12 +138,39 @@ def find_sources(settings: RunSettings) -> Sources:
     if (checkpoint := checkpoint_of(directory)) is not None:
         sound(checkpoint)
     facts, layout = facts_of(str(directory)), allocation.trainer.layout
+    if facts.value_head:
+        raise UserError(
+            f"model.path: {directory} is a critic: it gives values, and has no output layer to sample from",
+            "name a language model; a critic may be named in critic.model",
+        )
     refuse(check_layout(facts, layout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
     if (lora := settings.model.adapters) is not None:
         adapter_work(lora, facts, layout)
-    check_gpus(settings, facts, allocation)
-    return Sources(settings, allocation, directory, chat_template, train, evals)
+    critic = _find_critic(settings, directory, allocation)
+    check_gpus(settings, facts, allocation, None if critic is None else critic_facts(critic))
+    return Sources(settings, allocation, directory, chat_template, train, evals, critic)
+
+
+def critic_facts(directory: Path) -> ModelFacts:
+    """The facts of the critic that begins with a directory."""
+    return facts_of(str(directory)).as_critic()
+
+
+def _find_critic(settings: RunSettings, policy: Path, allocation: Allocation) -> Path | None:
+    if "critic" not in settings.algorithm.roles:
+        return None
+    if settings.critic.model is None:
+        return policy
+    directory = resolve_critic(settings.critic.model)
+    is_own = directory.name == CRITIC and is_checkpoint(directory.parent)
+    checkpoint = directory.parent if is_own else checkpoint_of(directory)
+    if checkpoint is not None:
+        sound(checkpoint)
+    facts, layout = critic_facts(directory), allocation.trainer.layout
+    refuse(check_layout(facts, layout), f"critic.model on allocation {allocation}")
+    refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer with critic.model")
+    return directory
 
 
 def _read_template(path: Path | None) -> str | None:

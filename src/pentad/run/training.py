@@ -136,6 +136,9 @@ async def _train(
     if settings.trainer.export:
         status.phase = "export"
         await export(policy, prepared.directory, run_dir.model)
+    if prepared.critic is not None and settings.critic.export:
+        status.phase = "export"
+        await export(trainers.role("critic"), prepared.critic, run_dir.critic)
     signals.finished()
 
 
@@ -157,7 +160,8 @@ def _make_loop(
     dtype = torch.bfloat16 if torch.bfloat16 in (trainers.dtype, engines and engines.dtype) else torch.float32
     parts = assemble(prepared, policy, roles, engines, rewards, journal, dtype, stack)
     if settings.trainer.save_freq:
-        saved, checkpoints = SavableTrainers(trainers, prepared.directory), Checkpoints(run_dir.checkpoints)
+        saved = SavableTrainers(trainers, prepared.directory, prepared.critic)
+        checkpoints = Checkpoints(run_dir.checkpoints)
         last = None if resume is None else resume.step
         manifest = base_manifest(prepared, resume)
         precision = "bf16" if trainers.dtype == torch.bfloat16 else "fp32"
@@ -195,10 +199,9 @@ async def _start(
     deadline_s = settings.trainer.deadline_s
     mailbox = cluster.spawn_one(Mailbox, "weight mailbox", deadline_s)
     store = ObjectStore(mailbox.actors[0], deadline_s)
-    updates = settings.trainer.total_steps * settings.algorithm.updates
-    # A reference is never trained.
-    steps = {role: None if role == "reference" else updates for role in settings.algorithm.roles}
-    trainers = Trainers(settings, prepared.directory, cluster, steps, store)
+    # Everywhere in one order, as ranks build the models one after the other.
+    steps = {role: settings.optimizer_steps(role) for role in sorted(settings.algorithm.roles, reverse=True)}
+    trainers = Trainers(settings, prepared.directory, cluster, steps, store, prepared.critic)
     engines = None
     if allocation.rollout is not None:
         engines = Engines(settings, prepared.directory, prepared.tokenizer_path, prepared.longest, cluster)

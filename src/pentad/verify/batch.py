@@ -66,3 +66,15 @@ def with_objective(batch: Batch, logprobs: Tensor) -> Batch:
     advantages[:: _GROUP + 1] *= -1
     batch = batch.with_per_token("old_logprobs", near()).with_per_token("ref_logprobs", near())
     return batch.with_per_token("advantages", advantages[batch.sequence_ids()] * batch.loss_mask)
+
+
+def with_returns(batch: Batch, values: Tensor) -> Batch:
+    """What a critic learns, at given distances from its own values; most of one sign, as a sum that cancels is inexact.
+
+    Args:
+        values: float32 `[T]`, the critic's.
+    """
+    random = torch.Generator().manual_seed(_OBJECTIVE_SEED)
+    distances = 0.25 + torch.rand(batch.num_tokens, generator=random)
+    distances[:: _GROUP + 1] *= -1
+    return batch.with_per_token("returns", (values + distances) * batch.loss_mask)

@@ -17,7 +17,7 @@ class Bounds:
     """Largest differences that are put down to rounding.
 
     Attributes:
-        logprobs: of a token, absolute.
+        logprobs: of a token's log-prob, or of a critic's value, absolute.
         loss: relative.
         grad_norm: relative.
         gradients: of a parameter, norm of the difference over norm.
@@ -47,7 +47,7 @@ class RankFindings:
     Attributes:
         stage: its pipeline stage.
         exported: checkpoint tensor -> whether the export before the first step is equal to it bit for bit.
-        logprobs: sample id -> largest difference of a token before the first step.
+        logprobs: sample id -> largest difference of a token (its log-prob, or a critic's value) before the first step.
         losses: step -> relative difference.
         grad_norms: step -> relative difference.
         gradients: parameter -> norm of the difference over norm, in the first step.
@@ -177,6 +177,7 @@ def judge(
     parameters: Iterable[str],
     samples: Iterable[int],
     trained: Iterable[str] | None = None,
+    scored: str = "log-probs",
 ) -> Report:
     """All ranks of a layout together: of each quantity the worst rank counts.
 
@@ -184,9 +185,10 @@ def judge(
         parameters: Hugging Face names that the stages together must have, each of them on one stage.
         samples: ids of the samples that must be trained, each once.
         trained: parameters that must have gradients; None: all.
+        scored: what a model gives for tokens.
     """
     quantities = {
-        "log-probs": Quantity.of(_worst(named("sample", rank.logprobs) for rank in ranks), bounds.logprobs),
+        scored: Quantity.of(_worst(named("sample", rank.logprobs) for rank in ranks), bounds.logprobs),
         "loss": Quantity.of(_worst(named("step", rank.losses) for rank in ranks), bounds.loss),
         "gradient norm": Quantity.of(_worst(named("step", rank.grad_norms) for rank in ranks), bounds.grad_norm),
         "gradients": Quantity.of(_worst(rank.gradients for rank in ranks), bounds.gradients),

@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -97,11 +98,17 @@ def _from_hub(model: str) -> PreTrainedConfig:
         ) from None
 
 
+def value_head(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is of a critic."""
+    return facts_from_config(config.to_dict()).value_head
+
+
 @torch.no_grad()
 def write_random_model(config: PreTrainedConfig, directory: Path, dtype: torch.dtype, seed: int = 0) -> None:
     """A model of that configuration with random weights, as a Hugging Face directory."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    kind = AutoModelForTokenClassification if value_head(config) else AutoModelForCausalLM
+    model = kind.from_config(config, dtype=torch.float32)
     tiny = config.hidden_size <= _TINY_WIDTH
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:

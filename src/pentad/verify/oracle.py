@@ -10,18 +10,20 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from pentad.config.schema.lora import LoraSettings
 from pentad.families.lora import A, B
 from pentad.platform.device import find_platform
 from pentad.samples.batch import Batch
-from pentad.verify.batch import LOSS, TEMPERATURE, make_batch, with_objective
+from pentad.verify.batch import LOSS, TEMPERATURE, make_batch, with_objective, with_returns
 from pentad.verify.findings import RankFindings
+from pentad.verify.models import value_head
 from pentad.verify.rank import by_sample
 from pentad.verify.reference import Reference, relative_number
 from pentad.weights.adapters import AdapterReader
+from pentad.weights.source import load_config
 from pentad.weights.table import WeightTable
 
 
@@ -38,20 +40,27 @@ def consult(
     device = find_platform(rank).device
     if device.type == "cpu":
         torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-    ).to(device)
+    is_critic = value_head(load_config(checkpoint))
+    model = (
+        (AutoModelForTokenClassification if is_critic else AutoModelForCausalLM)
+        .from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager")
+        .to(device)
+    )
     # transformers gives a padding token's embedding no gradient; there is no padding here, and it is any other token.
     cast(torch.nn.Embedding, model.get_input_embeddings()).padding_idx = None
     ours = Reference(reference)
     adapter = None if lora is None or lora.adapter is None else _Merged(model, AdapterReader(lora.adapter), lora.scale)
     batch = make_batch(model.config.vocab_size).to(device)
+    score = _values if is_critic else _logprobs
     with torch.no_grad():
-        logprobs = _logprobs(model, batch)
+        logprobs = score(model, batch)
     expected = ours.logprobs(1).to(device)
     findings = RankFindings(stage=0, logprobs=by_sample(batch, logprobs, expected))
     if gradients:
-        loss = _grpo(_logprobs(model, batch), with_objective(batch.to("cpu"), expected.cpu()).to(device))
+        if is_critic:
+            loss = _squared_error(score(model, batch), with_returns(batch.to("cpu"), expected.cpu()).to(device))
+        else:
+            loss = _grpo(score(model, batch), with_objective(batch.to("cpu"), expected.cpu()).to(device))
         loss.backward()
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
         # transformers holds the experts of a layer as one parameter; a checkpoint does not.
@@ -102,6 +111,21 @@ def _logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:
         taken = torch.log_softmax(logits, dim=-1).gather(1, tokens[1:, None])[:, 0]
         parts += [taken.new_zeros(1), taken]
     return torch.cat(parts) * batch.loss_mask
+
+
+def _values(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Float32 `[T]`: what is given after a token is the value of the next; 0 outside the loss mask."""
+    parts = []
+    for tokens in batch.tokens.split(batch.lengths):
+        values = model(input_ids=tokens[None], use_cache=False).logits[0, :-1, 0].float()
+        parts += [values.new_zeros(1), values]
+    return torch.cat(parts) * batch.loss_mask
+
+
+def _squared_error(values: Tensor, batch: Batch) -> Tensor:
+    """Half the squared distance, a mean over all tokens."""
+    values, returns = (part[batch.loss_mask].double() for part in (values, batch.per_token["returns"]))
+    return (values - returns).square().mean() / 2
 
 
 def _grpo(logprobs: Tensor, batch: Batch) -> Tensor:

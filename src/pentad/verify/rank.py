@@ -15,7 +15,6 @@ from megatron.core import parallel_state
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from pentad.algorithms.policy_loss import PolicyLoss
 from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import OptimizerSettings, TrainerSettings
@@ -27,8 +26,9 @@ from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan, plan_microbatches
 from pentad.trainers.megatron.parallel import join_ranks, make_groups
 from pentad.trainers.megatron.trainer import Trainer
-from pentad.verify.batch import LOSS, STEPS, TEMPERATURE, TOKENS_PER_MICROBATCH, make_batch, with_objective
+from pentad.verify.batch import STEPS, TOKENS_PER_MICROBATCH, make_batch
 from pentad.verify.findings import RankFindings
+from pentad.verify.objective import differentiate, score
 from pentad.verify.reference import Reference, relative_number
 from pentad.weights.adapters import AdapterReader
 from pentad.weights.hf_files import CheckpointReader
@@ -146,19 +146,19 @@ def _plan(batch: Batch, layout: Layout) -> Plan:
 def _write(trainer: Trainer, job: Job, config: PreTrainedConfig, watch: _Stopwatch) -> RankFindings:
     """Leave everything that other layouts are compared with."""
     reference, batch = Reference(job.reference), make_batch(config.vocab_size)
-    logprobs, _ = trainer.logprobs(batch, _plan(batch, job.layout), TEMPERATURE)
+    logprobs = score(trainer, batch, _plan(batch, job.layout))
     reference.write_logprobs(1, logprobs)
     watch.lap("log-probs")
-    loss = _differentiate(trainer, job, batch, logprobs)
+    loss = differentiate(trainer, batch, _plan(batch, job.layout), logprobs)
     trained = trainer.trained_samples
     watch.lap("gradients")
     reference.write_tensors("gradients", trainer.gradients())
     losses, norms = [loss], [_step(trainer)]
     for step in range(2, STEPS + 1):
         batch = make_batch(config.vocab_size, step)
-        logprobs, _ = trainer.logprobs(batch, _plan(batch, job.layout), TEMPERATURE)
+        logprobs = score(trainer, batch, _plan(batch, job.layout))
         reference.write_logprobs(step, logprobs)
-        losses.append(_differentiate(trainer, job, batch, logprobs))
+        losses.append(differentiate(trainer, batch, _plan(batch, job.layout), logprobs))
         norms.append(_step(trainer))
     watch.lap("later steps")
     reference.write_tensors("weights", trainer.weights())
@@ -187,11 +187,11 @@ def _compare(
     found = RankFindings(stage=trainer.groups.pp.rank())
     found.exported = {name: _is_exact(tensor, reader, name) for name, tensor in trainer.weights()}
     watch.lap("export")
-    logprobs, _ = trainer.logprobs(batch, _plan(batch, job.layout), TEMPERATURE)
+    logprobs = score(trainer, batch, _plan(batch, job.layout))
     expected = reference.logprobs(1)
     found.logprobs = by_sample(batch, logprobs, expected)
     watch.lap("log-probs")
-    losses = [_differentiate(trainer, job, batch, expected)]
+    losses = [differentiate(trainer, batch, _plan(batch, job.layout), expected)]
     found.trained = trainer.trained_samples
     watch.lap("gradients")
     found.gradients = reference.gradient_differences(trainer.gradients())
@@ -199,7 +199,7 @@ def _compare(
     watch.lap("compare")
     for step in range(2, STEPS + 1):
         batch = make_batch(config.vocab_size, step)
-        losses.append(_differentiate(trainer, job, batch, reference.logprobs(step)))
+        losses.append(differentiate(trainer, batch, _plan(batch, job.layout), reference.logprobs(step)))
         norms.append(_step(trainer))
     watch.lap("later steps")
     found.losses = by_step(losses, reference.losses)
@@ -209,13 +209,6 @@ def _compare(
         found.frozen = {name: _is_exact(weight, reader, name) for name, weight in trainer.weights("base")}
     watch.lap("weights")
     return found
-
-
-def _differentiate(trainer: Trainer, job: Job, batch: Batch, logprobs: Tensor) -> float:
-    """Gradients of the objective around some log-probs, which are the same on every layout; returns the loss."""
-    objective = with_objective(batch, logprobs)
-    metrics = trainer.forward_backward(objective, _plan(batch, job.layout), PolicyLoss(LOSS), TEMPERATURE)
-    return metrics["train/loss"]
 
 
 def by_step(numbers: list[float], expected: list[float]) -> dict[int, float]:

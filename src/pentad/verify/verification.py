@@ -18,7 +18,7 @@ from pentad.layout import Layout
 from pentad.samples.batch import Batch
 from pentad.verify.batch import make_batch
 from pentad.verify.findings import BOUNDS, Quantity, Report, judge, named
-from pentad.verify.models import write_random_adapter
+from pentad.verify.models import value_head, write_random_adapter
 from pentad.verify.oracle import consult
 from pentad.verify.processes import RankFailedError, Ranks
 from pentad.verify.rank import Job, compute, warm_up
@@ -34,7 +34,7 @@ class Verification:
     """Computes the reference first; then one layout after the other.
 
     Args:
-        checkpoint: a Hugging Face directory.
+        checkpoint: a Hugging Face directory, of a language model or of a critic.
         dtype: what is computed in, by the layouts and by the process that they are compared with.
         devices: GPUs that may be used; 0 computes on the CPU.
         megatron: settings that training would have.
@@ -63,7 +63,9 @@ class Verification:
         self.deadline_s = deadline_s
         self.megatron = megatron or MegatronSettings()
         _check_losses(self.megatron)
-        self.batch: Batch = make_batch(load_config(checkpoint).vocab_size)
+        config = load_config(checkpoint)
+        self.scored = "values" if value_head(config) else "log-probs"
+        self.batch: Batch = make_batch(config.vocab_size)
         self._ranks: Ranks | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="pentad-verify-")
         try:
@@ -95,16 +97,17 @@ class Verification:
             parameters=self.parameters,
             trained=self.trained,
             samples=self.batch.sample_ids.tolist(),
+            scored=self.scored,
         )
 
     def check_transformers(self) -> Report:
-        """Compare one process with transformers in float32: log-probs, and in fp32 loss and gradients as well."""
+        """Compare one process with transformers in float32: scores, and in fp32 loss and gradients as well."""
         started, exact = time.monotonic(), self.dtype == "fp32"
         try:
             found = self._call(consult, 1, self.checkpoint, self._reference, exact, self.lora)[0]
         except RankFailedError as error:
             return Report("transformers", 1, time.monotonic() - started, error=str(error))
-        quantities = {"log-probs": Quantity.of(named("sample", found.logprobs), self.bounds.logprobs)}
+        quantities = {self.scored: Quantity.of(named("sample", found.logprobs), self.bounds.logprobs)}
         if exact:
             quantities |= {
                 "loss": Quantity.of(named("step", found.losses), self.bounds.loss),

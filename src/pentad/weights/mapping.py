@@ -56,7 +56,7 @@ class WeightMapping:
         self._ep: Group | None = groups.ep if groups is not None and self._experts else None
         self._expert_tp: Group | None = groups.expt_tp if groups is not None and self._experts else None
         family = family_named(self.facts.family)
-        self._model_rules = _by_name(model_rules(self.facts.tied))
+        self._model_rules = _by_name(model_rules(self.facts.tied, self.facts.value_head))
         self._layer_rules = {has_experts: _by_name(family.layer_rules(has_experts)) for has_experts in (False, True)}
         self._targets = targets
         self._adapters: dict[str, AdapterRules | None] = {}
@@ -261,11 +261,12 @@ def _gather(tensor: Tensor, group: Group | None) -> list[Tensor]:
 
 def expected_shapes(config: PreTrainedConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of every tensor of a checkpoint, by transformers' own account of the architecture."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
     from transformers.core_model_loading import revert_weight_conversion
 
+    value_head = facts_from_config(config.to_dict()).value_head
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = (AutoModelForTokenClassification if value_head else AutoModelForCausalLM).from_config(config)
     # transformers may hold several tensors of a checkpoint as one parameter (stacked experts).
     parameters = {name: parameter.data for name, parameter in model.named_parameters()}
     shapes = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, parameters).items()}

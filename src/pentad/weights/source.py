@@ -17,8 +17,8 @@ from pentad.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-HF, POLICY = "hf", "policy"
-"""Where a checkpoint has the files of its model beside weights, and the weights of the model that is trained."""
+HF, POLICY, CRITIC = "hf", "policy", "critic"
+"""Where a checkpoint has the files of its model beside weights, and the weights of the models that are trained."""
 
 # Everything beside weights and config.json that an exported model needs.
 _COMPANIONS = (
@@ -80,6 +80,18 @@ def resolve_model(path: str, cache: Path, setting: str = "model.path") -> Path:
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UserError(f"{setting}: there is no directory {path}", "check the path; a hub id reads OWNER/NAME")
     return _from_hub(path, setting)
+
+
+def resolve_critic(path: str) -> Path:
+    """A local directory of what `critic.model` names; of a checkpoint with a critic, the critic's.
+
+    Raises:
+        UserError: as `resolve_model`.
+    """
+    own = Path(path).expanduser() / CRITIC
+    if (own / "config.json").is_file() and is_checkpoint(own.parent):
+        return own
+    return resolve_model(path, gguf_cache(path), "critic.model")
 
 
 def _no_model(local: Path, path: str, setting: str) -> UserError:

@@ -6,6 +6,7 @@ Invariant: a setting that a user wrote is read by the run, or refused here with 
 import re
 from collections.abc import Callable, Iterator, Mapping
 
+from pentad.config.loading.critic import check_critic, unread_critic
 from pentad.config.loading.keys import known_keys
 from pentad.config.loading.megatron import check_megatron
 from pentad.config.schema.algorithms.base import RolloutAlgorithmSettings
@@ -88,6 +89,7 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     if settings.trainer.schedule.name == "constant":
         why, use = "a constant schedule does not read it", "or set trainer.schedule.name to linear or cosine"
         yield ("trainer.schedule.min_lr_ratio",), why, use
+    yield from unread_critic(settings)
 
 
 def _correction(
@@ -146,7 +148,7 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
             f"response after a prompt of data.max_prompt_tokens = {data.max_prompt_tokens}",
             f"set trainer.tokens_per_microbatch above {data.max_prompt_tokens}, or lower data.max_prompt_tokens",
         )
-    steps = trainer.total_steps * algorithm.updates
+    steps = settings.optimizer_steps("policy") or 0
     if trainer.schedule.warmup_steps > steps:
         yield UserError(
             f"{named('trainer.schedule.warmup_steps')} is {trainer.schedule.warmup_steps}, but the run has only "
@@ -179,6 +181,7 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
     if any(not text for text in rollout.stop):
         yield UserError(f"{named('rollout.stop')} holds an empty text, which would end every response", "remove it")
     yield from check_megatron(settings.megatron, named)
+    yield from check_critic(settings, named)
 
 
 def _rollouts(settings: RunSettings, named: Callable[[str], str]) -> Iterator[UserError]:

@@ -7,13 +7,14 @@ cannot work, or would not be read, is refused by `pentad.config.loading.checks` 
 from collections.abc import Iterator
 
 from pentad.config.loading.checks import unread_keys
+from pentad.config.loading.critic import critic_notices
 from pentad.config.schema.algorithms.base import RolloutAlgorithmSettings
 from pentad.config.schema.run import RunSettings
 
 
 def notices(settings: RunSettings) -> list[str]:
     """One line for each doubtful combination of settings that the run reads."""
-    return [*_rollout(settings), *_staleness(settings), *_training(settings)]
+    return [*_rollout(settings), *_staleness(settings), *_training(settings), *critic_notices(settings)]
 
 
 def _rollout(settings: RunSettings) -> Iterator[str]:

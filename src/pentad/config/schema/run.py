@@ -3,7 +3,9 @@
 from pydantic import Field
 
 from pentad.config.schema.algorithms import AnyAlgorithm
+from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.base import Settings
+from pentad.config.schema.critic import CriticSettings
 from pentad.config.schema.data import DataSettings
 from pentad.config.schema.experiment import ExperimentSettings
 from pentad.config.schema.megatron import MegatronSettings
@@ -25,5 +27,19 @@ class RunSettings(Settings):
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
     algorithm: AnyAlgorithm
+    critic: CriticSettings = CriticSettings()
     megatron: MegatronSettings = MegatronSettings()
     ray: RaySettings = RaySettings()
+
+    @property
+    def critic_warmup(self) -> int:
+        """Steps at the beginning in which the critic alone is trained."""
+        steps = self.critic.warmup_steps
+        return steps if steps and "critic" in self.algorithm.roles else 0
+
+    def optimizer_steps(self, role: Role) -> int | None:
+        """Optimizer steps of the model in a role in the whole run; None for a reference, which is never trained."""
+        if role == "reference":
+            return None
+        steps = self.trainer.total_steps - (self.critic_warmup if role == "policy" else 0)
+        return steps * self.algorithm.updates

@@ -26,6 +26,7 @@ from pentad.layout.pipeline import stage_layers
 from pentad.layout.validate import refuse
 from pentad.trainers.megatron.passthrough import make_config
 from pentad.trainers.megatron.provider import block_spec
+from pentad.trainers.megatron.value_head import ValueHead
 
 
 def transformer_config(
@@ -163,5 +164,10 @@ def build_chunks(
             pg_collection=groups,
             vp_stage=stage,
         )
+        if facts.value_head and module.post_process:
+            device = module.output_layer.weight.device
+            module.output_layer = ValueHead(
+                facts.hidden_size, sequence_parallel=megatron.sequence_parallel, device=device
+            )
         chunks.append(Chunk(module, first))
     return chunks

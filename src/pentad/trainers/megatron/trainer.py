@@ -15,20 +15,15 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import (
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-)
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from pentad.algorithms.protocol import Loss, Mean, Outputs
+from pentad.algorithms.protocol import Loss, Mean
 from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
 from pentad.families.lora import Targets, base_of
-from pentad.kernels.logprob import vocab_parallel_logprobs
 from pentad.kernels.selection import select_kernels
 from pentad.layout import Layout
 from pentad.platform.device import Platform
@@ -48,8 +43,8 @@ from pentad.trainers.megatron.optimizer import (
     prepare_gradients,
     wrap_data_parallel,
 )
+from pentad.trainers.megatron.outputs import as_outputs, logprobs_of, place, values_of
 from pentad.trainers.megatron.rotary import RotaryTable
-from pentad.trainers.megatron.rows import take_rows
 from pentad.trainers.protocol import Published
 from pentad.weights.hf_files import TensorSource
 from pentad.weights.mapping import WeightMapping
@@ -130,6 +125,11 @@ class Trainer:
             for chunk in self.chunks:
                 chunk.module.requires_grad_(False)
 
+    @property
+    def is_critic(self) -> bool:
+        """Whether this model gives values, and no log-probs."""
+        return self.mapping.facts.value_head
+
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """This rank's parameters under their Megatron names in the whole model."""
         for chunk in self.chunks:
@@ -182,27 +182,39 @@ class Trainer:
         Returns:
             float32 `[T]` each, on the CPU, the same on every rank; 0 outside the loss mask.
         """
+        if self.is_critic:
+            raise ValueError("a critic has no log-probs")
+        both = self._score(batch, plan, temperature, progress, rows=2)
+        return both[0], both[1]
+
+    @torch.no_grad()
+    def values(self, batch: Batch, plan: Plan, progress: Progress = _no_progress) -> Tensor:
+        """A critic's values of the tokens in the loss mask, each predicted from the tokens before it.
+
+        Returns:
+            float32 `[T]`, on the CPU, the same on every rank; 0 outside the loss mask.
+        """
+        if not self.is_critic:
+            raise ValueError("only a critic has values")
+        return self._score(batch, plan, 1.0, progress, rows=1)[0]
+
+    def _score(self, batch: Batch, plan: Plan, temperature: float, progress: Progress, rows: int) -> Tensor:
+        """What `_outputs` gives of a whole batch, without gradients: float32 `[rows, T]`, on the CPU."""
         for chunk in self.chunks:
             chunk.module.eval()
-        both = torch.zeros(2, batch.num_tokens, device=self.platform.device)
+        found = torch.zeros(rows, batch.num_tokens, device=self.platform.device)
         mine = self._my_microbatches(plan)
 
         def collect(outputs: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             nothing = outputs.new_zeros((), dtype=torch.int)
-            return outputs.sum() * 0, nothing, {"both": outputs.detach()}
+            return outputs.sum() * 0, nothing, {"found": outputs.detach()}
 
         results = self._run(batch, mine, temperature, collect, progress, forward_only=True)
-        starts, lengths = batch.cu_seqlens.tolist(), batch.lengths
         for indices, result in zip(mine, results, strict=is_last_stage(self.groups)):
-            offset = 0
-            for index in indices:
-                end = offset + lengths[index]
-                both[:, starts[index] : starts[index + 1]] = result["both"][:, offset:end]
-                offset = end
-        torch.distributed.all_reduce(both, group=self.groups.dp)
-        send_from_last_stage(both, self.groups)
-        both = both.cpu()
-        return both[0], both[1]
+            place(result["found"], indices, batch, found)
+        torch.distributed.all_reduce(found, group=self.groups.dp)
+        send_from_last_stage(found, self.groups)
+        return found.cpu()
 
     def forward_backward(
         self, batch: Batch, plan: Plan, loss: Loss, temperature: float = 1.0, progress: Progress = _no_progress
@@ -242,12 +254,12 @@ class Trainer:
         def reduce(outputs: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             if is_reporting_rank:
                 self.trained_samples += microbatch.sample_ids
-            loss_sum, means = loss(Outputs(outputs[0], outputs[1]), microbatch.batch)
-            means = {
-                **means,
-                "train/loss": Mean(loss_sum.detach(), 0.0),
-                "train/entropy": Mean(outputs[1].detach().sum(), microbatch.batch.loss_mask.sum()),
-            }
+            made = as_outputs(outputs)
+            loss_sum, means = loss(made, microbatch.batch)
+            means = {**means, "train/loss": Mean(loss_sum.detach(), 0.0)}
+            if not self.is_critic:
+                tokens = microbatch.batch.loss_mask.sum()
+                means["train/entropy"] = Mean(made.entropies.detach().sum(), tokens)
             # Megatron would divide gradients by the sum of the second value; see `_finalize`.
             nothing = outputs.new_zeros((), dtype=torch.int)
             return loss_sum / denominator, nothing, as_pairs(means)
@@ -348,7 +360,7 @@ class Trainer:
                 position_ids=None,
                 attention_mask=None,
                 packed_seq_params=microbatch.packed,
-                output_processor=self._logprobs_of_hidden,
+                output_processor=self._outputs,
                 output_processor_context=(microbatch, temperature),
             )
             done += 1
@@ -367,28 +379,20 @@ class Trainer:
             forward_only=forward_only,
         )
 
-    def _logprobs_of_hidden(self, *, hidden_states: Tensor, output_weight: Tensor | None, **rest: Any) -> Tensor:
-        """Megatron's output hook: `[2, t]`, log-probs (differentiable) and entropies, 0 where none is wanted."""
+    def _outputs(self, *, hidden_states: Tensor, output_weight: Tensor | None, **rest: Any) -> Tensor:
+        """Megatron's output hook: what the loss is a function of, for all tokens of the microbatch."""
         microbatch, temperature = rest["context"]
-        if self.megatron.sequence_parallel:
-            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.groups.tp)
-        weight = output_weight if output_weight is not None else rest["output_layer"].weight
-        first = microbatch.start
-        last = first + hidden_states.shape[0]
-        targets = microbatch.targets
-        if self.groups.cp.size() > 1:  # each is predicted by the rank that has the token before it
-            targets = targets[(targets > first) & (targets <= last)]
-        logprobs, entropies = vocab_parallel_logprobs(
-            take_rows(hidden_states[:, 0], targets - 1 - first),
-            weight,
-            microbatch.batch.tokens[targets],
+        parallel = self.megatron.sequence_parallel
+        if self.is_critic:
+            return values_of(hidden_states, rest["output_layer"], microbatch, self.groups, sequence_parallel=parallel)
+        return logprobs_of(
+            hidden_states,
+            output_weight if output_weight is not None else rest["output_layer"].weight,
+            microbatch,
+            self.groups,
+            self.kernels,
+            sequence_parallel=parallel,
             temperature=temperature,
             vocab_size=self.mapping.facts.vocab_size,
-            group=self.groups.tp,
-            version=self.kernels.logprob,
             differentiates_entropy=self._differentiates_entropy,
         )
-        places = torch.zeros(2, microbatch.batch.num_tokens, device=logprobs.device)
-        places = places.index_copy(1, targets, torch.stack([logprobs, entropies]))
-        # Every context-parallel rank computes the loss of the whole microbatch; its gradient goes to its own tokens.
-        return reduce_from_tensor_model_parallel_region(places, group=self.groups.cp)
