@@ -44,6 +44,11 @@ class Model:
         # After each optimizer step the policy is another one.
         return (self.value - 0.125 * len(self.trained)) * batch.loss_mask
 
+    async def values(self, batch: Batch, progress: Any) -> Tensor:
+        self.events.append(f"value {self.name}")
+        self.scored.append(batch)
+        return (self.value - 0.125 * len(self.trained)) * batch.loss_mask
+
     async def train(self, minibatch: Batch, loss: Any, temperature: float, progress: Any) -> Trained:
         self.events.append(f"train {self.name}")
         self.trained.append(minibatch)
@@ -139,9 +144,11 @@ class World:
         failing: int | None = None,
         failing_row: str = "",
         on_failure: str = "drop",
+        critic_warmup: int = 0,
     ) -> None:
         self.events = Events()
         self.policy, self.reference = Model("policy", -0.5, self.events), Model("reference", -0.75, self.events)
+        self.critic = Model("critic", 0.25, self.events)
         self.engine, self.journal = Engine(self.events), Journal()
         rows = tuple(PromptRow(id=str(i), prompt=str(i)) for i in range(PROMPTS))
         prompts = EncodedPrompts(rows, tuple(torch.tensor([i, i]) for i in range(PROMPTS)), 0)
@@ -162,13 +169,14 @@ class World:
                 settings=TrainerSettings(total_steps=steps, prompts_per_step=PER_STEP),
                 algorithm_settings=algorithm,
                 algorithm=make_algorithm(algorithm),
-                roles={"policy": self.policy, "reference": self.reference},
+                roles={"policy": self.policy, "reference": self.reference, "critic": self.critic},
                 source=Rollouts(sampler, experience, scorer, self.journal, PER_STEP * SAMPLES),  # ty: ignore
                 journal=self.journal,  # ty: ignore
                 engines=self.engine,  # ty: ignore
                 publication=Publication(self.engine, self.events),  # ty: ignore
                 evaluation=None,
                 temperature=1.0,
+                critic_warmup=critic_warmup,
             )
         )
 
