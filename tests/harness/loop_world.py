@@ -45,6 +45,11 @@ class Model:
         # After each optimizer step the policy is another one.
         return (self.value - 0.125 * len(self.trained)) * batch.loss_mask
 
+    async def values(self, batch: Batch, progress: Any) -> Tensor:
+        self.events.append(f"value {self.name}")
+        self.scored.append(batch)
+        return (self.value - 0.125 * len(self.trained)) * batch.loss_mask
+
     async def train(self, minibatch: Batch, loss: Any, temperature: float, progress: Any) -> Trained:
         self.events.append(f"train {self.name}")
         self.trained.append(minibatch)
@@ -144,9 +149,11 @@ class World:
         finish: bool = False,
         engine: type[Engine] = Engine,
         model: type[Model] = Model,
+        critic_warmup: int = 0,
     ) -> None:
         self.events = Events()
         self.policy, self.reference = model("policy", -0.5, self.events), model("reference", -0.75, self.events)
+        self.critic = model("critic", 0.25, self.events)
         self.engine, self.journal = engine(self.events), Journal()
         rows = tuple(PromptRow(id=str(i), prompt=str(i)) for i in range(PROMPTS))
         prompts = EncodedPrompts(rows, tuple(torch.tensor([i, i]) for i in range(PROMPTS)), 0)
@@ -176,7 +183,7 @@ class World:
             settings=TrainerSettings(total_steps=steps, prompts_per_step=PER_STEP, max_staleness=max_staleness),
             algorithm_settings=algorithm,
             algorithm=make_algorithm(algorithm),
-            roles={"policy": self.policy, "reference": self.reference},
+            roles={"policy": self.policy, "reference": self.reference, "critic": self.critic},
             source=source,
             journal=self.journal,  # ty: ignore
             engines=self.engine,  # ty: ignore
@@ -185,6 +192,7 @@ class World:
             temperature=1.0,
             max_staleness=max_staleness,
             correction=importance_of(algorithm, max_staleness),
+            critic_warmup=critic_warmup,
         )
         self.loop = Loop(self.parts)
 

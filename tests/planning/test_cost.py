@@ -41,10 +41,22 @@ def test_bubble() -> None:
 
 
 def test_every_second_has_a_name() -> None:
-    time = step("Qwen/Qwen3-30B-A3B", "d2t2p2c2e4")
+    work = replace(WORK, critic=MODELS["Qwen/Qwen3-30B-A3B"].as_critic())
+    time = step("Qwen/Qwen3-30B-A3B", "d2t2p2c2e4", work)
     assert tuple(time.parts) == PARTS and min(time.parts.values()) > 0
     assert time.total == pytest.approx(sum(time.parts.values()))
     assert time.tokens_per_second == pytest.approx(16384 * 16 * 2 / time.total)
+
+
+def test_a_critic_is_trained_and_scores_before() -> None:
+    name = "Qwen/Qwen2.5-7B"
+    alone, both = step(name, "t2p2"), step(name, "t2p2", replace(WORK, critic=MODELS[name].as_critic()))
+    assert alone.parts["critic"] == 0
+    assert {**both.parts, "critic": 0.0} == alone.parts
+    # As large a model without its output layer, and a forward pass more.
+    assert 1.1 * alone.total < both.parts["critic"] < 4 / 3 * alone.total
+    small = step(name, "t2p2", replace(WORK, critic=MODELS["Qwen/Qwen2.5-0.5B"].as_critic()))
+    assert small.parts["critic"] < both.parts["critic"] / 4
 
 
 def test_groups_across_machines_are_slow() -> None:

@@ -42,6 +42,24 @@ def test_state_of_one_rank() -> None:
     assert (fp32["weights"], fp32["optimizer"]) == (4 * parameters, 8 * parameters)
 
 
+def test_a_critic_is_held_with_its_optimizer() -> None:
+    name = "Qwen/Qwen2.5-3B"
+    critic = MODELS[name].as_critic()
+    alone, both = peak(name, "d1"), peak(name, "d1", replace(WORK, critic=critic))
+    # The decoder and the input embedding, and one row in place of the output layer, which is tied there.
+    parameters = alone.parameters.total + MODELS[name].hidden_size
+    assert both.components["critic"] == 18 * parameters
+    # They take turns, and the policy has logits besides.
+    for part in ("weights", "gradients", "optimizer", "activations", "logits", "buffers"):
+        assert both.components[part] == alone.components[part]
+    larger = peak("Qwen/Qwen2.5-0.5B", "d1", replace(WORK, critic=MODELS["Qwen/Qwen2.5-7B"].as_critic()))
+    assert larger.components["activations"] > 2 * peak("Qwen/Qwen2.5-0.5B", "d1").components["activations"]
+    allocation = parse_allocation("megatron:d1")
+    assert check_memory(MODELS[name], allocation, "bf16", None, 80.0) == []
+    (problem,) = check_memory(MODELS[name], allocation, "bf16", None, 80.0, critic=critic)
+    assert "needs at least 103.5 GiB" in problem.cause
+
+
 def test_optimizer_is_divided_by_replicas_of_each_kind() -> None:
     one, more = peak("Qwen/Qwen2.5-3B", "d1"), peak("Qwen/Qwen2.5-3B", "d4c2")
     assert more.components["optimizer"] == one.components["optimizer"] // 8

@@ -80,7 +80,7 @@ trainer:
   prompts_per_step: 8
   save_freq: {save}
   optimizer: {{lr: 1.0e-3}}
-  schedule: {{name: cosine, warmup_steps: 3}}
+  schedule: {{name: cosine, warmup_steps: 2}}
 """)
     return config
 

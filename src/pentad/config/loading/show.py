@@ -95,10 +95,10 @@ def _is_hollow(lines: list[tuple[str, str]], number: int) -> bool:
     if not text.endswith(":") or text.lstrip().startswith("#"):
         return False
     depth = len(text) - len(text.lstrip())
-    for below, _ in lines[number + 1 :]:
+    for place, (below, _) in enumerate(lines[number + 1 :], number + 1):
         if len(below) - len(below.lstrip()) <= depth:
             return True
-        if not below.lstrip().startswith("#"):
+        if not below.lstrip().startswith("#") and not _is_hollow(lines, place):
             return False
     return True
 
