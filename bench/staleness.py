@@ -1,8 +1,8 @@
 """What staleness costs in learning, and what importance weights win back: reward curves over several seeds.
 
-Trains the quickstart's task, each seed in the same ways: synchronous; stale with importance weights; stale without them,
-with old log-probs recomputed by the trainer (which hides staleness, as every ratio is then 1); and stale with ratios to
-what sampled. Only `trainer.max_staleness` and `algorithm.*` differ.
+Trains the quickstart's task, each seed in the same ways: synchronous; stale with importance weights; stale without
+them, with old log-probs recomputed by the trainer (which hides staleness, as every ratio is then 1); and stale with
+ratios to what sampled. Only `trainer.max_staleness` and `algorithm.*` differ.
 
     python bench/staleness.py --seeds 5 --staleness 4
 """

@@ -4,6 +4,7 @@ Samples have failed rewards, truncated ends, tokens that nobody sampled in betwe
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pentad.algorithms.gae import gae
 from pentad.algorithms.make import make_algorithm
 from pentad.algorithms.policy_gradient import PolicyGradient
-from pentad.algorithms.protocol import Loss, Outputs
-from pentad.config.schema.algorithms import ALGORITHMS, PolicyGradientSettings
+from pentad.algorithms.protocol import Loss, Outputs, algorithm_state, load_algorithm_state
+from pentad.config.schema.algorithms import ALGORITHMS, GRPOSettings, PolicyGradientSettings
 from pentad.samples.batch import Batch
 from pentad.samples.trajectory import Trajectory
 
@@ -215,3 +217,102 @@ def test_credit_loss_and_gradient_equal_plain_loops(name, options):
 def test_so_they_do_on_any_batch(name, data):
     options = data.draw(st.sampled_from([options for which, options in CASES if which == name]))
     check(name, options, *data.draw(rollouts()))
+
+
+def test_weights_of_correction_multiply_the_surrogate_alone():
+    case = Case(all_kinds(), seed=1)
+    for name in NAMES:
+        own = {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k3", "entropy_coef": 0.1}
+        algorithm = make_algorithm(ALGORITHMS[name](name=name, **own), LONGEST)
+        credited, loss = algorithm.credit(case.batch), algorithm.losses()["policy"]
+        nothing = torch.zeros(case.batch.num_tokens)
+        found = {
+            factor: case.loss(loss, credited.with_per_token("importance_weights", nothing + factor), [range(11)])
+            for factor in (0.0, 1.0, 2.0)
+        }
+        columns = {column: value for column, value in credited.per_token.items() if column != "importance_weights"}
+        without = case.loss(loss, replace(credited, per_token=columns), [range(11)])
+        torch.testing.assert_close(found[1.0], without)
+        torch.testing.assert_close(found[2.0] - found[1.0], found[1.0] - found[0.0])
+        assert found[0.0] != 0, "penalty and entropy are multiplied, too"
+        assert found[1.0] != found[0.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("distance", [1e4, -1e4])
+def test_far_policies_give_no_overflow(name, distance):
+    case = Case(all_kinds(), seed=2)
+    algorithm = make_algorithm(ALGORITHMS[name](name=name, kl_coef=0.1, kl_in="loss", kl_estimator="k3"), LONGEST)
+    credited = algorithm.credit(case.batch)
+    logprobs = (case.logprobs.detach().float() + distance * case.batch.loss_mask).requires_grad_()
+    outputs = Outputs(logprobs, torch.zeros_like(logprobs), case.values.float())
+    value, metrics = algorithm.losses()["policy"](outputs, credited)
+    (gradient,) = torch.autograd.grad(value, logprobs)
+    assert value.isfinite() and gradient.isfinite().all()
+    assert all(metric.total.isfinite() for metric in metrics.values())
+
+
+def test_groups_of_equal_rewards_are_left_out_by_dynamic_sampling():
+    def group(*rewards: float, failed: int = 0) -> list[Trajectory]:
+        made = [trajectory([True], 0, 0, reward, "done") for reward in rewards]
+        return [*made, *[trajectory([True], 0, 0, 0.0, "failed")] * failed]
+
+    dapo, grpo = make_algorithm(ALGORITHMS["dapo"](name="dapo"), LONGEST), make_algorithm(GRPOSettings())
+    for some, wanted in [
+        (group(1.0, 0.0), True),
+        (group(1.0, 1.0), False),
+        (group(1.0, 1.0, failed=1), False),
+        (group(1.0), False),
+        (group(failed=3), False),
+    ]:
+        assert dapo.admit(some) is wanted
+        assert grpo.admit(some) is True
+
+
+def test_the_adapted_coefficient_is_kept():
+    own = {"kl_coef": 0.2, "kl_target": 0.01, "kl_in": "reward"}
+    first = make_algorithm(GRPOSettings(**own))
+    case = Case(all_kinds(), seed=3)
+    used = [float(first.credit(case.batch).per_sequence["kl_coef"][0]) for _ in range(3)]
+    assert used == pytest.approx([0.2, 0.2 * 1.02, 0.2 * 1.02**2])
+    second = make_algorithm(GRPOSettings(**own))
+    load_algorithm_state(second, algorithm_state(first))
+    assert float(second.credit(case.batch).per_sequence["kl_coef"][0]) == pytest.approx(0.2 * 1.02**3)
+    fixed = make_algorithm(GRPOSettings(kl_coef=0.3))
+    load_algorithm_state(fixed, algorithm_state(first))
+    assert fixed.kl.value == 0.3, "a fixed coefficient is what the settings say"
+
+
+def test_truncated_samples_are_not_counted():
+    case = Case(all_kinds(), seed=4)
+    for mean in ("token", "sequence", "constant"):
+        plain, filtered = (
+            make_algorithm(GRPOSettings(loss_mean=mean, overlong_filter=on), LONGEST) for on in (False, True)
+        )
+        without = case.batch.select([i for i, one in enumerate(case.samples) if not one.truncated])
+        credited = filtered.credit(case.batch)
+        assert filtered.losses()["policy"].denominator(credited) == plain.losses()["policy"].denominator(without)
+        # Their rewards count: the advantages of others are what they were.
+        kept = credited.loss_mask
+        before = plain.credit(case.batch).per_token["advantages"]
+        assert torch.equal(credited.per_token["advantages"], before * kept) and int(kept.sum()) < int(
+            case.batch.loss_mask.sum()
+        )
+
+
+def test_what_needs_the_longest_response_says_so():
+    for options in ({"loss_mean": "constant"}, {"overlong_buffer": 0.5}):
+        algorithm = make_algorithm(GRPOSettings(**options))
+        with pytest.raises(ValueError, match="longest response"):
+            credited = algorithm.credit(Case(all_kinds(), seed=5).batch)
+            algorithm.losses()["policy"].denominator(credited)
+
+
+def test_estimation_by_hand():
+    """Two rewards and values; lambda 0 looks one token ahead, lambda 1 to the end."""
+    batch = Batch.from_trajectories([trajectory([True, False, True], 0, 0, 1.0, "done")])
+    rewards, values = torch.tensor([0.0, 1.0, 9.0, 2.0]), torch.tensor([0.0, 0.5, 9.0, 4.0])
+    for lam, wanted in ((0.0, [0.0, 1 + 0.5 * 4 - 0.5, 0.0, 2.0 - 4]), (1.0, [0.0, 1 + 0.5 * 2 - 0.5, 0.0, -2.0])):
+        advantages, returns = gae(rewards, values, batch, gamma=0.5, gae_lambda=lam)
+        assert advantages.tolist() == wanted
+        assert returns.tolist() == [0.0, wanted[1] + 0.5, 0.0, wanted[3] + 4]

@@ -7,15 +7,16 @@ import torch
 from loop_world import PER_STEP, SAMPLES, Events, Journal, Model, World
 
 from pentad.algorithms.make import make_algorithm
-from pentad.config.schema.algorithms import GRPOSettings, SFTSettings
+from pentad.config.schema.algorithms import DPOSettings, GRPOSettings, SFTSettings
 from pentad.config.schema.trainer import TrainerSettings
+from pentad.data.preferences import EncodedPreferences
 from pentad.data.prompts import EncodedExamples
 from pentad.data.rows import PromptRow
 from pentad.data.sampler import PromptSampler
 from pentad.errors import UserError
 from pentad.loops.drift import DriftWatch
 from pentad.loops.loop import Loop, Parts
-from pentad.loops.sources import Examples
+from pentad.loops.sources import Examples, Preferences
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 from pentad.weights.proof import SyncError
@@ -162,6 +163,37 @@ def test_examples_need_neither_engines_nor_publication():
     assert events == ["train policy"] * 3
     firsts = [int(part.tokens[start]) for part in policy.trained for start in part.cu_seqlens[:-1]]
     assert len(set(firsts[:5])) == 5, "a row was trained on twice before the epoch ended"
+
+
+def test_pairs_are_trained_on_with_the_reference_and_together():
+    events = Events()
+    policy, reference = Model("policy", 0.0, events), Model("reference", -1.0, events)
+    rows = tuple(PromptRow(id=str(i), prompt=str(i)) for i in range(5))
+    examples = tuple((torch.tensor([i]), torch.tensor([i] * (1 + which))) for i in range(5) for which in (0, 1))
+    pairs, settings = EncodedPreferences(rows, examples, 0), DPOSettings()
+    loop = Loop(
+        Parts(
+            settings=TrainerSettings(total_steps=2, prompts_per_step=2),
+            algorithm_settings=settings,
+            algorithm=make_algorithm(settings),
+            roles={"policy": policy, "reference": reference},
+            source=Preferences(pairs, PromptSampler(pairs, seed=0), 2),
+            journal=Journal(),  # ty: ignore
+            engines=None,
+            publication=None,
+            evaluation=None,
+            temperature=1.0,
+        )
+    )
+    asyncio.run(loop.run())
+    assert events == ["score reference", "train policy"] * 2
+    seen = []
+    for batch in policy.trained:
+        columns, firsts = batch.per_sequence, batch.tokens[batch.cu_seqlens[:-1].long()].tolist()
+        assert columns["pair_ids"].tolist() == [0, 0, 1, 1] and columns["chosen"].tolist() == [True, False] * 2
+        assert batch.lengths == [2, 3, 2, 3] and firsts[::2] == firsts[1::2]
+        seen += firsts[::2]
+    assert len(set(seen)) == 4
 
 
 def test_a_batch_is_refused_before_it_is_trained_on_where_engine_and_trainer_differ():

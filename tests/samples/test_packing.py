@@ -37,6 +37,22 @@ def test_invariant(ranks: int, lengths: list[int], max_tokens: int, quadratic: f
         assert plan == plan_microbatches(lengths, ranks, max_tokens, quadratic=quadratic)
 
 
+@settings(max_examples=100, deadline=None)
+@given(ranks=st.integers(1, 4), pairs=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_what_is_together_is_in_one_microbatch(ranks: int, pairs: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    lengths, numbers = random.integers(1, 50, 2 * pairs * ranks), random.permutation(np.repeat(range(pairs * ranks), 2))
+    plan = plan_microbatches(lengths.tolist(), ranks, 100, together=numbers.tolist())
+    check(plan, lengths.tolist(), ranks, 100)
+    found = [set(numbers[list(microbatch)]) for rank in plan.microbatches for microbatch in rank]
+    assert sum(map(len, found)) == pairs * ranks, "a pair is in two microbatches"
+
+
+def test_a_pair_longer_than_a_microbatch_is_refused() -> None:
+    with pytest.raises(UserError, match="has 120 tokens"):
+        plan_microbatches([60, 60, 10, 10], 1, 100, together=[0, 0, 1, 1])
+
+
 @pytest.mark.parametrize(("sequences", "ranks", "max_tokens"), [(512, 4, 4096), (1024, 8, 16384), (512, 4, 2100)])
 def test_long_tailed_lengths_are_balanced_and_tight(sequences: int, ranks: int, max_tokens: int) -> None:
     lengths = np.clip(np.random.default_rng(0).lognormal(6, 0.8, sequences), 10, 2048).astype(int).tolist()

@@ -6,6 +6,7 @@ from typing import Any
 
 from pentad.algorithms.cispo import CISPO
 from pentad.algorithms.dapo import DAPO
+from pentad.algorithms.dpo import DPO
 from pentad.algorithms.dr_grpo import DrGRPO
 from pentad.algorithms.grpo import GRPO
 from pentad.algorithms.gspo import GSPO
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, Callable[[Any, int | None], Algorithm]] = {
     "gspo": GSPO,
     "cispo": CISPO,
     "ppo": PPO,
+    "dpo": lambda settings, _: DPO(settings),
     "sft": lambda settings, _: SFT(settings),
 }
 

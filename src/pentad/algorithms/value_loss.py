@@ -34,11 +34,11 @@ class ValueLoss:
         old, returns = microbatch.per_token["values"], microbatch.per_token["returns"]
         error = (values - returns) ** 2
         tokens = mask.sum()
-        metrics = {"train/value_mean": Mean((values.detach() * mask).sum(), tokens)}
+        metrics = {"critic/value_mean": Mean((values.detach() * mask).sum(), tokens)}
         if clip is not None:
             bounded = old + (values - old).clamp(-clip, clip)
             bounded_error = (bounded - returns) ** 2
             clipped = bounded_error > error
-            metrics["train/value_clip_fraction"] = Mean((clipped & mask).sum(), tokens)
+            metrics["critic/clip_fraction"] = Mean((clipped & mask).sum(), tokens)
             error = torch.maximum(error, bounded_error)
         return 0.5 * (error * token_weights(microbatch, "token")).sum(), metrics

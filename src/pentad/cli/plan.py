@@ -214,7 +214,7 @@ def _workload(
         why = "the longest; shorter ones make fewer"
     else:
         bound, what, why = settings.data.max_prompt_tokens, "rows", "data.max_prompt_tokens"
-        samples = trainer.prompts_per_step
+        samples = trainer.prompts_per_step * (2 if algorithm.trains_on == "preferences" else 1)
     longest = min(bound, facts.max_positions or bound)
     if longest < bound:
         # The settings are a bound, and often a default; a run looks at the prompts that it has.

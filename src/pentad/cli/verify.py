@@ -310,7 +310,8 @@ def _short(name: str) -> str:
 
 def _line(report: "Report") -> str:
     found = dict(report.quantities)
-    found["scored"] = found.get("values") or found.get("log-probs")
+    if (scored := found.get("values") or found.get("log-probs")) is not None:
+        found["scored"] = scored
     cells = "  ".join(
         f"{f'{item.value:.1e}' if (item := found.get(name)) is not None else '-':>{width}}" for name, width in _COLUMNS
     )

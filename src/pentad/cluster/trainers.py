@@ -146,7 +146,11 @@ class Trainers:
         """How a batch is packed and shared out."""
         # Interleaved schedules deal microbatches to the stages in turn.
         multiple = self.layout.pipeline if self.layout.virtual > 1 else 1
-        return plan_microbatches(batch.lengths, self.layout.data, self._max_tokens, multiple=multiple)
+        pairs = batch.per_sequence.get("pair_ids")
+        together = None if pairs is None else pairs.tolist()
+        return plan_microbatches(
+            batch.lengths, self.layout.data, self._max_tokens, multiple=multiple, together=together
+        )
 
 
 class RoleTrainer:

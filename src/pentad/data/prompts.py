@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class EncodedPrompts:
 @dataclass(frozen=True)
 class EncodedExamples:
     """Rows that were kept with their prompt and response tokens (int64), and how many were dropped."""
+
+    # Examples of each row.
+    per_row: ClassVar[int] = 1
 
     rows: tuple[PromptRow, ...]
     examples: tuple[tuple[Tensor, Tensor], ...]

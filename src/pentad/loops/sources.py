@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pentad.data.preferences import EncodedPreferences
 from pentad.data.prompts import EncodedExamples
 from pentad.data.sampler import PromptSampler
 from pentad.loops.experience import Experience
@@ -198,6 +199,23 @@ class Examples:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._order.load_state_dict(state["order"])
+
+
+class Preferences(Examples):
+    """Pairs of a chosen and a rejected response, in the order of the sampler.
+
+    A batch has the two of a pair one after the other; `pair_ids`, int64 `[S]`, is the same for both, which are then in
+    one microbatch, and `chosen`, bool `[S]`, tells them apart.
+    """
+
+    def __init__(self, pairs: EncodedPreferences, order: PromptSampler, rows_per_step: int) -> None:
+        super().__init__(pairs, order, rows_per_step)
+
+    async def take(self, step: int, versions: Sequence[int]) -> tuple[Batch, dict[str, float]]:
+        chosen = self._order.next(self._per_step)
+        batch = Batch.from_sequences([self._examples.examples[2 * row + which] for row in chosen for which in (0, 1)])
+        places = torch.arange(2 * len(chosen))
+        return batch.with_per_sequence("pair_ids", places // 2).with_per_sequence("chosen", places % 2 == 0), {}
 
 
 def _metrics(groups: Sequence[Group]) -> dict[str, float]:

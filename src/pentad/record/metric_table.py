@@ -177,6 +177,21 @@ _TABLE = (
         caption="Tokens at which the clipped ratio decides the loss.",
     ),
     Metric(
+        "train/preference_accuracy",
+        "pairs of which the policy has moved more towards the chosen response than towards the rejected one",
+        "fraction",
+        "mean over pairs, then over optimizer steps",
+        title="Preferences",
+        caption="Pairs of which the policy has moved more towards the chosen response.",
+    ),
+    Metric(
+        "train/preference_margin",
+        "algorithm.dpo_beta x (log-ratio of the chosen response to the initial model - that of the rejected one)",
+        "nats",
+        "mean over pairs, then over optimizer steps",
+        title="Margin of preferences",
+    ),
+    Metric(
         "train/kl_coef",
         "weight of the KL penalty, where algorithm.kl_target adapts it",
         "",
@@ -185,7 +200,7 @@ _TABLE = (
         smooth=False,
     ),
     Metric(
-        "train/value_mean",
+        "critic/value_mean",
         "value that the critic predicts",
         "",
         _OVER_TOKENS,
@@ -193,7 +208,7 @@ _TABLE = (
         caption="What the critic predicts, per token.",
     ),
     Metric(
-        "train/value_clip_fraction",
+        "critic/clip_fraction",
         "trained tokens at which the bound of algorithm.value_clip decides the critic's loss",
         "fraction",
         _OVER_TOKENS,

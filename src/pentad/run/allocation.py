@@ -36,7 +36,7 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
                 "allocation: data.eval is evaluated by generating, but there is no rollout engine",
                 f"{fix}, or remove data.eval",
             )
-    elif settings.algorithm.trains_on == "examples" and not settings.data.eval:
+    elif settings.algorithm.trains_on != "rollouts" and not settings.data.eval:
         yield UserError(
             f"allocation: {allocation.rollout} would do nothing: algorithm {settings.algorithm.name} generates "
             "only for data.eval, which is empty",

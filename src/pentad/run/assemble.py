@@ -14,6 +14,7 @@ import torch
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role, RolloutAlgorithmSettings
 from pentad.config.schema.algorithms.correction import CorrectionSettings
+from pentad.data.preferences import EncodedPreferences
 from pentad.data.prompts import EncodedExamples, EncodedPrompts
 from pentad.data.sampler import PromptSampler
 from pentad.errors import UserError
@@ -28,7 +29,7 @@ from pentad.loops.publication import Publication
 from pentad.loops.roles import Engines, Policy, Trainer
 from pentad.loops.sampler import GroupSampler
 from pentad.loops.scoring import Decode, Scorer
-from pentad.loops.sources import Examples, Rollouts, Source
+from pentad.loops.sources import Examples, Preferences, Rollouts, Source
 from pentad.record.phases import REWARDS
 from pentad.rewards.pool import RewardPool
 from pentad.run.prepare import Prepared
@@ -96,6 +97,8 @@ def _source(
     settings, data = prepared.settings, prepared.train
     order = PromptSampler(data, settings.experiment.seed, settings.data.shuffle)
     per_step = settings.trainer.prompts_per_step
+    if isinstance(data, EncodedPreferences):
+        return Preferences(data, order, per_step)
     if isinstance(data, EncodedExamples):
         return Examples(data, order, per_step)
     if engines is None or scorer is None:

@@ -3,6 +3,7 @@
 Invariant: what this returns is complete: model, tokenizer, data and settings have been read and fit each other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers.utils import logging
 from pentad.algorithms.make import make_algorithm
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.run import RunSettings
+from pentad.data.preferences import encode_preferences
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
 from pentad.errors import UserError
 from pentad.families.hf_config import facts_from_config
@@ -24,6 +26,12 @@ from pentad.weights.checkpoint_model import open_weights
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config, load_tokenizer
 
+_ENCODE: dict[str, Callable[..., EncodedPrompts | EncodedExamples]] = {
+    "rollouts": encode_prompts,
+    "examples": encode_examples,
+    "preferences": encode_preferences,
+}
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -32,7 +40,7 @@ class Prepared:
     Attributes:
         directory: the model as a Hugging Face directory.
         tokenizer_path: where engines load the tokenizer from.
-        train: prompts (grpo) or examples (sft).
+        train: prompts (grpo), examples (sft) or pairs of examples (dpo).
         eval: prompts of each evaluation.
         algorithm: made from its settings.
         critic: what the critic begins with, as a directory; None where there is no critic.
@@ -93,8 +101,7 @@ def prepare(sources: Sources) -> Prepared:
     tokenizer = load_tokenizer(tokenizer_path)
     if sources.chat_template is not None:
         tokenizer.chat_template = sources.chat_template
-    encode = encode_examples if settings.algorithm.trains_on == "examples" else encode_prompts
-    train = encode(sources.train.rows, tokenizer, settings.data)
+    train = _ENCODE[settings.algorithm.trains_on](sources.train.rows, tokenizer, settings.data)
     evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)
@@ -131,14 +138,22 @@ def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocati
 def _check_lengths(
     settings: RunSettings, train: EncodedPrompts | EncodedExamples, evals: dict[str, EncodedPrompts], positions: int
 ) -> int:
-    """Whether microbatches and the model hold every sequence; returns the tokens of the longest that is trained on."""
+    """Whether microbatches and the model hold every sequence; returns the tokens of the longest that is trained on.
+
+    The two of a pair are in one microbatch, so there it is the tokens of the longest pair.
+    """
     budget, response = settings.trainer.tokens_per_microbatch, settings.rollout.max_response_tokens
     if isinstance(train, EncodedExamples):
+        each = train.per_row
         lengths = [len(prompt) + len(answer) for prompt, answer in train.examples]
         longest = max(lengths)
-        what = f"{train.rows[lengths.index(longest)].id} takes {longest} tokens (prompt and response)"
+        what = f"{train.rows[lengths.index(longest) // each].id} takes {longest} tokens (prompt and response)"
         if longest > positions:
             raise UserError(f"{what}, more than the {positions} positions of the model", "shorten the row")
+        if each > 1:
+            lengths = [sum(lengths[first : first + each]) for first in range(0, len(lengths), each)]
+            longest = max(lengths)
+            what = f"{train.rows[lengths.index(longest)].id} takes {longest} tokens (prompt and response, twice)"
     else:
         prompt = max(map(len, train.tokens))
         longest = prompt + response

@@ -8,7 +8,7 @@ rank may compute it for itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,7 @@ def plan_microbatches(
     *,
     multiple: int = 1,
     quadratic: float = DEFAULT_QUADRATIC,
+    together: Sequence[int] | None = None,
 ) -> Plan:
     """Pack sequences into as few microbatches as fit, balanced in cost over microbatches and ranks.
 
@@ -60,6 +61,7 @@ def plan_microbatches(
         max_tokens: largest number of tokens in one microbatch.
         multiple: the microbatches of a rank are a multiple of this (interleaved pipelines need one of their stages).
         quadratic: weight of the attention term, per token; `1 / (12 * hidden_size)` is a good one.
+        together: sequences with the same number go into one microbatch, as the two of a pair; None: each for itself.
 
     Raises:
         UserError: a sequence is longer than `max_tokens`, there are fewer sequences than ranks, or the sequences
@@ -73,6 +75,35 @@ def plan_microbatches(
     tokens = np.asarray(lengths, dtype=np.int64)
     if len(tokens) > 0 and tokens.min() < 1:
         raise ValueError(f"sequence {int(tokens.argmin())} has {int(tokens.min())} tokens; every one needs at least 1")
+    costs = tokens + quadratic * tokens.astype(np.float64) ** 2
+    if together is not None:
+        return _plan_together(tokens, costs, together, ranks, max_tokens, multiple)
+    return _plan(tokens, costs, ranks, max_tokens, multiple)
+
+
+def _plan_together(
+    tokens: np.ndarray, costs: np.ndarray, together: Sequence[int], ranks: int, max_tokens: int, multiple: int
+) -> Plan:
+    """A plan in which what is to be together is packed as if it were one sequence."""
+    members: dict[int, list[int]] = {}
+    for index, number in enumerate(together):
+        members.setdefault(number, []).append(index)
+    units = list(members.values())
+    plan = _plan(
+        np.asarray([tokens[unit].sum() for unit in units]),
+        np.asarray([costs[unit].sum() for unit in units]),
+        ranks,
+        max_tokens,
+        multiple,
+    )
+    whole = tuple(
+        tuple(tuple(sorted(index for unit in microbatch for index in units[unit])) for microbatch in rank)
+        for rank in plan.microbatches
+    )
+    return replace(plan, microbatches=whole)
+
+
+def _plan(tokens: np.ndarray, costs: np.ndarray, ranks: int, max_tokens: int, multiple: int) -> Plan:
     if len(tokens) < ranks * multiple:
         each = "one" if multiple == 1 else f"{multiple} (one for each pipeline stage, as virtual stages are used)"
         raise UserError(
@@ -86,7 +117,6 @@ def plan_microbatches(
             f"more than trainer.tokens_per_microbatch={max_tokens}",
             f"set trainer.tokens_per_microbatch to at least {int(tokens.max())}",
         )
-    costs = tokens + quadratic * tokens.astype(np.float64) ** 2
     step = ranks * multiple
     bins = _pack(tokens, costs, step, max_tokens)
     if bins is None:

@@ -36,7 +36,7 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
     algorithm, data = settings.algorithm, settings.data
     for keys, why, use in algorithm.unread():
         yield tuple(f"algorithm.{key}" for key in keys), why, use
-    if algorithm.trains_on == "examples":
+    if algorithm.trains_on != "rollouts":
         why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to grpo"
         yield (
             ("rollout.n", "rollout.temperature", "rollout.top_p", "reward.on_failure", "trainer.max_staleness"),
@@ -49,9 +49,11 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
                 "or name a data.eval source",
             )
             yield _keys_of("rollout") + _keys_of("reward"), why, use
-    else:
-        why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to sft"
-        yield ("data.response_column",), why, use
+    why = f"algorithm {algorithm.name} does not read it"
+    if algorithm.trains_on != "examples":
+        yield ("data.response_column",), why, "or set algorithm.name to sft"
+    if algorithm.trains_on != "preferences":
+        yield ("data.chosen_column", "data.rejected_column"), why, "or set algorithm.name to dpo"
     if not data.eval:
         why, use = "data.eval is empty, so nothing is evaluated", "or name a data.eval source"
         yield ("data.eval_limit", "rollout.eval_temperature"), why, use

@@ -30,6 +30,8 @@ class DataSettings(Settings):
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of a reasoning_gym task")
     prompt_column: str = Field("prompt", description="column with a string or a list of {role, content}")
     response_column: str = Field("response", description="column with the wanted response (algorithm sft)")
+    chosen_column: str = Field("chosen", description="column with the preferred response (algorithm dpo)")
+    rejected_column: str = Field("rejected", description="column with the other response (algorithm dpo)")
     template: Literal["chat", "text"] = Field("chat", description="apply the chat template, or use prompts as they are")
     system_prompt: str | None = Field(None, description="put before each conversation (template chat)")
     max_prompt_tokens: int = Field(1024, ge=1, description="longest prompt")

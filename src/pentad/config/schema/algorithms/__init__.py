@@ -8,6 +8,7 @@ from pentad.config.schema.algorithms.base import AlgorithmSettings
 from pentad.config.schema.algorithms.cispo import CISPOSettings
 from pentad.config.schema.algorithms.custom import CustomSettings
 from pentad.config.schema.algorithms.dapo import DAPOSettings
+from pentad.config.schema.algorithms.dpo import DPOSettings
 from pentad.config.schema.algorithms.dr_grpo import DrGRPOSettings
 from pentad.config.schema.algorithms.grpo import GRPOSettings
 from pentad.config.schema.algorithms.gspo import GSPOSettings
@@ -26,6 +27,7 @@ ALGORITHMS: dict[str, type[AlgorithmSettings]] = {
     "gspo": GSPOSettings,
     "cispo": CISPOSettings,
     "ppo": PPOSettings,
+    "dpo": DPOSettings,
     "sft": SFTSettings,
 }
 CUSTOM = "module:Class"
@@ -48,6 +50,7 @@ AnyAlgorithm = Annotated[
     | Annotated[GSPOSettings, Tag("gspo")]
     | Annotated[CISPOSettings, Tag("cispo")]
     | Annotated[PPOSettings, Tag("ppo")]
+    | Annotated[DPOSettings, Tag("dpo")]
     | Annotated[SFTSettings, Tag("sft")]
     | Annotated[CustomSettings, Tag(CUSTOM)],
     Discriminator(_tag),
@@ -62,6 +65,7 @@ __all__ = [
     "CISPOSettings",
     "CustomSettings",
     "DAPOSettings",
+    "DPOSettings",
     "DrGRPOSettings",
     "GRPOSettings",
     "GSPOSettings",

@@ -23,8 +23,9 @@ COLUMN_ROLES: dict[str, Role] = {"old_logprobs": "policy", "ref_logprobs": "refe
 class AlgorithmSettings(Settings):
     """`algorithm.*`"""
 
-    # rollouts: prompts are answered by the engines and rewarded. examples: the data has the responses.
-    trains_on: ClassVar[Literal["rollouts", "examples"]] = "rollouts"
+    # rollouts: prompts are answered by the engines and rewarded. examples: the data has the responses. preferences: the
+    # data has a chosen and a rejected response of each prompt.
+    trains_on: ClassVar[Literal["rollouts", "examples", "preferences"]] = "rollouts"
 
     name: str
 

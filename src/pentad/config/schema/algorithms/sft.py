@@ -10,7 +10,7 @@ from pentad.config.schema.algorithms.base import AlgorithmSettings
 class SFTSettings(AlgorithmSettings):
     """`algorithm.*` with name sft"""
 
-    trains_on: ClassVar[Literal["rollouts", "examples"]] = "examples"
+    trains_on: ClassVar[Literal["rollouts", "examples", "preferences"]] = "examples"
 
     name: Literal["sft"] = Field("sft", description="supervised tuning on given responses")
     loss_mean: Literal["token", "sequence"] = Field(
