@@ -4,7 +4,7 @@ Invariant: what is drawn is what spans.jsonl says, one row of the picture a proc
 that, rows touch, and each still has its place. Waiting is blank.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
