@@ -47,12 +47,16 @@ _FACTS = (
 _COMPONENT = re.compile(r"(\w+)(\[\w+\])?:(\((?:[^()]*)\)|[a-z0-9]+)")
 
 
-def assemble(sheet: Sheet) -> None:
-    """Set `allocation`, and say what became of the keys that decide it."""
+def assemble(sheet: Sheet, *, colocated: bool) -> None:
+    """Set `allocation`, and say what became of the keys that decide it.
+
+    Args:
+        colocated: whether engines share the trainer's GPUs where no key says so.
+    """
     if sheet.of("allocation", "trainer_layout", "engine_layout"):
         _from_text(sheet)
     else:
-        _from_sizes(sheet)
+        _from_sizes(sheet, colocated)
     _engine_arguments(sheet)
 
 
@@ -103,7 +107,7 @@ def _engine_layout(engine: str, devices: int, layout: str) -> str:
     return f"d{devices}" if engine == "hf" else layout
 
 
-def _from_sizes(sheet: Sheet) -> None:
+def _from_sizes(sheet: Sheet, colocated: bool) -> None:
     backend = str(sheet.get("trainer_backend", "megatron")).lower()
     if backend not in _TRAINERS:
         sheet.refuse(f"train by {backend}", "trainer_backend")
@@ -117,7 +121,9 @@ def _from_sizes(sheet: Sheet) -> None:
     if not world:
         world = sheet.get("t", 1) * sheet.get("p", 1) * sheet.get("c", 1)
         sheet.notes.append(f"the file does not say how many GPUs there are: {world} assumed; give --gpus N")
-    engine_text, engine_devices, separate = _engines(sheet, world)
+    engine_text, engine_devices, separate = _engines(
+        sheet, world, sheet.get("colocated", colocated or not sheet.of("engine", "engine_d"))
+    )
     devices = world - engine_devices if separate else world
     if devices < 1:
         sheet.refuse(f"engines on {engine_devices} of {world} GPUs, which leaves none for the trainer", *_FACTS)
@@ -145,7 +151,7 @@ def _trainer(sheet: Sheet, devices: int) -> str | Unsupported:
     return "megatron:" + _text(sizes)
 
 
-def _engines(sheet: Sheet, world: int) -> tuple[str, int, bool]:
+def _engines(sheet: Sheet, world: int, colocated: bool) -> tuple[str, int, bool]:
     """The engines as text, their number of devices, and whether they have these to themselves."""
     asked = str(sheet.get("engine", "hf")).lower()
     engine = sheet.engine or _ENGINES.get(asked)
@@ -153,7 +159,7 @@ def _engines(sheet: Sheet, world: int) -> tuple[str, int, bool]:
         sheet.refuse(f"generate by {asked}", "engine")
         engine = "hf"
     tensor, pipeline = sheet.get("engine_t", 1), sheet.get("engine_p", 1)
-    separate = sheet.get("colocated", True) is False
+    separate = not colocated
     each = tensor * pipeline
     if separate:
         devices = sheet.get("engine_d", 1) * each

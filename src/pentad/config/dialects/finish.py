@@ -86,7 +86,7 @@ def _of_other_algorithms(sheet: Sheet) -> None:
 def _of_critics(sheet: Sheet) -> None:
     """Keys of a critic are without meaning only where there is none."""
     name = sheet.values.get("algorithm.name", "grpo")
-    if "critic" not in ALGORITHMS[name]().roles:
+    if "critic" not in ALGORITHMS[name].model_validate({"name": name}).roles:
         return
     for row in sheet.rows:
         if row.verdict == "no meaning here" and row.why in (CRITIC, CREDIT):

@@ -127,7 +127,7 @@ def _judge(foreign: Foreign, path: Path, dialect: Dialect, asked: Asked) -> Impo
     source = next((row.value for row in sheet.of("train")), None)
     sheet.rows_of_data = asked.rows(source) if isinstance(source, str) else None
     batches.assemble(sheet, warmup_unit=dialect.warmup_unit, steps_unit=dialect.steps_unit)
-    allocation.assemble(sheet)
+    allocation.assemble(sheet, colocated=dialect.colocated)
     objective.assemble(sheet)
     remainder.assemble(sheet)
     finish(sheet, asked.given)

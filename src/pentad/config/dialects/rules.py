@@ -83,6 +83,7 @@ class Dialect:
         signs: regular expressions of keys that no other system has.
         modules: beginnings of Python modules that its launch scripts run.
         defaults: keys that decide what is learnt -> their values where a file does not give them.
+        colocated: whether its engines share the trainer's GPUs where nothing else is said.
         warmup_unit: what its scheduler counts: `step` (rollout batches) or `update` (optimizer steps).
         steps_unit: the same of the number of steps of a run.
     """
@@ -93,6 +94,7 @@ class Dialect:
     signs: tuple[str, ...]
     modules: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    colocated: bool = True
     warmup_unit: Literal["step", "update"] = "step"
     steps_unit: Literal["step", "update"] = "step"
 

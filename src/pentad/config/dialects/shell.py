@@ -7,7 +7,7 @@ that are set within conditions or loops count as not known.
 import ast
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -15,7 +15,7 @@ _ASSIGNMENT = re.compile(rf"({_NAME})(\+?)=(.*)", re.DOTALL)
 _DECLARE = ("export", "local", "readonly", "declare", "typeset")
 _OPEN, _CLOSE = ("if", "for", "while", "until", "case", "select"), ("fi", "done", "esac")
 _LOOSE = ("then", "else", "elif", "do", "{", "}", "!")
-_OPERATORS = {
+_OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

@@ -284,4 +284,5 @@ TRINITY = Dialect(
         "algorithm.kl_loss_fn_args.kl_coef": 0.001,
         "trainer.save_interval": 0,
     },
+    colocated=False,
 )
