@@ -20,7 +20,7 @@ from pentad.config.dialects.finish import nested
 from pentad.config.dialects.importing import Asked, Imported, accept, import_file
 from pentad.config.dialects.write import as_json, as_table, as_yaml
 from pentad.config.loading.load import load_settings
-from pentad.config.loading.yaml_io import Document, read_document, read_file, read_text, read_value
+from pentad.config.loading.yaml_io import Document, read_document, read_file, read_value
 from pentad.errors import UserError
 
 DESCRIPTION = (
@@ -138,9 +138,7 @@ def _is_foreign(path: Path) -> bool:
     try:
         document = read_file(path)
     except UserError:
-        if "..." in read_text(path) or path.suffix not in (".yaml", ".yml"):
-            return False
-        return False
+        return False  # the loader will say what is wrong with it
     return not is_own(".".join(key) for key, _ in flatten(document.values))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pentad.config.dialects.rules import Nothing, Rule, lacking, nothing, part, take
+from pentad.config.dialects.rules import Nothing, Rule, Unsupported, lacking, nothing, part, take
 from pentad.config.dialects.values import count, dtype, flag
 from pentad.config.schema.megatron_fields import NEEDS_TRANSFORMER_ENGINE, SETTLED, SUPPORTED
 
@@ -56,11 +56,8 @@ def behind(prefix: str) -> Iterator[Rule]:
     yield take(f"{prefix}use_distributed_optimizer", "megatron.ddp.use_distributed_optimizer", flag)
     yield lacking(f"{prefix}(param|grad|optimizer|all)_offload\\w*", OFFLOAD, learns=False)
     yield nothing(f"{prefix}(use_mbridge|vanilla_mbridge)", "weights are read from the Hugging Face files in any case")
-    yield Rule(
-        f"{prefix}(use_dist_checkpointing|dist_checkpointing_path\\w*)",
-        does="start from a converted checkpoint: give its path as model.path (`pentad convert` makes one)",
-        off=(None, False, "null", ""),
-    )
+    note = "a Hugging Face directory, or a checkpoint that `pentad convert` makes of one"
+    yield take(f"{prefix}(use_dist_checkpointing|dist_checkpointing_path\\w*)", "model.path", _start, note)
     yield take(f"{prefix}(param_dtype|dtype)", "trainer.dtype", dtype)
     yield nothing(f"{prefix}seed", "experiment.seed seeds everything")
     yield nothing(f"{prefix}(load_weight|forward_only|profile\\..*|load_contents)", "there is no such choice here")
@@ -68,6 +65,12 @@ def behind(prefix: str) -> Iterator[Rule]:
     yield from passed_on(prefix, "override_ddp_config", "ddp")
     yield from passed_on(prefix, "override_optimizer_config", "optimizer")
     yield nothing(f"{prefix}(override_mcore_model_config|extra)(\\..*)?", "the model is settled by model.path")
+
+
+def _start(value: Any) -> Any:
+    if value in (None, False, "null", ""):
+        return Nothing("training starts from the Hugging Face files")
+    return Unsupported("start from a checkpoint of Megatron's")
 
 
 def _as_it_is(value: Any) -> Any:

@@ -256,7 +256,9 @@ class _Reader:
                 self._skip(1)
                 self._redirection()
             else:
-                words.append(self._word(closing))
+                word = self._word(closing)
+                if not (word.text.isdigit() and self.text[self.at : self.at + 1] in ("<", ">")):  # a file descriptor
+                    words.append(word)
         return words
 
     def _redirection(self) -> None:
