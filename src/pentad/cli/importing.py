@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 from pentad.config.dialects.catalog import ALIASES, DIALECTS, is_own
-from pentad.config.dialects.entries import flatten
 from pentad.config.dialects.finish import nested
 from pentad.config.dialects.importing import Asked, Imported, accept, import_file
+from pentad.config.dialects.reading import keys_of
 from pentad.config.dialects.write import as_json, as_table, as_yaml
 from pentad.config.loading.load import load_settings
-from pentad.config.loading.yaml_io import Document, read_document, read_file, read_value
+from pentad.config.loading.yaml_io import Document, read_document, read_value
 from pentad.errors import UserError
 
 DESCRIPTION = (
@@ -136,10 +136,9 @@ def _is_foreign(path: Path) -> bool:
     if path.suffix in _SCRIPTS:
         return True
     try:
-        document = read_file(path)
+        return not is_own(keys_of(path))
     except UserError:
         return False  # the loader will say what is wrong with it
-    return not is_own(".".join(key) for key, _ in flatten(document.values))
 
 
 def count_rows(source: str) -> int | None:

@@ -43,6 +43,15 @@ def read_foreign(path: Path, variables: Mapping[str, str]) -> Foreign:
     return foreign
 
 
+def keys_of(path: Path) -> list[str]:
+    """The keys of a YAML or JSON file, as the other system has them.
+
+    Raises:
+        UserError: it is neither, or a key is given twice.
+    """
+    return [entry.key for entry in _parse(read_text(path), path).entries]
+
+
 def _is_yaml(text: str) -> bool:
     return not text.startswith("#!") and re.search(r"^[\w.]+:(\s|$)", text, re.MULTILINE) is not None
 

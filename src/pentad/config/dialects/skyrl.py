@@ -191,6 +191,10 @@ def _generator() -> Iterator[Rule]:
         off=(1, None),
         learns=False,
     )
+
+
+def _engines() -> Iterator[Rule]:
+    prefix = r"generator\.(?:inference_engine\.)?"
     yield part(rf"{prefix}backend", "engine", v.text)
     yield part(rf"{prefix}(?:num_inference_engines|num_engines)", "engine_d", v.whole)
     yield part(rf"{prefix}(?:inference_engine_)?tensor_parallel_size", "engine_t", v.count)
@@ -239,7 +243,7 @@ def _generator() -> Iterator[Rule]:
 SKYRL = Dialect(
     name="skyrl",
     title="SkyRL",
-    rules=(*_policy(), *_algorithm(), *_trainer(), *_generator()),
+    rules=(*_policy(), *_algorithm(), *_trainer(), *_generator(), *_engines()),
     signs=(
         r"generator\..*",
         r"trainer\.policy\..*",

@@ -79,40 +79,9 @@ def actor(prefix: str = r"actor_rollout_ref\.") -> Iterator[Rule]:
     )
     yield lacking(rf"{model}override_config\..+", "change the model's configuration")
     yield nothing(rf"{model}(override_config|hf_config_path|tokenizer)", "the model's own files are used")
+    yield from _optimizer(rf"{act}optim\.", act)
+    yield from _loss(act)
     yield part(rf"{act}strategy|{prefix}ref\.strategy", "trainer_backend", v.text)
-    optim = rf"{act}optim\."
-    yield take(rf"{optim}lr", "trainer.optimizer.lr", v.number)
-    yield part(rf"{optim}lr_warmup_steps", "warmup_steps", _or_ratio)
-    yield part(rf"{optim}lr_warmup_steps_ratio", "warmup_ratio", v.number)
-    yield part(rf"{optim}min_lr_ratio", "min_lr_ratio", v.number)
-    yield part(rf"{optim}min_lr", "min_lr", v.number)
-    yield take(rf"{optim}(lr_scheduler_type|warmup_style|lr_decay_style)", "trainer.schedule.name", v.schedule)
-    yield take(rf"{optim}weight_decay", "trainer.optimizer.weight_decay", v.number)
-    yield take(rf"{optim}betas", "trainer.optimizer.betas")
-    yield take(rf"{optim}eps", "trainer.optimizer.eps", v.number)
-    yield take(rf"{act}grad_clip|{optim}clip_grad", "trainer.optimizer.grad_clip", v.number)
-    yield nothing(
-        rf"{optim}(total_training_steps|lr_decay_steps|lr_wsd_decay_\w+|num_cycles|use_checkpoint_opt_param_scheduler"
-        rf"|lr_warmup_init|weight_decay_incr_style|warmup_style_\w+)",
-        "the schedule runs over the whole of the run",
-    )
-    yield Rule(rf"{optim}optimizer", does="another optimizer than AdamW", off=("adam", "adamw", "AdamW", "Adam", None))
-    yield nothing(rf"{optim}(optimizer_impl|override_optimizer_config)", "the optimizer is AdamW")
-    yield part(rf"{act}clip_ratio", "clip", v.number, "and algorithm.clip_high")
-    yield part(rf"{act}clip_ratio_(low|high)", r"clip_\1", v.number)
-    yield lacking(rf"{act}clip_ratio_c", "bound the loss of negative advantages (dual clip)", (None,))
-    yield part(rf"{act}use_kl_loss", "kl_loss", v.flag, "0 switches it off")
-    yield part(rf"{act}kl_loss_coef", "kl_loss_coef", v.number, "0 switches it off")
-    yield part(rf"{act}kl_loss_type", "kl_loss_type", v.words(KL_TYPES, "a KL penalty by"), "low_var_kl is k3")
-    yield part(rf"{act}loss_agg_mode", "mean", v.text, "token or sequence")
-    yield Rule(
-        rf"{act}policy_loss\.loss_mode|{act}loss_mode",
-        fact="ratio_level",
-        convert=v.words({"vanilla": "token", "gspo": "sequence"}, "the policy loss"),
-    )
-    yield lacking(rf"{act}policy_loss\..*", "a coefficient of another policy loss", (None,), learns=False)
-    yield lacking(rf"{act}entropy_coeff", "reward entropy")
-    yield lacking(rf"{act}tis_imp_ratio_cap", "weigh tokens by how their engine's probability differs", (None, -1, 0))
     yield part(
         rf"{act}ppo_mini_batch_size", "mini_prompts", v.whole, "the number of minibatches a step, not their size"
     )
@@ -130,6 +99,44 @@ def actor(prefix: str = r"actor_rollout_ref\.") -> Iterator[Rule]:
     )
     yield lacking(rf"{act}freeze_vision_tower", "leave part of the model untrained")
     yield from behind(rf"{act}megatron\.")
+
+
+def _optimizer(optim: str, act: str) -> Iterator[Rule]:
+    yield take(rf"{optim}lr", "trainer.optimizer.lr", v.number)
+    yield part(rf"{optim}lr_warmup_steps", "warmup_steps", _or_ratio)
+    yield part(rf"{optim}lr_warmup_steps_ratio", "warmup_ratio", v.number)
+    yield part(rf"{optim}min_lr_ratio", "min_lr_ratio", v.number)
+    yield part(rf"{optim}min_lr", "min_lr", v.number)
+    yield take(rf"{optim}(lr_scheduler_type|warmup_style|lr_decay_style)", "trainer.schedule.name", v.schedule)
+    yield take(rf"{optim}weight_decay", "trainer.optimizer.weight_decay", v.number)
+    yield take(rf"{optim}betas", "trainer.optimizer.betas")
+    yield take(rf"{optim}eps", "trainer.optimizer.eps", v.number)
+    yield take(rf"{act}grad_clip|{optim}clip_grad", "trainer.optimizer.grad_clip", v.number)
+    yield nothing(
+        rf"{optim}(total_training_steps|lr_decay_steps|lr_wsd_decay_\w+|num_cycles|use_checkpoint_opt_param_scheduler"
+        rf"|lr_warmup_init|weight_decay_incr_style|warmup_style_\w+)",
+        "the schedule runs over the whole of the run",
+    )
+    yield Rule(rf"{optim}optimizer", does="another optimizer than AdamW", off=("adam", "adamw", "AdamW", "Adam", None))
+    yield nothing(rf"{optim}(optimizer_impl|override_optimizer_config)", "the optimizer is AdamW")
+
+
+def _loss(act: str) -> Iterator[Rule]:
+    yield part(rf"{act}clip_ratio", "clip", v.number, "and algorithm.clip_high")
+    yield part(rf"{act}clip_ratio_(low|high)", r"clip_\1", v.number)
+    yield lacking(rf"{act}clip_ratio_c", "bound the loss of negative advantages (dual clip)", (None,))
+    yield part(rf"{act}use_kl_loss", "kl_loss", v.flag, "0 switches it off")
+    yield part(rf"{act}kl_loss_coef", "kl_loss_coef", v.number, "0 switches it off")
+    yield part(rf"{act}kl_loss_type", "kl_loss_type", v.words(KL_TYPES, "a KL penalty by"), "low_var_kl is k3")
+    yield part(rf"{act}loss_agg_mode", "mean", v.text, "token or sequence")
+    yield Rule(
+        rf"{act}policy_loss\.loss_mode|{act}loss_mode",
+        fact="ratio_level",
+        convert=v.words({"vanilla": "token", "gspo": "sequence"}, "the policy loss"),
+    )
+    yield lacking(rf"{act}policy_loss\..*", "a coefficient of another policy loss", (None,), learns=False)
+    yield lacking(rf"{act}entropy_coeff", "reward entropy")
+    yield lacking(rf"{act}tis_imp_ratio_cap", "weigh tokens by how their engine's probability differs", (None, -1, 0))
 
 
 def _or_ratio(value: Any) -> Any:
