@@ -12,12 +12,14 @@ from pentad.run.allocation import check_allocation
 
 
 def load_run(path: Path, overrides: Sequence[str]) -> LoadedSettings:
-    """Load settings and check their allocation.
+    """Load settings and check their allocation. A file of another system is imported first.
 
     Raises:
         UserError: with everything that is wrong.
     """
-    return load_settings(path, overrides, checks=(check_allocation, check_reward))
+    from pentad.cli.importing import foreign_document
+
+    return load_settings(path, overrides, CHECKS, foreign_document(path, overrides))
 
 
 def check_reward(settings: RunSettings) -> Iterator[UserError]:
@@ -26,6 +28,9 @@ def check_reward(settings: RunSettings) -> Iterator[UserError]:
         check_name(settings.reward.name, {})
     except UserError as problem:
         yield problem
+
+
+CHECKS = (check_allocation, check_reward)
 
 
 def describe_allocation(text: str) -> str:

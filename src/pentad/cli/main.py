@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, convert, export, plan, verify
+from pentad.cli import checkpoint, commands, convert, export, importing, plan, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -93,6 +93,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     config.add_argument("--metrics", action="store_true", help="list every metric instead")
     config.add_argument("--markdown", action="store_true", help="with --keys or --metrics: as the reference page")
     config.set_defaults(call=commands.config)
+
+    imported = subparsers.add_parser(
+        "import",
+        help="turn a file of verl, siiRL, AReaL, SkyRL, Trinity-RFT or TRL into a configuration",
+        description=importing.DESCRIPTION,
+        epilog=importing.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    importing.add_arguments(imported)
+    imported.set_defaults(call=importing.import_command)
 
     data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
     datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)

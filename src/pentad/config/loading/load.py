@@ -18,7 +18,7 @@ from pentad.config.loading.keys import known_keys
 from pentad.config.loading.megatron import complete, describe_added
 from pentad.config.loading.overrides import apply_overrides
 from pentad.config.loading.unknown import take_unknown
-from pentad.config.loading.yaml_io import KeyPath, read_file
+from pentad.config.loading.yaml_io import Document, KeyPath, read_file
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 
@@ -47,7 +47,12 @@ class LoadedSettings:
     notices: tuple[str, ...] = ()
 
 
-def load_settings(path: str | Path, overrides: Sequence[str] = (), checks: Iterable[Check] = ()) -> LoadedSettings:
+def load_settings(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    checks: Iterable[Check] = (),
+    document: Document | None = None,
+) -> LoadedSettings:
     """Read a configuration file, apply overrides, and check the result.
 
     Args:
@@ -55,14 +60,16 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), checks: Itera
         overrides: `section.key=value` texts; values are YAML.
         checks: further rules, for what this package does not know (allocations); they are run once the settings
             are well-formed, and what they return is reported with the rest.
+        document: what stands in the file, if it was read already (a file of another system).
 
     Raises:
         UserError: with everything that is wrong.
     """
     path = Path(path)
-    document = read_file(path)
+    document = document or read_file(path)
     values, problems = document.values, list(document.problems)
     origins: dict[KeyPath, str] = {key: f"{path.name}:{line}" for key, line in document.lines.items()}
+    origins |= document.origins
 
     def place(key: Sequence[Any]) -> str:
         for end in range(len(key), 0, -1):
@@ -87,7 +94,7 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), checks: Itera
         for rule in checks:
             problems += rule(settings)
         if not problems:
-            notices = tuple(filter(None, [describe_added(added)]))
+            notices = tuple(filter(None, [*document.notices, describe_added(added)]))
             return LoadedSettings(settings, named, path, tuple(overrides), notices)
     raise join(problems, str(path))
 

@@ -63,11 +63,15 @@ class Document:
         values: nested dictionaries with text keys.
         lines: key path -> line, counted from 1. A value inside a list has the line of the list's key.
         problems: keys given twice, keys that are not text.
+        origins: of a document that was not read from YAML, where a value comes from, in words.
+        notices: what was assumed, in sentences that the user is to see.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[UserError] = field(default_factory=list)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
 
 def read_file(path: Path) -> Document:
@@ -76,7 +80,15 @@ def read_file(path: Path) -> Document:
     Raises:
         UserError: no such file, not readable, not YAML, empty, or its top level is not a mapping.
     """
-    text = _read_text(path)
+    return read_document(read_text(path), path)
+
+
+def read_document(text: str, path: Path) -> Document:
+    """Read the text of a configuration file; `path` names it in messages.
+
+    Raises:
+        UserError: not YAML, empty, or its top level is not a mapping.
+    """
     loader = CoreLoader(text)
     try:
         node = _compose(loader)
@@ -142,7 +154,12 @@ def _compose(loader: CoreLoader) -> yaml.Node | None:
         raise MarkedYAMLError(None, None, _TOO_DEEP, loader.get_mark()) from None
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: no such file, not readable, or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,0 +1,125 @@
+"""From estimators, losses, clipping and KL penalties of other systems to `algorithm.*`.
+
+Invariant: an algorithm or a mean that does not exist in this version is refused by its name; no other stands in for it.
+"""
+
+from pentad.config.dialects.facts import Sheet
+from pentad.config.schema.algorithms import ALGORITHMS
+
+_MEANS = {
+    "token-mean": "token",
+    "token_mean": "token",
+    "token": "token",
+    "seq-mean-token-mean": "sequence",
+    "sequence_mean": "sequence",
+    "sequence": "sequence",
+}
+_TO_CONSTANT = ("seq-mean-token-sum-norm", "seq_mean_token_sum_norm", "dr_grpo")
+# TRL's loss types -> (algorithm, mean).
+_LOSS_TYPES = {
+    "grpo": (None, "sequence"),
+    "bnpo": (None, "token"),
+    "dapo": (None, "token"),
+    "dr_grpo": ("dr_grpo", None),
+    "cispo": ("cispo", None),
+}
+
+
+def assemble(sheet: Sheet) -> None:
+    """Set the algorithm, its clipping, its mean and its KL penalty."""
+    _algorithm(sheet)
+    _clipping(sheet)
+    _mean(sheet)
+    _kl(sheet)
+    if sheet.has("std"):
+        sheet.take("algorithm.advantage_std", sheet.get("std"), "std")
+
+
+def _algorithm(sheet: Sheet) -> None:
+    asked = sheet.get("estimator", "grpo")
+    loss, mean = _LOSS_TYPES.get(str(sheet.get("loss_type")), (None, None))
+    if loss is not None:
+        asked = loss
+    if asked == "grpo" and sheet.get("ratio_level", "token") == "sequence":
+        asked = "gspo"
+    if asked == "grpo" and sheet.get("mean") in _TO_CONSTANT and sheet.get("std") is False:
+        asked = "dr_grpo"
+    facts = ["estimator", "ratio_level"]
+    if asked == "dr_grpo" and sheet.get("mean") in _TO_CONSTANT:
+        facts += ["mean", "std"]
+    if sheet.has("loss_type"):
+        if loss is not None:
+            facts.append("loss_type")
+        elif mean is not None:
+            sheet.take("algorithm.loss_mean", mean, "loss_type")
+        else:
+            sheet.refuse(f"the loss {sheet.get('loss_type')}", "loss_type")
+    if asked not in ALGORITHMS:
+        sheet.refuse(f"the algorithm {asked}; this version has {', '.join(ALGORITHMS)}", *facts)
+        return
+    sheet.values["algorithm.name"] = asked
+    sheet.take("algorithm.name", asked, *facts)
+
+
+def _clipping(sheet: Sheet) -> None:
+    both = sheet.get("clip")
+    low, high = sheet.get("clip_low", both), sheet.get("clip_high", both)
+    if sheet.has("clip"):
+        why = "" if low == high else f"below {low:g}, above {high:g}"
+        sheet.take("algorithm.clip_low", low, "clip", why=why)
+    if low is not None:
+        sheet.take("algorithm.clip_low", low, "clip_low")
+    if high is not None:
+        sheet.take("algorithm.clip_high", high, "clip_high")
+
+
+def _mean(sheet: Sheet) -> None:
+    if not sheet.has("mean"):
+        return
+    asked = str(sheet.get("mean"))
+    if asked in _MEANS:
+        sheet.take("algorithm.loss_mean", _MEANS[asked], "mean")
+    else:
+        sheet.refuse(f"the mean {asked} of a loss", "mean")
+
+
+def _kl(sheet: Sheet) -> None:
+    in_loss = sheet.get("kl_loss", sheet.has("kl_loss_type") if not sheet.has("kl_loss") else False)
+    in_reward = sheet.get("kl_reward", sheet.has("kl_reward_type") and not _has_flags(sheet))
+    if not sheet.has("kl_loss") and _has_flags(sheet):
+        in_loss = False
+    loss, reward = ("kl_loss", "kl_loss_coef", "kl_loss_type"), ("kl_reward", "kl_reward_coef", "kl_reward_type")
+    if sheet.has("kl"):
+        _penalty(sheet, "loss", sheet.get("kl"), "k3", ("kl",), "kl")
+    elif in_loss and in_reward:
+        sheet.refuse("a KL penalty in loss and reward at once", *loss, *reward)
+    elif in_loss:
+        _penalty(sheet, "loss", sheet.get("kl_loss_coef", 0.0), sheet.get("kl_loss_type", "k3"), loss, "kl_loss_type")
+    elif in_reward:
+        kind = sheet.get("kl_reward_type", "k1")
+        _penalty(sheet, "reward", sheet.get("kl_reward_coef", 0.0), kind, reward, "kl_reward_type")
+    sheet.nothing("there is no KL penalty in the loss", *loss)
+    sheet.nothing("there is no KL penalty in the reward", *reward)
+
+
+def _has_flags(sheet: Sheet) -> bool:
+    """Whether the other system switches penalties by flags; otherwise it does by the name of the estimator."""
+    return any(
+        row.entry.key.startswith(("actor_rollout_ref.", "trainer.algorithm."))
+        or row.entry.key in ("algorithm.kl_penalty", "algorithm.kl_ctrl.kl_coef", "algorithm.use_kl_in_reward")
+        for row in sheet.rows
+    )
+
+
+def _penalty(sheet: Sheet, where: str, weight: float, kind: str, facts: tuple[str, ...], kind_fact: str) -> None:
+    if weight == 0:
+        sheet.take("algorithm.kl_coef", 0.0, *facts)
+        return
+    if where == "loss" and kind == "k1":
+        sheet.refuse("a KL penalty by k1 in the loss, whose gradient is zero on average", *facts)
+        return
+    values = sheet.values
+    values["algorithm.kl_in"], values["algorithm.kl_estimator"] = where, kind
+    if kind_fact != "kl":
+        sheet.take("algorithm.kl_estimator", kind, kind_fact)
+    sheet.take("algorithm.kl_coef", weight, *facts, why=f"in the {where}, by {kind}")
