@@ -5,13 +5,14 @@ Invariant: each batch is given once; a source that generates needs the engines a
 
 import asyncio
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, Protocol
 
 import torch
 
 from pentad.data.prompts import EncodedExamples
-from pentad.data.sampler import PromptSampler
+from pentad.data.sampler import Order
 from pentad.loops.experience import Experience
 from pentad.loops.group import Group
 from pentad.loops.journal import Journal
@@ -128,12 +129,16 @@ class Examples:
 
     generates = False
 
-    def __init__(self, examples: EncodedExamples, order: PromptSampler, rows_per_step: int) -> None:
+    def __init__(self, examples: EncodedExamples, order: Order, rows_per_step: int) -> None:
         self._examples, self._order, self._per_step = examples, order, rows_per_step
 
     async def take(self, step: int, versions: Container[int]) -> tuple[Batch, dict[str, float]]:
         chosen = self._order.next(self._per_step)
-        return Batch.from_sequences([self._examples.examples[index] for index in chosen]), {}
+        batch = Batch.from_sequences([self._examples.examples[index] for index in chosen])
+        if self._examples.masks:
+            masks = [(torch.zeros(len(self._examples.examples[i][0])), self._examples.mask(i)) for i in chosen]
+            batch = replace(batch, loss_mask=torch.cat([part.bool() for pair in masks for part in pair]))
+        return batch, {}
 
     async def release(self) -> None:
         pass

@@ -44,6 +44,7 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples.jsonl"
         self.rewards_log = self.path / "rewards.log"
+        self.lengths = self.path / "lengths.json"
         self.outcome = self.path / "outcome.json"
         self.report = self.path / "report.html"
         self.model = self.path / "model"

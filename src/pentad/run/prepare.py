@@ -12,6 +12,7 @@ from transformers.utils import logging
 from pentad.algorithms.make import make_algorithm
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.run import RunSettings
+from pentad.data.mixture import make_order
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
 from pentad.errors import UserError
 from pentad.families.hf_config import facts_from_config
@@ -59,9 +60,15 @@ class Prepared:
     def notices(self) -> list[str]:
         """How many rows `data.too_long=drop` has dropped, of each source."""
         sources = {"data.train": self.train, **{f"data.eval.{name}": prompts for name, prompts in self.eval.items()}}
+        settings = self.settings.data
+        limits = {name: f"data.max_prompt_tokens = {settings.max_prompt_tokens}" for name in sources}
+        noun = dict.fromkeys(sources, "prompts")
+        if settings.max_tokens is not None:
+            limits["data.train"] += f" or data.max_tokens = {settings.max_tokens}"
+            noun["data.train"] = "examples"
         return [
-            f"{name}: {data.dropped} of {len(data) + data.dropped} prompts are longer than data.max_prompt_tokens = "
-            f"{self.settings.data.max_prompt_tokens}; they are left out"
+            f"{name}: {data.dropped} of {len(data) + data.dropped} {noun[name]} are longer than {limits[name]}; they "
+            "are left out"
             for name, data in sources.items()
             if data.dropped
         ]
@@ -92,6 +99,7 @@ def prepare(sources: Sources) -> Prepared:
         tokenizer.chat_template = sources.chat_template
     encode = encode_examples if settings.algorithm.trains_on == "examples" else encode_prompts
     train = encode(sources.train.rows, tokenizer, settings.data)
+    make_order(train.rows, settings.experiment.seed, settings.data)  # what is wrong with the mixture is said now
     evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)

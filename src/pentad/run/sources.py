@@ -77,6 +77,11 @@ class Sources:
         return [*self.eval.values(), *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
 
     @property
+    def said(self) -> list[str]:
+        """Which columns of each source are taken for what."""
+        return [line for rows in (self.train, *self.eval.values()) for line in rows.said]
+
+    @property
     def notices(self) -> list[str]:
         """What is legal and may not be meant, or should be known."""
         found = []

@@ -45,16 +45,21 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
             yield _keys_of("rollout") + _keys_of("reward"), why, use
     else:
         why, use = f"algorithm {algorithm.name} does not read it", "or set algorithm.name to sft"
-        yield ("data.response_column",), why, use
+        yield ("data.response_column", "data.loss_on", "data.max_tokens"), why, use
+    if len(data.sources) == 1:
+        yield ("data.mix", "data.weights"), "data.train has one source", "or make data.train a list"
+    elif data.weights is not None:
+        yield ("data.mix",), "data.weights says how sources are mixed", "or remove data.weights"
     if not data.eval:
         why, use = "data.eval is empty, so nothing is evaluated", "or name a data.eval source"
         yield ("data.eval_limit", "rollout.eval_temperature"), why, use
     if data.template == "text":
         why, use = "data.template is text, so no chat template is applied", "or set data.template to chat"
         yield ("data.system_prompt", "model.chat_template"), why, use
-    procedural = [source.startswith("reasoning_gym:") for source in (data.train, *data.eval.values())]
+    procedural = [source.startswith("reasoning_gym:") for source in (*data.sources, *data.eval.values())]
     if all(procedural):
-        yield ("data.prompt_column",), "reasoning_gym sources have no columns", "or use a file"
+        keys = ("data.prompt_column", "data.messages_column", "data.response_column", "data.ground_truth_column")
+        yield keys, "reasoning_gym sources have no columns", "or use a file"
     if not any(procedural):
         yield ("data.options",), "only reasoning_gym sources read it", "or use a reasoning_gym:TASK source"
     if ":" not in settings.reward.name:
