@@ -65,8 +65,7 @@ class Columns:
         """What is taken for what, in words."""
         parts = []
         if self.conversation:
-            what = "conversations" if self.response is None else "prompts"
-            parts.append(f"{what} from {self.conversation!r}")
+            parts.append(f"conversations from {self.conversation!r}")
         elif self.prompt:
             beside = [name for name in (self.system, self.history, self.context) if name]
             parts.append(f"prompts from {' with '.join(map(repr, [self.prompt, *beside]))}")
@@ -198,7 +197,9 @@ class _Chooser:
         if name not in ("instruction", "query"):
             return Columns(prompt=name)
         context = "input" if name == "instruction" and "input" in self._names else None
-        return Columns(prompt=name, context=context, system=self._beside("system", str), history=self._beside("history", list))
+        return Columns(
+            prompt=name, context=context, system=self._beside("system", str), history=self._beside("history", list)
+        )
 
     def _conversation(self, name: str) -> Columns:
         return Columns(conversation=name, system=self._beside("system", str))

@@ -1,8 +1,8 @@
 """Tokens of whole conversations, and which of them are trained on.
 
 Invariant: the text that is tokenized is the template's own rendering of the conversation, up to the end of the last
-answer; the tokens that are trained on are those that the model would have generated, from the end of the generation prompt
-through the token that ends its turn. Each run of text is tokenized apart, as prompt and answer are at generation.
+answer; the tokens that are trained on are those that the model would have generated, from the end of the generation
+prompt through the token that ends its turn. Runs of text are tokenized apart, as prompt and answer are at generation.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def encode_conversation(
     cuts = [0, *(end for span in spans for end in span), len(text)]
     pieces = [
         tokenizer(text[begin:end], add_special_tokens=False)["input_ids"] if end > begin else []
-        for begin, end in zip(cuts, cuts[1:], strict=False)
+        for begin, end in pairwise(cuts)
     ]
     # Pieces are trained on by turns: before, turn, between, turn, ..., after.
     tokens = [token for piece in pieces[1:] for token in piece]

@@ -152,9 +152,8 @@ def _read(
     parser = Parser(columns, with_response=with_response)
     rows = tuple(parser.rows(records))
     said = [f"{setting}: {columns.sentence()}"]
-    if columns.conversation and not with_response and columns.truth is None and columns.spec is None:
-        if any(row.ground_truth is not None for row in rows):
-            said = [f"{setting}: {columns.sentence()}, without its last answer, which is the ground truth"]
+    if parser.answers:
+        said[0] += f", without the last answer of {parser.answers}, which is the ground truth"
     if parser.trailing:
         said.append(
             f"{setting}: {parser.trailing} of {len(rows)} conversations go on after their last answer; what comes "

@@ -31,7 +31,8 @@ def make_order(rows: Sequence[PromptRow], seed: int, settings: DataSettings) -> 
     for source, part in zip(sources, parts, strict=True):
         if not part:
             raise UserError(
-                f"all rows of {source} were left out", f"remove {source} from data.train, or raise data.max_prompt_tokens"
+                f"all rows of {source} were left out",
+                f"remove {source} from data.train, or raise data.max_prompt_tokens",
             )
     return MixedSampler(parts, seed, settings.weights, shuffle=settings.shuffle)
 

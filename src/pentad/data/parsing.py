@@ -26,11 +26,13 @@ class Parser:
 
     Attributes:
         trailing: conversations after whose last answer somebody speaks; those messages were left out.
+        answers: conversations whose last answer was taken for the ground truth.
     """
 
     def __init__(self, columns: Columns, *, with_response: bool) -> None:
         self._columns, self._with_response = columns, with_response
         self.trailing = 0
+        self.answers = 0
 
     def rows(self, records: Sequence[Record]) -> Iterator[PromptRow]:
         """A row for each record.
@@ -71,7 +73,9 @@ class Parser:
         """A row whose response is given as messages."""
         before = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
         if completion[-1]["role"] != "assistant":
-            raise UserError(f"{row.id}: the response ends with the role {completion[-1]['role']!r}", "end it with the assistant's")
+            raise UserError(
+                f"{row.id}: the response ends with the role {completion[-1]['role']!r}", "end it with the assistant's"
+            )
         if len(completion) == 1:
             return replace(row, prompt=prompt, response=completion[0]["content"])
         return replace(row, prompt=before, conversation=(*before, *completion), first=len(before))
@@ -98,6 +102,7 @@ class Parser:
         if answers and answers[-1] == len(messages) - 1:
             if truth is None and self._columns.truth is None and self._columns.spec is None:
                 truth = messages[-1]["content"]
+                self.answers += 1
             messages = messages[:-1]
         return replace(row, prompt=parse_prompt(messages, row.id, self._columns.conversation or ""), ground_truth=truth)
 

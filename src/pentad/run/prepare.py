@@ -20,6 +20,7 @@ from pentad.layout import Allocation
 from pentad.layout.cluster_checks import check_projections
 from pentad.layout.validate import check_layout, refuse
 from pentad.run.sources import Sources
+from pentad.run.tokenizer import tokenizer_path
 from pentad.weights.checkpoint_model import open_weights
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config, load_tokenizer
@@ -93,8 +94,8 @@ def prepare(sources: Sources) -> Prepared:
     open_weights(directory).check(expected_shapes(config), tied=facts.tied)
     if any(overrides for _, overrides in settings.megatron):
         _check_passthrough(config, settings, allocation)
-    tokenizer_path = _tokenizer_path(settings.model.tokenizer, directory)
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer_from = tokenizer_path(settings.model.tokenizer, directory)
+    tokenizer = load_tokenizer(tokenizer_from)
     if sources.chat_template is not None:
         tokenizer.chat_template = sources.chat_template
     encode = encode_examples if settings.algorithm.trains_on == "examples" else encode_prompts
@@ -104,15 +105,7 @@ def prepare(sources: Sources) -> Prepared:
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)
     algorithm = make_algorithm(settings.algorithm)
-    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals, algorithm)
-
-
-def _tokenizer_path(setting: str | None, directory: Path) -> str:
-    """A directory, absolute, or a hub id as it is."""
-    if setting is None:
-        return str(directory)
-    local = Path(setting).expanduser()
-    return str(local.absolute()) if local.is_dir() else setting
+    return Prepared(settings, allocation, directory, tokenizer, tokenizer_from, train, evals, algorithm)
 
 
 def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocation: Allocation) -> None:

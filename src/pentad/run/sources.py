@@ -129,7 +129,7 @@ def find_sources(settings: RunSettings) -> Sources:
     if problems := list(check_allocation(settings)):
         raise join(problems, "allocation")
     allocation = parse_allocation(settings.allocation)
-    chat_template = _read_template(settings.model.chat_template)
+    chat_template = read_template(settings.model.chat_template)
     evals = load_eval_rows(settings.data)
     train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
     directory = resolve_model(settings.model.path, gguf_cache(settings.model.path))
@@ -144,7 +144,12 @@ def find_sources(settings: RunSettings) -> Sources:
     return Sources(settings, allocation, directory, chat_template, train, evals)
 
 
-def _read_template(path: Path | None) -> str | None:
+def read_template(path: Path | None) -> str | None:
+    """The chat template in a file; None for no file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     if path is None:
         return None
     try:

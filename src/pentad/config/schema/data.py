@@ -3,7 +3,7 @@
 import re
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pentad.config.schema.base import Settings
 
@@ -56,6 +56,14 @@ class DataSettings(Settings):
     max_tokens: int | None = Field(None, ge=1, description="longest example, prompt and response (algorithm sft)")
     too_long: Literal["error", "drop"] = Field("error", description="what to do with a longer prompt or example")
     shuffle: bool = Field(True, description="shuffle the training rows at each epoch")
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        """One fault for a wrong type, not one for each of the right types."""
+        if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+            raise ValueError("neither text nor a list of texts")
+        return value
 
     @property
     def sources(self) -> tuple[str, ...]:
