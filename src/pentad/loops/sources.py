@@ -4,6 +4,7 @@ Invariant: each batch is given once; a source that generates needs the engines a
 """
 
 import asyncio
+import re
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -98,6 +99,7 @@ class Rollouts:
             raise AssertionError(f"samples of weight versions {sorted(stale)}, expected {versions}")
         self._journal.keep_samples(step, "train", groups)
         metrics = {
+            **_components(groups),
             **_metrics(groups),
             "reward/failures": sum(result.failure is not None for group in finished for result in group.results),
             "data/samples_generated": self._sampler.generated - before,
@@ -151,6 +153,15 @@ class Examples:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._order.load_state_dict(state["order"])
+
+
+def _components(groups: Sequence[Group]) -> dict[str, float]:
+    """Means of the parts of rewards: of several rewards, and of one that returns a dict with more than a score."""
+    found: dict[str, list[float]] = {}
+    for result in (result for group in groups for result in group.results):
+        for name, value in {**result.metrics, **result.components}.items():
+            found.setdefault(re.sub(r"[^A-Za-z0-9_.-]", "_", name), []).append(value)
+    return {f"reward/{name}": fmean(values) for name, values in found.items()}
 
 
 def _metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -187,6 +187,14 @@ _TABLE = (
         caption="Tokens a second over the whole step.",
     ),
     Metric(
+        "reward/<part>",
+        "a part of the reward, before its weight: a key of reward.functions, or of the dict that a reward returns",
+        "",
+        "mean over the step's samples that have it",
+        title="Parts of the reward",
+        caption="Mean score of each part of the reward, before its weight.",
+    ),
+    Metric(
         "reward/failures",
         "reward calls that raised an error or ran out of time",
         "calls",
@@ -275,7 +283,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 def find_metric(name: str) -> Metric | None:
     """The row of a metric by the name that stands in metrics.jsonl; None for one that is not in the table."""
-    return METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name))
+    known = METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name))
+    return METRICS.get(re.sub(r"^reward/[^/]+$", "reward/<part>", name)) if known is None else known
 
 
 def describe(name: str) -> str:
@@ -297,7 +306,9 @@ def metrics_markdown() -> str:
         " | ".join((f"`{metric.name}`", metric.meaning, metric.unit or "-", metric.average)).replace("||", "\\|\\|")
         for metric in METRICS.values()
     )
-    return _PREFACE + "".join(f"| {row} |\n" for row in rows).replace("<name>", "\\<name>")
+    return _PREFACE + "".join(f"| {row} |\n" for row in rows).replace("<name>", "\\<name>").replace(
+        "<part>", "\\<part>"
+    )
 
 
 _PREFACE = """\

@@ -62,6 +62,7 @@ def run(loaded: LoadedSettings) -> int:
             found = Checkpoints(directory / DIRECTORY).steps()
             checkpoint = choose_checkpoint(settings, _print_notice)
             rewards = _rewards(sources, stack)
+            _print_lines(rewards.said if rewards is not None else ())
             goes_on = is_own(checkpoint, directory) or begins_again(settings, yaml)
             needed = _LOG_BYTES + sources.written_bytes
             run_dir = stack.enter_context(

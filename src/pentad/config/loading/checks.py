@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pentad.config.loading.keys import known_keys
 from pentad.config.loading.megatron import check_megatron
 from pentad.config.schema.data import is_eval_name
+from pentad.config.schema.reward import WITH_OPTIONS
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 
@@ -62,7 +63,9 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
         yield keys, "reasoning_gym sources have no columns", "or use a file"
     if not any(procedural):
         yield ("data.options",), "only reasoning_gym sources read it", "or use a reasoning_gym:TASK source"
-    if ":" not in settings.reward.name:
+    if settings.reward.functions:
+        yield ("reward.name", "reward.options"), "reward.functions names the rewards", "or remove reward.functions"
+    elif ":" not in settings.reward.name and settings.reward.name not in WITH_OPTIONS:
         why, use = f"reward {settings.reward.name} does not read it", "or set reward.name to a module:function"
         yield ("reward.options",), why, use
     if settings.rollout.engine is None:
