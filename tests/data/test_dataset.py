@@ -126,26 +126,26 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     refuse(tmp_path / "c.jsonl", "not UTF-8")
     (tmp_path / "d.parquet").write_bytes(b"PAR1 nonsense")
     refuse(tmp_path / "d.parquet", "not a readable Parquet file")
-    (tmp_path / "e.json").write_text("[]")
-    refuse(tmp_path / "e.json", "neither .jsonl nor .parquet", "name it .jsonl")
+    (tmp_path / "e.txt").write_text("[]")
+    refuse(tmp_path / "e.txt", "none of .jsonl", "convert it to one of them")
     (tmp_path / "f.jsonl").write_text("\n")
     refuse(tmp_path / "f.jsonl", "has no rows")
     (tmp_path / "empty").mkdir()
-    refuse(tmp_path / "empty", "without .jsonl or .parquet files")
+    refuse(tmp_path / "empty", "is a directory without .jsonl, ")
 
 
 @pytest.mark.parametrize(
     ("row", "fragments"),
     [
-        ({"promt": "x", "level": 1}, ["no column 'prompt'", "promt, level", "data.prompt_column=promt"]),
-        ({"question": "x", "answer": "#### 1"}, ["question, answer", "pentad data gsm8k"]),
-        ({"problem": "x", "answer": "1", "solution": ""}, ["pentad data deepscaler"]),
+        ({"promt": "x", "level": 1}, ["no column 'prompt'", "promt, level", "data.prompt_column to a column"]),
+        ({"question": "x", "answer": "#### 1"}, ["no column 'prompt'; columns: question, answer"]),
         ({"prompt": 5}, ["of type int", "not a string or a list"]),
         ({"prompt": None}, ["is null"]),
         ({"prompt": "  "}, ["is empty"]),
         ({"prompt": []}, ["no messages"]),
         ({"prompt": [{"role": "human", "content": "x"}]}, ["message 0", "'human'", "system, user, assistant, tool"]),
-        ({"prompt": [{"from": "user", "value": "x"}]}, ["'role' and 'content'", "'from', 'value'"]),
+        ({"prompt": [{"from": "someone", "value": "x"}]}, ["'someone'", "system, user, assistant, tool"]),
+        ({"prompt": [{"speaker": "user", "text": "x"}]}, ["'role' and 'content'", "'speaker', 'text'"]),
         ({"prompt": [{"role": "user", "content": [1]}]}, ["of type list"]),
         ({"prompt": [{"role": "user", "content": ""}]}, ["message 0", "empty"]),
         ({"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, ["ends with"]),

@@ -84,8 +84,8 @@ def test_deepscaler_holds_out_whole_problems(tmp_path: Path, name: str) -> None:
 def test_deepscaler_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds none of deepscaler\.jsonl"):
         prepare_deepscaler(tmp_path, tmp_path)
-    (tmp_path / "deepscaler.json").write_text("{}")
-    with pytest.raises(UserError, match="not a JSON list"):
+    (tmp_path / "deepscaler.json").write_text("3")
+    with pytest.raises(UserError, match="not a list of objects"):
         prepare_deepscaler(tmp_path, tmp_path)
     (tmp_path / "deepscaler.json").write_text('[{"problem": "p", "answer": "1"}]')
     with pytest.raises(UserError, match="cannot be split"):

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from pentad.errors import UserError
 
-DATASETS = ("gsm8k", "deepscaler")
-
 
 def train(path: Path | None, overrides: Sequence[str]) -> int:
     """Check a configuration and run it."""
@@ -59,17 +57,6 @@ def _reference(options: argparse.Namespace) -> str:
     from pentad.record.metric_table import metrics_markdown, metrics_text
 
     return metrics_markdown() if options.markdown else metrics_text()
-
-
-def data(dataset: str, source: str | None, out: Path, limit: int | None) -> int:
-    """Write a dataset in the form that `data.train` reads."""
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit} keeps nothing", "give 1 or more, or leave it out")
-    from pentad.data import recipes
-
-    prepared = (recipes.prepare_gsm8k if dataset == "gsm8k" else recipes.prepare_deepscaler)(source, out, limit)
-    print(f"{prepared.train}: {prepared.train_rows} rows\n{prepared.test}: {prepared.test_rows} rows")
-    return 0
 
 
 def doctor() -> int:

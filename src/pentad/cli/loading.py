@@ -7,7 +7,7 @@ from pentad.config.loading.load import LoadedSettings, load_settings
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.layout import parse_allocation
-from pentad.rewards.load import check_name
+from pentad.rewards.pool import check_rewards
 from pentad.run.allocation import check_allocation
 
 
@@ -23,9 +23,9 @@ def load_run(path: Path, overrides: Sequence[str]) -> LoadedSettings:
 
 
 def check_reward(settings: RunSettings) -> Iterator[UserError]:
-    """A reward name that cannot be right. `pentad.config.loading.checks` finds options that a reward does not take."""
+    """Rewards that cannot be right."""
     try:
-        check_name(settings.reward.name, {})
+        check_rewards(settings.reward)
     except UserError as problem:
         yield problem
 

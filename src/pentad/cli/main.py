@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, convert, export, importing, plan, verify
+from pentad.cli import checkpoint, commands, convert, data, export, importing, plan, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -105,14 +105,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     importing.add_arguments(imported)
     imported.set_defaults(call=importing.import_command)
 
-    data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
-    datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)
-    for name in commands.DATASETS:
-        dataset = datasets.add_parser(name, help=f"write {name} as Parquet files", allow_abbrev=False)
-        dataset.add_argument("--source", help="directory with the raw files; without it they come from the hub")
-        dataset.add_argument("--out", required=True, type=Path, help="directory to write to")
-        dataset.add_argument("--limit", type=int, help="keep only the first so many rows of each split")
-    data.set_defaults(call=lambda options: commands.data(options.dataset, options.source, options.out, options.limit))
+    datasets = subparsers.add_parser("data", help="prepare a dataset, or show rows of one", allow_abbrev=False)
+    data.add_arguments(datasets, _Parser)
 
     doctor = subparsers.add_parser("doctor", help="show what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pentad.config.schema.data import DataSettings
-from pentad.data.rows import PromptRow
+from pentad.data.conversations import EncodedConversation, encode_conversation, render
+from pentad.data.rows import Message, PromptRow
 from pentad.errors import UserError
 
 Tokenizer = Any  # a transformers tokenizer; importing its class for a hint would cost seconds
@@ -34,7 +35,10 @@ class EncodedPrompts:
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """Rows that were kept with their prompt and response tokens (int64), and how many were dropped."""
+    """Rows that were kept with their prompt and response tokens (int64), and how many were dropped.
+
+    `masks[i]`, bool `[R]`, says which tokens of response i are trained on; None: all are. Without masks all are of all.
+    """
 
     # Examples of each row.
     per_row: ClassVar[int] = 1
@@ -42,9 +46,15 @@ class EncodedExamples:
     rows: tuple[PromptRow, ...]
     examples: tuple[tuple[Tensor, Tensor], ...]
     dropped: int
+    masks: tuple[Tensor | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def mask(self, index: int) -> Tensor:
+        """Bool `[R]`: which tokens of the response at `index` are trained on."""
+        mask = self.masks[index] if self.masks else None
+        return torch.ones(len(self.examples[index][1]), dtype=torch.bool) if mask is None else mask
 
 
 def encode_prompts(rows: Sequence[PromptRow], tokenizer: Tokenizer, settings: DataSettings) -> EncodedPrompts:
@@ -57,44 +67,90 @@ def encode_prompts(rows: Sequence[PromptRow], tokenizer: Tokenizer, settings: Da
     _check_template(tokenizer, settings)
     encoded = [_encode(row, tokenizer, settings) for row in rows]
     lengths = [len(tokens) for tokens in encoded]
-    too_long = [i for i, length in enumerate(lengths) if length > settings.max_prompt_tokens]
+    kept = _fitting(rows, lengths, settings.max_prompt_tokens, "data.max_prompt_tokens", "prompts", settings)
+    return EncodedPrompts(tuple(rows[i] for i in kept), tuple(encoded[i] for i in kept), len(rows) - len(kept))
+
+
+def _fitting(
+    rows: Sequence[PromptRow], lengths: Sequence[int], limit: int, setting: str, noun: str, settings: DataSettings
+) -> list[int]:
+    """Indices of what is no longer than the limit.
+
+    Raises:
+        UserError: something is longer and may not be dropped, or everything is.
+    """
+    too_long = [i for i, length in enumerate(lengths) if length > limit]
     if too_long and (settings.too_long == "error" or len(too_long) == len(rows)):
         first = too_long[0]
-        which = "all prompts" if len(too_long) == len(rows) else f"{len(too_long)} of {len(rows)} prompts"
-        fix = f"set data.max_prompt_tokens={max(lengths)}"
+        which = f"all {noun}" if len(too_long) == len(rows) else f"{len(too_long)} of {len(rows)} {noun}"
+        fix = f"set {setting}={max(lengths)}"
         if len(too_long) < len(rows):
             fix += ", or data.too_long=drop to train without them"
         raise UserError(
-            f"{which} are longer than data.max_prompt_tokens={settings.max_prompt_tokens}; "
-            f"the first is {rows[first].id} with {lengths[first]} tokens",
+            f"{which} are longer than {setting}={limit}; the first is {rows[first].id} with {lengths[first]} tokens",
             fix,
         )
     dropped = set(too_long)
-    kept = [i for i in range(len(rows)) if i not in dropped]
-    return EncodedPrompts(tuple(rows[i] for i in kept), tuple(encoded[i] for i in kept), len(dropped))
+    return [i for i in range(len(rows)) if i not in dropped]
 
 
 def encode_examples(rows: Sequence[PromptRow], tokenizer: Tokenizer, settings: DataSettings) -> EncodedExamples:
     """Prompt tokens as `encode_prompts` gives them, and response tokens that end with the end-of-sequence token.
 
-    Prompt and response are encoded apart, as they are when the model answers.
+    Prompt and response are encoded apart, as they are when the model answers. Of a row with a conversation, the
+    response is what follows the first token that is trained on; see `pentad.data.conversations`.
 
     Raises:
-        UserError: as `encode_prompts`, or the tokenizer has no end-of-sequence token.
+        UserError: as `encode_prompts`, or the tokenizer has no end-of-sequence token, or an example is longer than
+            `data.max_tokens`.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the tokenizer has no end-of-sequence token, so the model could not learn where to stop",
             "set model.tokenizer to one that has it",
         )
-    prompts = encode_prompts(rows, tokenizer, settings)
-    examples = []
-    for row, prompt in zip(prompts.rows, prompts.tokens, strict=True):
+    _check_template(tokenizer, settings)
+    examples: list[tuple[Tensor, Tensor]] = []
+    masks: list[Tensor | None] = []
+    for row in rows:
+        if row.conversation is not None:
+            found = _encode_turns(row, tokenizer, settings)
+            examples.append((found.prompt, found.rest))
+            masks.append(None if bool(found.mask.all()) else found.mask)
+            continue
+        prompt = _encode(row, tokenizer, settings)
         if row.response is None:
             raise ValueError(f"{row.id} was loaded without its response")
         response = tokenizer(row.response, add_special_tokens=False)["input_ids"]
         examples.append((prompt, torch.tensor([*response, tokenizer.eos_token_id], dtype=torch.int64)))
-    return EncodedExamples(prompts.rows, tuple(examples), prompts.dropped)
+        masks.append(None)
+    kept = _fitting(
+        rows, [len(e[0]) for e in examples], settings.max_prompt_tokens, "data.max_prompt_tokens", "prompts", settings
+    )
+    if settings.max_tokens is not None:
+        lengths = [len(examples[i][0]) + len(examples[i][1]) for i in kept]
+        fitting = _fitting(
+            [rows[i] for i in kept], lengths, settings.max_tokens, "data.max_tokens", "examples", settings
+        )
+        kept = [kept[i] for i in fitting]
+    masked = tuple(masks[i] for i in kept) if any(mask is not None for mask in masks) else ()
+    return EncodedExamples(
+        tuple(rows[i] for i in kept), tuple(examples[i] for i in kept), len(rows) - len(kept), masked
+    )
+
+
+def _encode_turns(row: PromptRow, tokenizer: Tokenizer, settings: DataSettings) -> EncodedConversation:
+    """A conversation as tokens."""
+    if settings.template == "text":
+        raise _not_text(row)
+    assert row.conversation is not None
+    messages, added = list(row.conversation), 0
+    if settings.system_prompt is not None:
+        messages = _with_system(row, messages, settings.system_prompt)
+        added = 1
+    return encode_conversation(
+        messages, tokenizer, first=row.first + added, last_only=settings.loss_on == "last", row_id=row.id
+    )
 
 
 def _check_template(tokenizer: Tokenizer, settings: DataSettings) -> None:
@@ -112,10 +168,7 @@ def _check_template(tokenizer: Tokenizer, settings: DataSettings) -> None:
 def _encode(row: PromptRow, tokenizer: Tokenizer, settings: DataSettings) -> Tensor:
     if settings.template == "text":
         if not isinstance(row.prompt, str):
-            raise UserError(
-                f"{row.id}: the prompt is a conversation, but data.template=text needs plain text",
-                "set data.template=chat, or write the prompts as strings",
-            )
+            raise _not_text(row)
         tokens = tokenizer(row.prompt)["input_ids"]
     else:
         # The template writes the special tokens itself.
@@ -125,22 +178,24 @@ def _encode(row: PromptRow, tokenizer: Tokenizer, settings: DataSettings) -> Ten
     return torch.tensor(tokens, dtype=torch.int64)
 
 
-def _render(row: PromptRow, tokenizer: Tokenizer, settings: DataSettings) -> str:
-    import jinja2
+def _not_text(row: PromptRow) -> UserError:
+    return UserError(
+        f"{row.id}: the prompt is a conversation, but data.template=text needs plain text",
+        "set data.template=chat, or write the prompts as strings",
+    )
 
+
+def _render(row: PromptRow, tokenizer: Tokenizer, settings: DataSettings) -> str:
     messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
     if settings.system_prompt is not None:
-        if messages[0]["role"] == "system":
-            raise UserError(
-                f"{row.id}: the conversation has a system message, and data.system_prompt is set too",
-                "remove data.system_prompt, or the system messages of the data",
-            )
-        messages = [{"role": "system", "content": settings.system_prompt}, *messages]
-    try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
+        messages = _with_system(row, messages, settings.system_prompt)
+    return render(messages, tokenizer, row.id, answer=True)
+
+
+def _with_system(row: PromptRow, messages: list[Message], text: str) -> list[Message]:
+    if messages[0]["role"] == "system":
         raise UserError(
-            f"{row.id}: the chat template refuses a conversation of the roles {roles}: {error}",
-            "change the conversation (or data.system_prompt), or set model.chat_template=FILE",
-        ) from error
+            f"{row.id}: the conversation has a system message, and data.system_prompt is set too",
+            "remove data.system_prompt, or the system messages of the data",
+        )
+    return [{"role": "system", "content": text}, *messages]

@@ -6,7 +6,6 @@ for, once.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pentad.data.files import read_files
+from pentad.data.files import SUFFIXES, read_files
 from pentad.data.hub import read_hub
 from pentad.errors import UserError
 
@@ -25,6 +24,13 @@ DEEPSCALER = "agentica-org/DeepScaleR-Preview-Dataset"
 DEEPSCALER_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
 DEEPSCALER_TEST_ROWS = 500
 _DEEPSCALER_FILES = ("deepscaler.jsonl", "deepscaler.json", "train.jsonl", "train.parquet")
+
+MATH = "DigitalLearningGmbH/MATH-lighteval"
+DAPO = "BytedTsinghua-SIA/DAPO-Math-17k"
+DAPO_SOURCE = "math_dapo"
+# Its prompts ask for a last line "Answer: ..." before and after the problem.
+_DAPO_BEFORE = "Solve the following math problem step by step."
+_DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
 Row = Mapping[str, Any]
 
@@ -85,6 +91,11 @@ def prepare_deepscaler(source: str | Path | None, out_dir: str | Path, limit: in
     """
     raw = read_hub(f"hf:{DEEPSCALER}:train", "train", "source") if source is None else _read_deepscaler(Path(source))
     rows = _take(raw, limit, lambda place, row, index: _texts(place, row, "problem", "answer"))
+    return _write(Path(out_dir), _held_out(rows, DEEPSCALER))
+
+
+def _held_out(rows: Sequence[tuple[str, ...]], name: str) -> dict[str, list[Row]]:
+    """Splits of (problem, answer) of a set without a test split."""
     problems = list(dict.fromkeys(problem for problem, _ in rows))
     if len(problems) < 2:
         raise UserError(f"{len(problems)} problems cannot be split into train and test", "give more rows")
@@ -93,8 +104,102 @@ def prepare_deepscaler(source: str | Path | None, out_dir: str | Path, limit: in
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for index, (problem, answer) in enumerate(rows):
         split = "test" if problem in chosen else "train"
-        splits[split].append(_verl_row(DEEPSCALER, problem, DEEPSCALER_SUFFIX, answer, split, index, answer))
+        splits[split].append(_verl_row(name, problem, DEEPSCALER_SUFFIX, answer, split, index, answer))
+    return splits
+
+
+def prepare_math(source: str | Path | None, out_dir: str | Path, limit: int | None = None) -> Prepared:
+    r"""Write MATH (https://arxiv.org/abs/2103.03874) as `train.parquet` and `test.parquet` in `out_dir`.
+
+    The ground truth is what the last `\boxed{}` of the solution holds.
+
+    Args:
+        source: a directory with train and test: files (train.jsonl, train.parquet) or the raw directories with one
+            .json file a problem, in subdirectories by subject; columns problem and solution. None for the hub.
+        out_dir: made if it is missing; files of these names are replaced.
+        limit: take only the first so many rows of each split.
+
+    Raises:
+        UserError: a raw file or column is missing, or a solution has no `\boxed{}`.
+    """
+
+    def convert(place: str, row: Row, split: str, index: int) -> Row:
+        problem, solution = _texts(place, row, "problem", "solution")
+        answer = last_boxed(solution)
+        if answer is None:
+            raise UserError(f"{place}: the solution has no \\boxed{{answer}}", "use the raw MATH files")
+        return _verl_row(MATH, problem, DEEPSCALER_SUFFIX, answer, split, index, solution)
+
+    splits = {}
+    for split in ("train", "test"):
+        raw = read_hub(f"hf:{MATH}:{split}", "train", "source") if source is None else _math_split(Path(source), split)
+        splits[split] = _take(raw, limit, lambda place, row, index, split=split: convert(place, row, split, index))
     return _write(Path(out_dir), splits)
+
+
+def _math_split(source: Path, split: str) -> Iterable[tuple[str, Row]]:
+    directory = source / split
+    if directory.is_dir() and (problems := sorted(directory.rglob("*.json"))):
+        for path in problems:
+            for _, row in read_files(str(path), "source"):
+                yield str(path.relative_to(source)), row
+        return
+    found = next((p for s in SUFFIXES if (p := source / f"{split}{s}").is_file()), None)
+    if found is None:
+        raise UserError(f"{source} has neither a file nor a directory {split}", f"name a directory with {split}.jsonl")
+    yield from read_files(str(found), "source")
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last `\boxed{...}` of a text holds, braces within it included; None where there is none."""
+    _, mark, rest = text.rpartition("\\boxed{")
+    if not mark:
+        return None
+    depth = 1
+    for place, letter in enumerate(rest):
+        depth += (letter == "{") - (letter == "}")
+        if depth == 0:
+            return rest[:place].strip() or None
+    return None
+
+
+def prepare_dapo(source: str | Path | None, out_dir: str | Path, limit: int | None = None) -> Prepared:
+    r"""Write DAPO-Math-17k (https://arxiv.org/abs/2503.14476) as `train.parquet` and `test.parquet` in `out_dir`.
+
+    The published file repeats its problems about a hundred times; each is taken once. Its request for a last line
+    `Answer: ...` becomes one for `\boxed{}`, which the reward `math` reads. Rows are held out as of DeepScaleR.
+
+    Args:
+        source: the published Parquet file, or another with the columns prompt and reward_model; None for the hub.
+        out_dir: made if it is missing; files of these names are replaced.
+        limit: take only the first so many problems.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    raw = read_hub(f"hf:{DAPO}:train", "train", "source") if source is None else read_files(str(source), "source")
+    taken: dict[str, str] = {}
+    for place, row in raw:
+        prompt, spec = row.get("prompt"), row.get("reward_model")
+        text = prompt[-1].get("content") if isinstance(prompt, list) and prompt else prompt
+        truth = spec.get("ground_truth") if isinstance(spec, Mapping) else row.get("solution")
+        if not isinstance(text, str) or not isinstance(truth, str):
+            raise UserError(
+                f"{place}: there is no prompt with a reward_model.ground_truth; columns: {', '.join(row)}",
+                "use the published Parquet file",
+            )
+        taken.setdefault(_dapo_problem(text), truth)
+        if len(taken) == limit:
+            break
+    return _write(Path(out_dir), _held_out(list(taken.items()), DAPO_SOURCE))
+
+
+def _dapo_problem(text: str) -> str:
+    """The problem without the request around it; a text that has none as it is."""
+    text = text.strip()
+    if text.startswith(_DAPO_BEFORE) and text.endswith(_DAPO_AFTER):
+        text = text.removesuffix(_DAPO_AFTER).partition("\n\n")[2]
+    return text.strip()
 
 
 def _read_deepscaler(source: Path) -> Iterable[tuple[str, Row]]:
@@ -103,15 +208,7 @@ def _read_deepscaler(source: Path) -> Iterable[tuple[str, Row]]:
         if found is None:
             raise UserError(f"{source} holds none of {', '.join(_DEEPSCALER_FILES)}", "name the file itself")
         source = found
-    if source.suffix != ".json":
-        return read_files(str(source), "source")
-    try:
-        rows = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be read as JSON: {error}", "check the file") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{source} is not a JSON list of objects", "use the raw DeepScaleR file")
-    return ((f"{source.name}[{index}]", row) for index, row in enumerate(rows))
+    return read_files(str(source), "source")
 
 
 def _take[T](raw: Iterable[tuple[str, Row]], limit: int | None, convert: Callable[[str, Row, int], T]) -> list[T]:
@@ -160,3 +257,11 @@ def _write(out_dir: Path, splits: Mapping[str, Sequence[Row]]) -> Prepared:
     except OSError as error:
         raise UserError(f"{out_dir} cannot be written: {error}", "choose another output directory") from error
     return Prepared(out_dir / "train.parquet", out_dir / "test.parquet", len(splits["train"]), len(splits["test"]))
+
+
+RECIPES: Mapping[str, Callable[[str | Path | None, str | Path, int | None], Prepared]] = {
+    "gsm8k": prepare_gsm8k,
+    "deepscaler": prepare_deepscaler,
+    "math": prepare_math,
+    "dapo-math": prepare_dapo,
+}

@@ -5,6 +5,7 @@ Invariant: a `PromptRow` is complete and of checked types; whoever holds one nee
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -12,6 +13,18 @@ from typing import Any, overload
 from pentad.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
+# ShareGPT's names of roles, in messages of {from, value}.
+_SHAREGPT = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
 
 Message = dict[str, str]
 
@@ -27,6 +40,9 @@ class PromptRow:
         ground_truth: what the reward compares with; None where the data has none.
         extra: all columns of the row as the data has them; a reward may ask for them by name.
         response: the wanted response; only for supervised training.
+        conversation: all messages of a conversation whose assistant turns are trained on; only for supervised training.
+        first: index of the first message of `conversation` that may be trained on.
+        source: index of the source among those of `data.train`.
     """
 
     id: str
@@ -35,6 +51,9 @@ class PromptRow:
     ground_truth: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     response: str | None = None
+    conversation: tuple[Message, ...] | None = None
+    first: int = 0
+    source: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,11 +63,13 @@ class Rows(Sequence[PromptRow]):
     Args:
         source: as the settings name it.
         held_out: how many rows of the source were left out, because their questions are evaluated on.
+        said: how the rows were read: which columns were taken for what, and what was left out.
     """
 
     source: str
     rows: tuple[PromptRow, ...]
     held_out: int = 0
+    said: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,6 +96,29 @@ def parse_prompt(value: Any, row_id: str, column: str) -> str | tuple[Message, .
             raise UserError(f"{row_id}: column {column!r} is empty", "give every row a prompt, or remove the row")
         check_text(value, f"{row_id}: column {column!r}")
         return value
+    messages = parse_messages(value, row_id, column)
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise UserError(
+            f"{row_id}: the conversation ends with the role {messages[-1]['role']!r}; nobody is to be answered",
+            "end every prompt with a user message; of whole conversations, set data.messages_column to the column, and "
+            "the last answer is left out of the prompt",
+        )
+    return messages
+
+
+def parse_messages(value: Any, row_id: str, column: str) -> tuple[Message, ...]:
+    """Messages of checked types and known roles, as OpenAI writes them ({role, content}) or ShareGPT ({from, value}).
+
+    Text that holds a JSON list is read as that list; CSV has no other way.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{row_id}: column {column!r} is not JSON: {error}", "write a list of messages") from error
     if not isinstance(value, list | tuple):
         raise UserError(
             f"{row_id}: column {column!r} is {_kind(value)}, not a string or a list of {{role, content}}",
@@ -85,11 +129,6 @@ def parse_prompt(value: Any, row_id: str, column: str) -> str | tuple[Message, .
     messages = tuple(_parse_message(message, f"{row_id}: message {i} of {column!r}") for i, message in enumerate(value))
     if any(message["role"] == "system" for message in messages[1:]):
         raise UserError(f"{row_id}: a system message that is not the first", "put the system message first")
-    if messages[-1]["role"] not in ("user", "tool"):
-        raise UserError(
-            f"{row_id}: the conversation ends with the role {messages[-1]['role']!r}; nobody is to be answered",
-            "end every prompt with a user message",
-        )
     return messages
 
 
@@ -110,10 +149,13 @@ def check_text(text: str, where: str) -> None:
 
 
 def _parse_message(message: Any, where: str) -> Message:
+    if isinstance(message, Mapping) and {"from", "value"} <= message.keys() and "role" not in message:
+        role = message["from"]
+        message = {"role": _SHAREGPT.get(role, role) if isinstance(role, str) else role, "content": message["value"]}
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         found = f"keys {', '.join(map(repr, message))}" if isinstance(message, Mapping) else _kind(message)
         raise UserError(f"{where} needs the keys 'role' and 'content'; found {found}", "rewrite the message")
-    role, content = message["role"], message["content"]
+    role, content = message["role"], _text_of(message["content"])
     if role not in ROLES:
         raise UserError(f"{where} has the role {role!r}", f"use one of {', '.join(ROLES)}")
     if not isinstance(content, str):
@@ -122,6 +164,15 @@ def _parse_message(message: Any, where: str) -> Message:
         raise UserError(f"{where} ({role}) is empty", "give it text, or remove the message")
     check_text(content, f"{where} ({role})")
     return {"role": role, "content": content}
+
+
+def _text_of(content: Any) -> Any:
+    """The text of content in OpenAI's parts, [{type: text, text}]; anything else as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+    whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if whole else content
 
 
 def _kind(value: Any) -> str:

@@ -7,11 +7,23 @@ sampler that loads the state of another goes on exactly where that one stood.
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pentad.errors import UserError
+
+
+class Order(Protocol):
+    """Says which row is next; the order of one source, or of several (`pentad.data.mixture`)."""
+
+    def next(self, n: int) -> list[int]:
+        """The indices of the next `n` rows."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class PromptSampler:
@@ -68,6 +80,12 @@ class PromptSampler:
             UserError: the state is of other rows, another seed or another order.
         """
         mine = self.state_dict()
+        if "samplers" in state:
+            raise UserError(
+                "the checkpoint was written with the sources of data.train one after the other or with data.weights, "
+                "and now they are one set; the order of the prompts could not be continued",
+                "set data.train, data.mix and data.weights back, or start a new run",
+            )
         names = {"seed": "experiment.seed", "shuffle": "data.shuffle", "num_rows": "the number of training rows"}
         for key, name in names.items():
             if state[key] != mine[key]:

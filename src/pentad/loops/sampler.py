@@ -10,7 +10,7 @@ from typing import Any
 
 from pentad.config.schema.reward import OnFailure
 from pentad.data.prompts import EncodedPrompts
-from pentad.data.sampler import PromptSampler
+from pentad.data.sampler import Order
 from pentad.loops.group import Group
 from pentad.loops.roles import Engines
 from pentad.loops.scoring import Scorer
@@ -43,7 +43,7 @@ class GroupSampler:
     def __init__(
         self,
         prompts: EncodedPrompts,
-        order: PromptSampler,
+        order: Order,
         engines: Engines,
         scorer: Scorer,
         params: SamplingParams,

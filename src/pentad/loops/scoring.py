@@ -17,10 +17,20 @@ from pentad.rewards.types import RewardItem, RewardResult
 Decode = Callable[[Sequence[list[int]]], list[str]]
 
 
-def reward_item(row: PromptRow, response: str) -> RewardItem:
-    """What a reward is given of a row and a response to it; of a conversation, the last message."""
+def reward_item(row: PromptRow, response: str, tokens: Sequence[int] | None = None) -> RewardItem:
+    """What a reward is given of a row and a response to it; of a conversation, the last message is the prompt."""
+    messages = None if isinstance(row.prompt, str) else row.prompt
     prompt = row.prompt if isinstance(row.prompt, str) else row.prompt[-1]["content"]
-    return RewardItem(prompt, response, row.ground_truth, row.data_source, row.extra, row.id)
+    return RewardItem(
+        prompt,
+        response,
+        row.ground_truth,
+        row.data_source,
+        row.extra,
+        row.id,
+        messages,
+        None if tokens is None else tuple(tokens),
+    )
 
 
 class Scorer:
@@ -50,9 +60,10 @@ class Scorer:
 
     async def score(self, row: PromptRow, responses: Sequence[Tensor]) -> list[RewardResult]:
         """The reward of each response, int64 `[R]`, to a row."""
-        texts = self._decode([response.tolist() for response in responses])
+        tokens = [response.tolist() for response in responses]
+        texts = self._decode(tokens)
         future: asyncio.Future[list[RewardResult]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(([reward_item(row, text) for text in texts], future))
+        self._waiting.append(([reward_item(row, *answer) for answer in zip(texts, tokens, strict=True)], future))
         self.outstanding += len(texts)
         if self._round is None or self._round.done():
             self._round = asyncio.ensure_future(self._run())

@@ -4,7 +4,9 @@ Invariant: each batch is given once; a source that generates needs the engines a
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -12,7 +14,7 @@ import torch
 
 from pentad.data.preferences import EncodedPreferences
 from pentad.data.prompts import EncodedExamples
-from pentad.data.sampler import PromptSampler
+from pentad.data.sampler import Order
 from pentad.loops.experience import Experience
 from pentad.loops.group import Group
 from pentad.loops.journal import Journal
@@ -123,6 +125,7 @@ class Rollouts:
             raise AssertionError(f"samples of weight versions {sorted(stale)}, expected {list(versions)}")
         self._journal.keep_samples(step, "train", groups)
         metrics = {
+            **_components(groups),
             **_metrics(groups),
             **(staleness_metrics(trajectories, versions) if self._stale else {}),
             "reward/failures": sum(result.failure is not None for group in finished for result in group.results),
@@ -175,12 +178,16 @@ class Examples:
 
     generates = False
 
-    def __init__(self, examples: EncodedExamples, order: PromptSampler, rows_per_step: int) -> None:
+    def __init__(self, examples: EncodedExamples, order: Order, rows_per_step: int) -> None:
         self._examples, self._order, self._per_step = examples, order, rows_per_step
 
     async def take(self, step: int, versions: Sequence[int]) -> tuple[Batch, dict[str, float]]:
         chosen = self._order.next(self._per_step)
-        return Batch.from_sequences([self._examples.examples[index] for index in chosen]), {}
+        batch = Batch.from_sequences([self._examples.examples[index] for index in chosen])
+        if self._examples.masks:
+            masks = [(torch.zeros(len(self._examples.examples[i][0])), self._examples.mask(i)) for i in chosen]
+            batch = replace(batch, loss_mask=torch.cat([part.bool() for pair in masks for part in pair]))
+        return batch, {}
 
     async def hold(self) -> None:
         pass
@@ -208,7 +215,7 @@ class Preferences(Examples):
     one microbatch, and `chosen`, bool `[S]`, tells them apart.
     """
 
-    def __init__(self, pairs: EncodedPreferences, order: PromptSampler, rows_per_step: int) -> None:
+    def __init__(self, pairs: EncodedPreferences, order: Order, rows_per_step: int) -> None:
         super().__init__(pairs, order, rows_per_step)
 
     async def take(self, step: int, versions: Sequence[int]) -> tuple[Batch, dict[str, float]]:
@@ -216,6 +223,15 @@ class Preferences(Examples):
         batch = Batch.from_sequences([self._examples.examples[2 * row + which] for row in chosen for which in (0, 1)])
         places = torch.arange(2 * len(chosen))
         return batch.with_per_sequence("pair_ids", places // 2).with_per_sequence("chosen", places % 2 == 0), {}
+
+
+def _components(groups: Sequence[Group]) -> dict[str, float]:
+    """Means of the parts of rewards: of several rewards, and of one that returns a dict with more than a score."""
+    found: dict[str, list[float]] = {}
+    for result in (result for group in groups for result in group.results):
+        for name, value in {**result.metrics, **result.components}.items():
+            found.setdefault(re.sub(r"[^A-Za-z0-9_.-]", "_", name), []).append(value)
+    return {f"reward/{name}": fmean(values) for name, values in found.items()}
 
 
 def _metrics(groups: Sequence[Group]) -> dict[str, float]:

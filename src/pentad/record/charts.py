@@ -98,6 +98,23 @@ def stacked_chart(
         return to_svg(figure, title)
 
 
+def bar_chart(title: str, start: int, width: int, counts: Sequence[int]) -> str:
+    """A histogram, as an `<svg>` element.
+
+    Args:
+        title: what a screen reader says.
+        start: lower end of the first bin.
+        width: of each bin.
+        counts: `[N]`, of each bin.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes((start, start + width * len(counts)))
+        edges = [start + width * i for i in range(len(counts))]
+        axes.bar(edges, counts, width=0.9 * width, align="edge", color=SERIES[0])
+        axes.grid(visible=False, axis="x")
+        return to_svg(figure, title)
+
+
 def smoothed(values: Sequence[float]) -> list[float]:
     """Mean of each value's neighbours `[N] -> [N]`, weighted by a Gaussian over 1/40 of the length: it does not lag.
 

@@ -225,6 +225,14 @@ _TABLE = (
         caption="Tokens a second over the whole step.",
     ),
     Metric(
+        "reward/<part>",
+        "a part of the reward, before its weight: a key of reward.functions, or of the dict that a reward returns",
+        "",
+        "mean over the step's samples that have it",
+        title="Parts of the reward",
+        caption="Mean score of each part of the reward, before its weight.",
+    ),
+    Metric(
         "reward/failures",
         "reward calls that raised an error or ran out of time",
         "calls",
@@ -403,8 +411,10 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 def find_metric(name: str) -> Metric | None:
     """The row of a metric by the name that stands in metrics.jsonl; None for one that is not in the table."""
-    name = re.sub(r"^eval/[^/]+/", "eval/<name>/", name)
-    return METRICS.get(re.sub(r"^staleness/share_\d+$", "staleness/share_<k>", name))
+    if (known := METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name))) is not None:
+        return known
+    name = re.sub(r"^staleness/share_\d+$", "staleness/share_<k>", name)
+    return METRICS.get(re.sub(r"^reward/[^/]+$", "reward/<part>", name))
 
 
 def describe(name: str) -> str:
@@ -426,7 +436,8 @@ def metrics_markdown() -> str:
         " | ".join((f"`{metric.name}`", metric.meaning, metric.unit or "-", metric.average)).replace("||", "\\|\\|")
         for metric in METRICS.values()
     )
-    return _PREFACE + "".join(f"| {row} |\n" for row in rows).replace("<name>", "\\<name>").replace("<k>", "\\<k>")
+    table = _PREFACE + "".join(f"| {row} |\n" for row in rows)
+    return re.sub(r"<(name|k|part)>", r"\\<\1>", table)
 
 
 _PREFACE = """\

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pentad.record.charts import line_chart, stacked_chart
+from pentad.record.charts import bar_chart, line_chart, stacked_chart
 from pentad.record.metric_table import METRICS, Metric, describe, find_metric
 from pentad.record.run_data import RunData, load_run, summarize
 from pentad.record.run_dir import RunDir
@@ -66,7 +66,7 @@ def _render(data: RunData, run_dir: RunDir) -> str:
         ),
         facts=summarize(data),
         notes=data.notes,
-        charts=_charts(data),
+        charts=_charts(data) + _length_charts(data),
         timelines=[picture(row) for row in choose_rows(data.spans)],
         samples=[replace(group, items=group.items[:_SHOWN_SAMPLES]) for group in data.samples],
         versions={key: packages[key] for key in _KEY_PACKAGES if key in packages},
@@ -148,6 +148,17 @@ def _staleness_chart(data: RunData) -> dict[str, str] | None:
         "caption": f"Share of tokens by publications since they were sampled. Mean over the steps: {means}.",
         "svg": Markup(stacked_chart(title, steps, parts, _span(data), percent=True)),
     }
+
+
+def _length_charts(data: RunData) -> list[dict[str, str]]:
+    """How long the prompts, and the given responses, of the training data are."""
+    done = []
+    for name, found in data.lengths.items():
+        title = f"Lengths of the training {name}"
+        caption = f"Tokens; {found['total']:,} in all, mean {found['mean']:,}, longest {found['longest']:,}."
+        svg = bar_chart(title, found["start"], found["width"], found["counts"])
+        done.append({"title": title, "caption": caption, "svg": Markup(svg)})
+    return done
 
 
 def _span(data: RunData) -> tuple[int, int]:

@@ -32,6 +32,7 @@ class RunData:
         settings: parsed config.yaml; empty if there is none.
         settings_text: config.yaml as it is.
         versions: parsed versions.json; empty if there is none.
+        lengths: parsed lengths.json, histograms of the training data; empty if there is none.
         notes: what the reader of the report must know about the data.
     """
 
@@ -42,6 +43,7 @@ class RunData:
     settings: dict[str, Any] = field(default_factory=dict)
     settings_text: str = ""
     versions: dict[str, Any] = field(default_factory=dict)
+    lengths: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -94,6 +96,8 @@ def load_run(run_dir: RunDir | Path | str) -> RunData:
         data.settings = _mapping(yaml.safe_load, data.settings_text, run_dir.config)
     if run_dir.versions.is_file():
         data.versions = _mapping(json.loads, run_dir.versions.read_text(encoding="utf-8"), run_dir.versions)
+    if run_dir.lengths.is_file():
+        data.lengths = _mapping(json.loads, run_dir.lengths.read_text(encoding="utf-8"), run_dir.lengths)
     if run_dir.outcome.is_file():
         data.outcome = _mapping(json.loads, run_dir.outcome.read_text(encoding="utf-8"), run_dir.outcome)
     data.notes += _health(data)

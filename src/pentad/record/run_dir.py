@@ -45,6 +45,7 @@ class RunDir:
         self.samples = self.path / "samples.jsonl"
         self.spans = self.path / "spans.jsonl"
         self.rewards_log = self.path / "rewards.log"
+        self.lengths = self.path / "lengths.json"
         self.outcome = self.path / "outcome.json"
         self.report = self.path / "report.html"
         self.model = self.path / "model"

@@ -1,8 +1,8 @@
 """The rewards that come with Pentad.
 
 Invariant: each is a plain function of the prompt, the response and what the data says, and gives 1.0 or 0.0
-(`reasoning_gym`: 0 to 1, as the task scores it). A response that cannot be read scores 0; a ground truth that
-cannot be read raises ValueError. Heavy libraries are imported by the first call (`warm_up`), in a worker process.
+(`reasoning_gym`: 0 to 1, as the task scores it; `length`: -1 to 0; `http`: as the server says). A response that cannot
+be read scores 0; a ground truth that cannot be read raises ValueError. Heavy libraries are imported by the first call (`warm_up`), in a worker process.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from pentad.errors import UserError
+from pentad.rewards.http import http
 
 # A sign, a currency sign, digits with or without thousands separators, decimals; and nothing after it that would
 # make it another number (1,2 or 1/2 or 1.2.3).
@@ -22,6 +23,7 @@ _NUMBER = re.compile(
     r"\s*(?P<sign>[-+\u2212])?\s*(?:\\?\$)?\s*(?P<sign2>[-\u2212])?"
     r"(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?![,./]?\d)"
 )
+REASONED = r"<think>.*</think>\s*<answer>.*</answer>"
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -74,15 +76,51 @@ def reasoning_gym(
     return float(dataset.score_answer(_answer(response), entry))
 
 
-BUILTIN: Mapping[str, Callable[..., float]] = {
+def format(response: str, *, pattern: str = REASONED) -> float:
+    """1.0 if the whole response, white space around it aside, matches a regular expression.
+
+    Args:
+        pattern: of Python's `re`; `.` matches line ends. By default `<think>...</think><answer>...</answer>`.
+    """
+    return float(re.fullmatch(pattern, response.strip(), re.DOTALL) is not None)
+
+
+def length(response: str, *, limit: int, buffer: int = 0, response_ids: Sequence[int] | None = None) -> float:
+    """Soft penalty of long responses (DAPO, https://arxiv.org/abs/2503.14476, equation 13).
+
+    0.0 up to `limit - buffer` tokens, then falling by a straight line to -1.0 at `limit`; -1.0 above it.
+
+    Args:
+        limit: tokens.
+        buffer: tokens over which the penalty rises.
+
+    Raises:
+        ValueError: the tokens of the response are not known, or the numbers do not fit each other.
+    """
+    if response_ids is None:
+        raise ValueError("the tokens of the response are not known here")
+    if limit < 1 or not 0 <= buffer <= limit:
+        raise ValueError(f"limit={limit} and buffer={buffer} must be 0 <= buffer <= limit, 1 <= limit")
+    over = len(response_ids) - (limit - buffer)
+    if over <= 0:
+        return 0.0
+    return -1.0 if over > buffer else -over / buffer
+
+
+BUILTIN: Mapping[str, Callable[..., Any]] = {
     "gsm8k": gsm8k,
     "math": math,
     "exact": exact,
     "reasoning_gym": reasoning_gym,
+    "format": format,
+    "length": length,
+    "http": http,
 }
 
 # Those that compare with the text of the ground truth.
 TEXT_REWARDS = frozenset({"gsm8k", "math", "exact"})
+# Those that need a ground truth.
+TRUTH_REWARDS = TEXT_REWARDS | {"reasoning_gym"}
 
 
 def truth_text(ground_truth: Any) -> str:
@@ -116,7 +154,11 @@ def resolve_name(name: str, data_source: str) -> str:
         return "reasoning_gym"
     if lowered.rpartition("/")[2] == "gsm8k":
         return "gsm8k"
-    if "deepscaler" in lowered or lowered.rpartition("/")[2] in ("math", "math-lighteval", "math-500"):
+    if (
+        "deepscaler" in lowered
+        or "dapo" in lowered
+        or lowered.rpartition("/")[2] in ("math", "math-lighteval", "math-500")
+    ):
         return "math"
     found = f"data_source {data_source!r}" if data_source else "rows without data_source"
     raise UserError(

@@ -29,7 +29,9 @@ class RewardItem:
         ground_truth: what the data says is right; None where it says nothing.
         data_source: chooses the reward when `reward.name` is auto.
         extra: columns of the row, as the data has them.
-        id: says where the row is, for messages.
+        id: says where the row is, for messages; responses of one id in a row answer the same prompt.
+        messages: the prompt as a conversation; None where the data has text.
+        response_ids: tokens of the response, where they are known.
     """
 
     prompt: str
@@ -38,6 +40,8 @@ class RewardItem:
     data_source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
+    messages: tuple[Mapping[str, str], ...] | None = None
+    response_ids: tuple[int, ...] | None = None
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -68,12 +72,18 @@ class RewardResult:
         failure: how the reward failed, or None.
         message: what it said when it failed.
         metrics: the other finite numbers of a reward that returns a dict.
+        applies: False where the reward says by None that it has no opinion of this sample, as TRL's may.
+        components: of several rewards, the score of each, before its weight; those that do not apply are absent.
+        seconds: how long the call took; of a call for several samples, its time over their number.
     """
 
     score: float
     failure: Failure | None = None
     message: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    applies: bool = True
+    components: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def line(self) -> str:

@@ -14,9 +14,9 @@ import torch
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.algorithms.base import AlgorithmSettings, Role, RolloutAlgorithmSettings
 from pentad.config.schema.algorithms.correction import CorrectionSettings
+from pentad.data.mixture import make_order
 from pentad.data.preferences import EncodedPreferences
 from pentad.data.prompts import EncodedExamples, EncodedPrompts
-from pentad.data.sampler import PromptSampler
 from pentad.errors import UserError
 from pentad.loops.drift import DriftWatch
 from pentad.loops.evaluation import Evaluation
@@ -95,7 +95,7 @@ def _source(
     prepared: Prepared, algorithm: Algorithm, engines: Engines | None, scorer: Scorer | None, journal: Journal
 ) -> Source:
     settings, data = prepared.settings, prepared.train
-    order = PromptSampler(data, settings.experiment.seed, settings.data.shuffle)
+    order = make_order(data.rows, settings.experiment.seed, settings.data)
     per_step = settings.trainer.prompts_per_step
     if isinstance(data, EncodedPreferences):
         return Preferences(data, order, per_step)

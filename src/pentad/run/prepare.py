@@ -13,6 +13,7 @@ from transformers.utils import logging
 from pentad.algorithms.make import make_algorithm
 from pentad.algorithms.protocol import Algorithm
 from pentad.config.schema.run import RunSettings
+from pentad.data.mixture import make_order
 from pentad.data.preferences import encode_preferences
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
 from pentad.errors import UserError
@@ -22,6 +23,7 @@ from pentad.layout.cluster_checks import check_projections
 from pentad.layout.validate import check_layout, refuse
 from pentad.run.critic import check_critic_model
 from pentad.run.sources import Sources
+from pentad.run.tokenizer import tokenizer_path
 from pentad.weights.checkpoint_model import open_weights
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config, load_tokenizer
@@ -70,9 +72,15 @@ class Prepared:
     def notices(self) -> list[str]:
         """How many rows `data.too_long=drop` has dropped, of each source."""
         sources = {"data.train": self.train, **{f"data.eval.{name}": prompts for name, prompts in self.eval.items()}}
+        settings = self.settings.data
+        limits = {name: f"data.max_prompt_tokens = {settings.max_prompt_tokens}" for name in sources}
+        noun = dict.fromkeys(sources, "prompts")
+        if settings.max_tokens is not None:
+            limits["data.train"] += f" or data.max_tokens = {settings.max_tokens}"
+            noun["data.train"] = "examples"
         return [
-            f"{name}: {data.dropped} of {len(data) + data.dropped} prompts are longer than data.max_prompt_tokens = "
-            f"{self.settings.data.max_prompt_tokens}; they are left out"
+            f"{name}: {data.dropped} of {len(data) + data.dropped} {noun[name]} are longer than {limits[name]}; they "
+            "are left out"
             for name, data in sources.items()
             if data.dropped
         ]
@@ -97,11 +105,12 @@ def prepare(sources: Sources) -> Prepared:
     open_weights(directory).check(expected_shapes(config), tied=facts.tied)
     if any(overrides for _, overrides in settings.megatron):
         _check_passthrough(config, settings, allocation)
-    tokenizer_path = _tokenizer_path(settings.model.tokenizer, directory)
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer_from = tokenizer_path(settings.model.tokenizer, directory)
+    tokenizer = load_tokenizer(tokenizer_from)
     if sources.chat_template is not None:
         tokenizer.chat_template = sources.chat_template
     train = _ENCODE[settings.algorithm.trains_on](sources.train.rows, tokenizer, settings.data)
+    make_order(train.rows, settings.experiment.seed, settings.data)  # what is wrong with the mixture is said now
     evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
     longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)
@@ -109,15 +118,7 @@ def prepare(sources: Sources) -> Prepared:
     critic = None if sources.critic is None else sources.critic.absolute()
     if critic is not None:
         check_critic_model(settings, directory, critic, longest)
-    return Prepared(settings, allocation, directory, tokenizer, tokenizer_path, train, evals, algorithm, critic)
-
-
-def _tokenizer_path(setting: str | None, directory: Path) -> str:
-    """A directory, absolute, or a hub id as it is."""
-    if setting is None:
-        return str(directory)
-    local = Path(setting).expanduser()
-    return str(local.absolute()) if local.is_dir() else setting
+    return Prepared(settings, allocation, directory, tokenizer, tokenizer_from, train, evals, algorithm, critic)
 
 
 def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocation: Allocation) -> None:

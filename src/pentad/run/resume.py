@@ -200,6 +200,8 @@ def _data(prepared: Prepared) -> dict[str, Any]:
     for tokens in rows:
         digest.update(len(tokens).to_bytes(4, "little"))
         digest.update(tokens.to(torch.int32).numpy().tobytes())
+    for mask in train.masks if isinstance(train, EncodedExamples) else ():
+        digest.update(b"all" if mask is None else mask.numpy().tobytes())
     for row in train.rows:
         digest.update(repr((row.ground_truth, row.data_source, sorted(row.extra.items(), key=str))).encode())
     return {"rows of data.train": len(train), "their contents (SHA-256)": digest.hexdigest()[:16]}

@@ -53,6 +53,7 @@ def run(loaded: LoadedSettings) -> int:
         try:
             check_loggers(settings.trainer.logger)
             sources = find_sources(settings)
+            _print_lines(sources.said)
             _print_notices([*loaded.notices, *notices(settings), *sources.notices])
             directory = settings.experiment.run_dir
             yaml = effective_yaml(loaded)
@@ -61,6 +62,7 @@ def run(loaded: LoadedSettings) -> int:
             found = Checkpoints(directory / DIRECTORY).steps()
             checkpoint = choose_checkpoint(settings, _print_notice)
             rewards = _rewards(sources, stack)
+            _print_lines(rewards.said if rewards is not None else ())
             goes_on = is_own(checkpoint, directory) or begins_again(settings, yaml)
             needed = _LOG_BYTES + sources.written_bytes
             run_dir = stack.enter_context(
@@ -94,9 +96,11 @@ def _train(
         from pentad.algorithms.make import make_algorithm
         from pentad.run.prepare import prepare
         from pentad.run.resume import load_resume
+        from pentad.run.summary import summary
         from pentad.run.training import train
 
         prepared = prepare(sources)
+        _print_lines(summary(prepared))
         _print_notices(prepared.notices)
         while True:
             signals.restarts = restarts.left
@@ -152,6 +156,11 @@ def _print_notices(notices: Iterable[str]) -> None:
         print(f"note: {notice}", flush=True)
 
 
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
 def _report(run_dir: RunDir) -> None:
     from pentad.record.report import write_report
 
@@ -201,7 +210,7 @@ def _inputs(sources: Sources) -> Iterator[tuple[str, Path]]:
         "critic.model": None if settings.critic.model is None else sources.critic,
         "model.tokenizer": settings.model.tokenizer,
         "model.chat_template": settings.model.chat_template,
-        "data.train": settings.data.train,
+        **{f"data.train{f'[{i}]' if i else ''}": source for i, source in enumerate(settings.data.sources)},
         **{f"data.eval.{name}": source for name, source in settings.data.eval.items()},
         "reward.name": file if is_own else None,
     }

@@ -84,6 +84,11 @@ class Sources:
         return [*self.eval.values(), *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
 
     @property
+    def said(self) -> list[str]:
+        """Which columns of each source are taken for what."""
+        return [line for rows in (self.train, *self.eval.values()) for line in rows.said]
+
+    @property
     def notices(self) -> list[str]:
         """What is legal and may not be meant, or should be known."""
         found = []
@@ -131,7 +136,7 @@ def find_sources(settings: RunSettings) -> Sources:
     if problems := list(check_allocation(settings)):
         raise join(problems, "allocation")
     allocation = parse_allocation(settings.allocation)
-    chat_template = _read_template(settings.model.chat_template)
+    chat_template = read_template(settings.model.chat_template)
     evals = load_eval_rows(settings.data)
     train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
     directory = resolve_model(settings.model.path, gguf_cache(settings.model.path))
@@ -173,7 +178,12 @@ def _find_critic(settings: RunSettings, policy: Path, allocation: Allocation) ->
     return directory
 
 
-def _read_template(path: Path | None) -> str | None:
+def read_template(path: Path | None) -> str | None:
+    """The chat template in a file; None for no file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     if path is None:
         return None
     try:

@@ -25,6 +25,7 @@ from pentad.loops.roles import Trainer
 from pentad.loops.saving import Saver
 from pentad.loops.stopping import StoppedError
 from pentad.record.checkpoints import Checkpoints
+from pentad.record.lengths import write_lengths
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import Sinks, open_sinks
 from pentad.record.notices import NoticeBoard
@@ -41,6 +42,7 @@ from pentad.run.prepare import Prepared
 from pentad.run.resume import Resume, base_manifest
 from pentad.run.savable import SavableTrainers
 from pentad.run.signals import StopSignals
+from pentad.run.summary import lengths
 from pentad.run.transport import choose_transport
 
 
@@ -107,6 +109,7 @@ async def _train(
         await trainers.restore(resume.checkpoint.path.absolute(), resume.trainers)
     # A run that could not be started has not touched the one that it would take the place of.
     begin(run_dir, resume, terminal)
+    write_lengths(run_dir, lengths(prepared))
     if rewards is not None:
         rewards.log_to(run_dir.rewards_log)
     written = open_sinks(

@@ -18,6 +18,15 @@ _FILES_FOR_OTHERS = 256
 _BYTES_PER_WORKER = 12 << 20
 
 
+_MOST = 32
+
+
+def default_workers() -> int:
+    """As many processes as this one may use cores, at most 32 and what the memory holds."""
+    memory = int(psutil.virtual_memory().available // _BYTES_PER_WORKER)
+    return max(1, min(len(os.sched_getaffinity(0)), _MOST, memory))
+
+
 def check_capacity(workers: int, setting: str) -> None:
     """Refuse more workers than the machine can run.
 

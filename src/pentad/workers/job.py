@@ -28,10 +28,12 @@ class Job:
     Args:
         request: what the handler is given; None asks for the preparation only.
         preparation: what comes before it.
+        call_s: longest time of the call, in seconds; None: as of all calls.
     """
 
     request: Any
     preparation: Preparation
+    call_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,13 @@ class WorkerPool:
             self.close()
             raise
 
-    def run(self, jobs: Sequence[Job], on_outcome: Callable[[Outcome], Any] = lambda outcome: None) -> list[Outcome]:
+    def run(
+        self, jobs: Sequence[Job], on_outcome: Callable[[int, Outcome], Any] = lambda index, outcome: None
+    ) -> list[Outcome]:
         """One outcome for each job, in order.
 
         Args:
-            on_outcome: called with each outcome when it is known.
+            on_outcome: called with the index of a job and its outcome when it is known.
 
         Raises:
             UserError: a handler refused its request.
@@ -119,7 +121,7 @@ class _Task:
 class _Round:
     """One call of `run`: deals jobs to idle workers, one at a time, until all have outcomes."""
 
-    def __init__(self, pool: WorkerPool, jobs: Sequence[Job], on_outcome: Callable[[Outcome], Any]) -> None:
+    def __init__(self, pool: WorkerPool, jobs: Sequence[Job], on_outcome: Callable[[int, Outcome], Any]) -> None:
         self._pool = pool
         self._jobs = jobs
         self._on_outcome = on_outcome
@@ -173,7 +175,7 @@ class _Round:
             else:
                 self._waiting.appendleft(index)
             return
-        limit = self._pool.limits.preparation_s if preparing else self._pool.limits.call_s
+        limit = self._pool.limits.preparation_s if preparing else (job.call_s or self._pool.limits.call_s)
         self._busy[slot] = _Task(index, preparing, time.monotonic() + limit)
 
     def _collect(self) -> None:
@@ -234,4 +236,4 @@ class _Round:
 
     def _finish(self, index: int, outcome: Outcome) -> None:
         self._outcomes[index] = outcome
-        self._on_outcome(outcome)
+        self._on_outcome(index, outcome)

@@ -11,6 +11,7 @@ from pentad.config.loading.keys import known_keys
 from pentad.config.loading.megatron import check_megatron
 from pentad.config.schema.algorithms.base import RolloutAlgorithmSettings
 from pentad.config.schema.data import is_eval_name
+from pentad.config.schema.reward import WITH_OPTIONS
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 
@@ -51,21 +52,28 @@ def _unread(settings: RunSettings) -> Iterator[tuple[tuple[str, ...], str, str]]
             yield _keys_of("rollout") + _keys_of("reward"), why, use
     why = f"algorithm {algorithm.name} does not read it"
     if algorithm.trains_on != "examples":
-        yield ("data.response_column",), why, "or set algorithm.name to sft"
+        yield ("data.response_column", "data.loss_on", "data.max_tokens"), why, "or set algorithm.name to sft"
     if algorithm.trains_on != "preferences":
         yield ("data.chosen_column", "data.rejected_column"), why, "or set algorithm.name to dpo"
+    if len(data.sources) == 1:
+        yield ("data.mix", "data.weights"), "data.train has one source", "or make data.train a list"
+    elif data.weights is not None:
+        yield ("data.mix",), "data.weights says how sources are mixed", "or remove data.weights"
     if not data.eval:
         why, use = "data.eval is empty, so nothing is evaluated", "or name a data.eval source"
         yield ("data.eval_limit", "rollout.eval_temperature"), why, use
     if data.template == "text":
         why, use = "data.template is text, so no chat template is applied", "or set data.template to chat"
         yield ("data.system_prompt", "model.chat_template"), why, use
-    procedural = [source.startswith("reasoning_gym:") for source in (data.train, *data.eval.values())]
+    procedural = [source.startswith("reasoning_gym:") for source in (*data.sources, *data.eval.values())]
     if all(procedural):
-        yield ("data.prompt_column",), "reasoning_gym sources have no columns", "or use a file"
+        keys = ("data.prompt_column", "data.messages_column", "data.response_column", "data.ground_truth_column")
+        yield keys, "reasoning_gym sources have no columns", "or use a file"
     if not any(procedural):
         yield ("data.options",), "only reasoning_gym sources read it", "or use a reasoning_gym:TASK source"
-    if ":" not in settings.reward.name:
+    if settings.reward.functions:
+        yield ("reward.name", "reward.options"), "reward.functions names the rewards", "or remove reward.functions"
+    elif ":" not in settings.reward.name and settings.reward.name not in WITH_OPTIONS:
         why, use = f"reward {settings.reward.name} does not read it", "or set reward.name to a module:function"
         yield ("reward.options",), why, use
     if settings.rollout.engine is None:
