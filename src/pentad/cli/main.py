@@ -94,17 +94,6 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     config.add_argument("--markdown", action="store_true", help="with --keys or --metrics: as the reference page")
     config.set_defaults(call=commands.config)
 
-    imported = subparsers.add_parser(
-        "import",
-        help="turn a file of verl, siiRL, AReaL, SkyRL, Trinity-RFT or TRL into a configuration",
-        description=importing.DESCRIPTION,
-        epilog=importing.EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    importing.add_arguments(imported)
-    imported.set_defaults(call=importing.import_command)
-
     data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
     datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)
     for name in commands.DATASETS:
@@ -116,6 +105,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     doctor = subparsers.add_parser("doctor", help="show what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())
+
+    imported = subparsers.add_parser(
+        "import",
+        help="turn a file of verl, siiRL, AReaL, SkyRL, Trinity-RFT or TRL into a configuration",
+        description=importing.DESCRIPTION,
+        epilog=importing.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    importing.add_arguments(imported)
+    imported.set_defaults(call=importing.import_file)
 
     _add_models(subparsers)
     return parser, list(subparsers.choices)
