@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pentad.cli.importing import count_rows
+from pentad.cli.foreign import count_rows
 from pentad.cli.main import main
 
 SCRIPT = """\

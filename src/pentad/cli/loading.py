@@ -17,7 +17,7 @@ def load_run(path: Path, overrides: Sequence[str]) -> LoadedSettings:
     Raises:
         UserError: with everything that is wrong.
     """
-    from pentad.cli.importing import foreign_document
+    from pentad.cli.foreign import foreign_document
 
     return load_settings(path, overrides, CHECKS, foreign_document(path, overrides))
 

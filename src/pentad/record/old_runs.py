@@ -23,6 +23,7 @@ NAMES = frozenset(
         "metrics.jsonl",
         "samples.jsonl",
         "spans.jsonl",
+        "lengths.json",
         "rewards.log",
         "outcome.json",
         "report.html",

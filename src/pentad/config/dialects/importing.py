@@ -91,7 +91,9 @@ class Imported:
         lines += [f"  {row.entry.place}: {row.entry.key} = {row.entry.value}: {row.why}" for row in self.stops]
         drops = " ".join(f"--drop {row.entry.key}" for row in self.stops[:4])
         more = " ..." if len(self.stops) > 4 else ""
-        raise UserError("\n".join(lines), f"change them there, or accept their loss: pentad import {drops}{more}")
+        raise UserError(
+            "\n".join(lines), f"change them there, or accept their loss: pentad import {self.path} {drops}{more}"
+        )
 
 
 def import_file(path: Path, asked: Asked) -> Imported:
