@@ -94,30 +94,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     config.add_argument("--markdown", action="store_true", help="with --keys or --metrics: as the reference page")
     config.set_defaults(call=commands.config)
 
-<<<<<<< HEAD
-    imported = subparsers.add_parser(
-        "import",
-        help="turn a file of verl, siiRL, AReaL, SkyRL, Trinity-RFT or TRL into a configuration",
-        description=importing.DESCRIPTION,
-        epilog=importing.EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    importing.add_arguments(imported)
-    imported.set_defaults(call=importing.import_command)
-
     datasets = subparsers.add_parser("data", help="prepare a dataset, or show rows of one", allow_abbrev=False)
     data.add_arguments(datasets, _Parser)
-=======
-    data = subparsers.add_parser("data", help="prepare a dataset", allow_abbrev=False)
-    datasets = data.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_Parser)
-    for name in commands.DATASETS:
-        dataset = datasets.add_parser(name, help=f"write {name} as Parquet files", allow_abbrev=False)
-        dataset.add_argument("--source", help="directory with the raw files; without it they come from the hub")
-        dataset.add_argument("--out", required=True, type=Path, help="directory to write to")
-        dataset.add_argument("--limit", type=int, help="keep only the first so many rows of each split")
-    data.set_defaults(call=lambda options: commands.data(options.dataset, options.source, options.out, options.limit))
->>>>>>> dialects
 
     doctor = subparsers.add_parser("doctor", help="show what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())
