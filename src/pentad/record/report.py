@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pentad.record.charts import bar_chart, line_chart, stacked_chart
-from pentad.record.metric_table import METRICS, Metric, describe, find_metric
+from pentad.record.metric import Metric
+from pentad.record.metric_table import METRICS, describe, find_metric
 from pentad.record.run_data import RunData, load_run, summarize
 from pentad.record.run_dir import RunDir
 from pentad.record.timeline_chart import choose_rows, picture

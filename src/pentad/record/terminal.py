@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pentad.record.metric_table import METRICS, Metric, find_metric
+from pentad.record.metric import Metric
+from pentad.record.metric_table import METRICS, find_metric
 
 _COLUMNS = tuple(metric for metric in METRICS.values() if metric.heading)
 _ROWS = 8
