@@ -180,6 +180,16 @@ def test_verdict(tmp_path: Path, case: str) -> None:
     assert f"# Left out: {key} = " in as_yaml(accepted)
 
 
+def test_older_allocations_name_the_engine_only(tmp_path: Path) -> None:
+    for there, here in (
+        ("sglang.d4p1t1+d4p1t1", "sglang:d4p1t1+megatron:d4p1t1"),
+        ("vllm:d2+fsdp:d2", "vllm:d2+megatron:d2"),
+        ("hf:d2|megatron:(attn:d2|ffn:e2)", "hf:d2|megatron:(attn:d2|ffn:e2)"),
+    ):
+        imported = read(tmp_path, AREAL.replace("hf:d1|megatron:d1", there))
+        assert imported.values["allocation"] == here
+
+
 def test_dropped_keys_must_be_there(tmp_path: Path) -> None:
     imported = read(tmp_path, VERL + "nobody: {knows: 1}\n")
     accept(imported, ["unknown"]).refuse()

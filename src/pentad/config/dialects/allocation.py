@@ -75,6 +75,8 @@ def _from_text(sheet: Sheet) -> None:
     written = re.sub(r"\s+", "", str(text))
     found = re.sub(r"\b(vllm|sglang|fsdp|megatron|archon)\.(?=[a-z]\d)", r"\1:", written)
     changed = re.sub(r"\b(fsdp|archon|deepspeed)(?=[:\[])", "megatron", found)
+    # An older form: only the engine is named, and what follows it is the trainer.
+    changed = re.sub(r"(?<=[+|])((?:[dtpcev]\d+)+)(?=$|[+|])", r"megatron:\1", changed) if ":" in changed else changed
     note = "" if changed == written else f"from {written}; the trainer is Megatron-Core"
     if not _COMPONENT.search(changed):
         sheet.refuse(f"an allocation without backends ({written}): write allocation=ENGINE:{written}", *facts)
