@@ -4,10 +4,9 @@ Invariant: what is drawn is what spans.jsonl says, one row of the picture a proc
 that, rows touch, and each still has its place. Waiting is blank.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -163,7 +162,7 @@ def _name(lane: Lane, *, short: bool = False) -> str:
 
 
 def _cells(lane: Lane, labels: Sequence[str], seconds: float) -> tuple[str, ...]:
-    spent: Counter[Any] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for name, begin, end in lane.parts:
         if name != ASLEEP:
             spent[find_phase(name).label] += end - begin
