@@ -155,13 +155,16 @@ def test_what_processes_were_at(tmp_path: Path) -> None:
 
 def test_a_thousand_processes_have_a_small_picture(tmp_path: Path) -> None:
     rng = random.Random(5)
-    engines = {f"rollout engine {rank}": [("generation", 0.0, rng.uniform(20, 60))] for rank in range(512)}
+    engines = {
+        f"rollout engine {rank}": [("generation", 0.0, rng.uniform(20, 60)), ("made up", 60.0 + rank / 20, 99.0)]
+        for rank in range(512)
+    }
     trainer = {f"trainer rank {rank}": [("training", 60.0, 99.0)] for rank in range(512)}
     with begun(tmp_path / "run", SETTINGS.format(total=1)) as run_dir:
         MetricsLog(run_dir).write(1, {"time/step": 100.0})
         SpansLog(run_dir).write(1, 0.0, 100.0, {**engines, **trainer})
     html = write_report(run_dir).read_text(encoding="utf-8")
-    assert "trainer rank 0-511" in html and "different courses" in html
+    assert "trainer rank 0-511" in html and "different lanes is shown" in html
     assert len(html) < 300_000
 
 

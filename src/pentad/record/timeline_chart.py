@@ -64,9 +64,8 @@ def picture(row: Row) -> Picture:
             replace(lane, ranks=ranks) for lane in lanes for ranks in ([(rank,) for rank in lane.ranks] or [lane.ranks])
         ]
     elif len(lanes) > _MOST:
-        every = -(-len(lanes) // _MOST)
-        caption = f"Of {len(lanes)} different courses, every {every}th."
-        lanes = lanes[::every]
+        caption = f"A part of the {len(lanes)} different lanes is shown."
+        lanes = _fewer(lanes)
     name = f"After step {row.step} (evaluation)" if row.after else f"Step {row.step}"
     title = f"{name}: {row.seconds:.3g} s"
     used = {find_phase(name).label for lane in lanes for name, _, _ in lane.parts if name != ASLEEP}
@@ -82,8 +81,10 @@ def timeline_svg(title: str, lanes: Sequence[Lane], seconds: float) -> str:
         title: what a screen reader says.
         seconds: of the axis.
     """
-    sizes = [max(1, len(lane.ranks)) for lane in lanes]
-    separate = max(sizes, default=1) == 1 and len(lanes) <= _FEW + 4
+    # What is one of its kind stays visible beside hundreds of ranks.
+    alone = max(1, sum(len(lane.ranks) for lane in lanes) // 24)
+    sizes = [len(lane.ranks) or alone for lane in lanes]
+    separate = len(lanes) <= _FEW and all(len(lane.ranks) <= 1 for lane in lanes)
     total = len(lanes) if separate else sum(sizes)
     height = min(_ROW_INCHES * total, _HIGHEST_INCHES)
     with matplotlib.rc_context({**STYLE, "font.size": 10.5, "legend.fontsize": 10}):
@@ -126,12 +127,14 @@ def _label(axes: Axes, lanes: Sequence[Lane], sizes: Sequence[int], *, separate:
         axes.set_yticks([place + 0.38 for place in range(len(lanes))], [_name(lane, short=True) for lane in lanes])
         return
     counts: Counter[str] = Counter()
+    grouped: Counter[str] = Counter()
     for lane, size in zip(lanes, sizes, strict=True):
         counts[lane.who] += size
+        grouped[lane.who] += len(lane.ranks)
     ticks: list[tuple[float, str]] = []
     top = 0.0
     for kind, count in counts.items():
-        ticks.append((top + count / 2, _SHORT.get(kind, kind) + (f"\n({count})" if count > 1 else "")))
+        ticks.append((top + count / 2, _SHORT.get(kind, kind) + (f"\n({grouped[kind]})" if grouped[kind] > 1 else "")))
         top += count
         axes.axhline(top, color=GRID, linewidth=0.8)
     axes.set_yticks([place for place, _ in ticks], [text for _, text in ticks])
@@ -142,6 +145,15 @@ def _worth_showing(row: Row) -> list[Lane]:
     lanes = [lane for lane in row.lanes if lane.parts or lane.who in _SHORT]
     kinds = list(dict.fromkeys(lane.who for lane in lanes))
     return sorted(lanes, key=lambda lane: (kinds.index(lane.who), lane.ranks[:1]))
+
+
+def _fewer(lanes: Sequence[Lane]) -> list[Lane]:
+    """Lanes of each kind, evenly spread, at least one."""
+    by_kind: dict[str, list[Lane]] = {}
+    for lane in lanes:
+        by_kind.setdefault(lane.who, []).append(lane)
+    each = max(1, _MOST // len(by_kind))
+    return [lane for mine in by_kind.values() for lane in mine[:: -(-len(mine) // each)]]
 
 
 def _name(lane: Lane, *, short: bool = False) -> str:
