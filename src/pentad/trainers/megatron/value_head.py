@@ -22,8 +22,8 @@ class ValueHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, hidden_size, dtype=torch.float32, device=device))
         # Megatron sums the gradients of what is marked so over the tensor-parallel ranks.
-        self.weight.sequence_parallel = sequence_parallel  # ty: ignore
-        self.weight.is_embedding_or_output_parameter = True  # ty: ignore
+        self.weight.sequence_parallel = sequence_parallel
+        self.weight.is_embedding_or_output_parameter = True
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` of any dtype -> float32 `[...]`."""
