@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap quickstart test verify verify-lora soak lint format docs clean
+.PHONY: help bootstrap quickstart test verify verify-lora verify-critic soak lint format docs clean
 
 # Left there by scripts/bootstrap.sh.
 UV := .cache/bin/uv
@@ -29,6 +29,9 @@ verify: bootstrap ## compare all 470 small layouts of all families with one proc
 
 verify-lora: bootstrap ## the same with adapters beside every module
 	set -e; for family in $(FAMILIES); do $(RUN) pentad verify layouts $$family --max-ranks 8 --lora 8; done
+
+verify-critic: bootstrap ## the same of critics: values instead of log-probs
+	set -e; for family in $(FAMILIES); do $(RUN) pentad verify layouts $$family --max-ranks 8 --critic; done
 
 KILLS := 60
 

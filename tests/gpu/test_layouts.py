@@ -14,13 +14,14 @@ MIXTURE = ["megatron:d2e2", "megatron:t2x2", "megatron:(attn:c2|ffn:e2)"]
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 GPUs")
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("head", [[], ["--critic"]], ids=["policy", "critic"])
 @pytest.mark.parametrize(("family", "layouts"), [("qwen3", DENSE), ("qwen3_moe", MIXTURE)])
 def test_layouts_agree(
-    family: str, layouts: list[str], dtype: str, pentad: Callable[..., Command], tmp_path: Path
+    family: str, layouts: list[str], head: list[str], dtype: str, pentad: Callable[..., Command], tmp_path: Path
 ) -> None:
     file = tmp_path / "report.json"
     command = pentad(
-        "verify", "layouts", family, "--dtype", dtype, "--allocations", *layouts, "--json", str(file)
+        "verify", "layouts", family, *head, "--dtype", dtype, "--allocations", *layouts, "--json", str(file)
     )  # fmt: skip
     assert command.ends_within(200) == 0, command.stdout + command.stderr
     report = json.loads(file.read_text())

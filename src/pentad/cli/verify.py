@@ -309,9 +309,7 @@ def _short(name: str) -> str:
 
 
 def _line(report: "Report") -> str:
-    found = dict(report.quantities)
-    if (scored := found.get("values") or found.get("log-probs")) is not None:
-        found["scored"] = scored
+    found = {"scored" if name in ("values", "log-probs") else name: item for name, item in report.quantities.items()}
     cells = "  ".join(
         f"{f'{item.value:.1e}' if (item := found.get(name)) is not None else '-':>{width}}" for name, width in _COLUMNS
     )

@@ -234,5 +234,7 @@ def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, second
         facts["reward output"] = str(run_dir.rewards_log)
     if exported:
         facts["model"] = str(run_dir.model)
+    if run_dir.critic.exists():
+        facts["critic"] = str(run_dir.critic)
     facts["report"] = str(run_dir.report)
     return facts
