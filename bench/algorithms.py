@@ -5,8 +5,8 @@
     python bench/algorithms.py --only DAPO PPO # these; the others stay as they are in the file
     python bench/algorithms.py --only          # the picture alone
 
-Each run is examples/quickstart.yaml (DPO: examples/quickstart/dpo.yaml) with the overrides below, evaluated every five
-steps. Writes docs/results/algorithms.json and .svg.
+Each run is examples/quickstart.yaml (DPO: examples/quickstart/dpo.yaml) with the overrides below, 25 steps, evaluated
+every five. Writes docs/results/algorithms.json and .svg.
 """
 
 import argparse
@@ -22,22 +22,29 @@ from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
-# Name of a curve -> configuration, algorithm, and its settings.
+_COMMON = ["trainer.total_steps=25", "trainer.test_freq=5"]
+# Name of a curve -> configuration, algorithm, overrides.
 _RL = "quickstart.yaml"
 RUNS: dict[str, tuple[str, str, list[str]]] = {
     "GRPO": (_RL, "grpo", []),
     "Dr. GRPO": (_RL, "dr_grpo", []),
-    "DAPO": (_RL, "dapo", []),
+    # Later all groups have equal rewards, and none is left to train on.
+    "DAPO": (_RL, "dapo", ["trainer.total_steps=20"]),
     "RLOO": (_RL, "rloo", []),
     "REINFORCE++": (_RL, "reinforce_pp", []),
     "REINFORCE++ baseline": (
         _RL,
         "reinforce_pp",
-        ["group_baseline=true", "kl_coef=0.001", "kl_in=loss", "kl_estimator=k2"],
+        [
+            "algorithm.group_baseline=true",
+            "algorithm.kl_coef=0.001",
+            "algorithm.kl_in=loss",
+            "algorithm.kl_estimator=k2",
+        ],
     ),
-    "GSPO": (_RL, "gspo", ["optimizer_steps=2"]),
-    "CISPO": (_RL, "cispo", ["optimizer_steps=2"]),
-    "PPO": (_RL, "ppo", []),
+    "GSPO": (_RL, "gspo", ["algorithm.optimizer_steps=2"]),
+    "CISPO": (_RL, "cispo", ["algorithm.optimizer_steps=2"]),
+    "PPO": (_RL, "ppo", ["critic.optimizer.lr=1e-3", "critic.schedule.warmup_steps=8"]),
     "DPO": ("quickstart/dpo.yaml", "dpo", []),
 }
 REWARD, EVALUATED = "reward/mean", "eval/sort/reward"
@@ -45,10 +52,9 @@ REWARD, EVALUATED = "reward/mean", "eval/sort/reward"
 
 def run(name: str, out: Path) -> dict[str, Any]:
     """Train, and read the curves off the run's metrics."""
-    config, algorithm, settings = RUNS[name]
+    config, algorithm, overrides = RUNS[name]
     folder = out / name.lower().replace(" ", "_").replace(".", "")
-    overrides = [f"algorithm.{setting}" for setting in (f"name={algorithm}", *settings)]
-    overrides.append("trainer.test_freq=5")
+    overrides = [f"algorithm.name={algorithm}", *_COMMON, *overrides]
     own = [f"experiment.dir={folder}", "experiment.overwrite=true"]
     started = time.monotonic()
     subprocess.run(
