@@ -2,7 +2,8 @@
 
 The demonstrations answer `sort 4132=` in one of four ways: ascending, descending, as given, or rotated. Supervised
 training on them therefore leaves a model that sorts a quarter of the time, and reinforcement learning has something
-to find: only `1234` is rewarded. No problem of eval.jsonl is among the other two files.
+to find: only `1234` is rewarded. pairs.jsonl prefers that answer to one of the others. No problem of eval.jsonl is
+among the other files.
 
     python examples/quickstart/prepare.py
 """
@@ -31,7 +32,7 @@ ANSWERS = (
 
 
 def main() -> None:
-    """Write model/, sft.jsonl, train.jsonl and eval.jsonl."""
+    """Write model/, sft.jsonl, train.jsonl, eval.jsonl and pairs.jsonl."""
     parser = argparse.ArgumentParser(description="make the quickstart's model and data")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart-data"))
     parser.add_argument("--seed", type=int, default=1)
@@ -55,7 +56,15 @@ def main() -> None:
     for name, digits_of in (("train.jsonl", train_problems), ("eval.jsonl", eval_problems)):
         rows = ({"prompt": f"sort {digits}=", "ground_truth": "".join(sorted(digits))} for digits in digits_of)
         write_jsonl(out / name, rows)
-    print(f"wrote {out}/model, sft.jsonl, train.jsonl and eval.jsonl")
+    wrong = {digits: [way(digits) for way in ANSWERS if way(digits) != ANSWERS[0](digits)] for digits in train_problems}
+    write_jsonl(
+        out / "pairs.jsonl",
+        (
+            {"prompt": f"sort {digits}=", "chosen": ANSWERS[0](digits), "rejected": rng.choice(wrong[digits])}
+            for digits in train_problems
+        ),
+    )
+    print(f"wrote {out}/model, sft.jsonl, train.jsonl, eval.jsonl and pairs.jsonl")
 
 
 def write_model(directory: Path, seed: int, experts: int = 0) -> None:

@@ -19,6 +19,7 @@ from pentad.algorithms.gae import gae
 from pentad.algorithms.make import make_algorithm
 from pentad.algorithms.policy_gradient import PolicyGradient
 from pentad.algorithms.protocol import Loss, Outputs, algorithm_state, load_algorithm_state
+from pentad.algorithms.rewards import overlong_cost
 from pentad.config.schema.algorithms import ALGORITHMS, GRPOSettings, PolicyGradientSettings
 from pentad.samples.batch import Batch
 from pentad.samples.trajectory import Trajectory
@@ -316,3 +317,9 @@ def test_estimation_by_hand():
         advantages, returns = gae(rewards, values, batch, gamma=0.5, gae_lambda=lam)
         assert advantages.tolist() == wanted
         assert returns.tolist() == [0.0, wanted[1] + 0.5, 0.0, wanted[3] + 4]
+
+
+def test_cost_of_length_by_hand():
+    """Free up to 8 of 12 tokens; then a quarter each; never more than 1, however long several turns make it."""
+    lengths = torch.tensor([0.0, 8.0, 9.0, 11.0, 12.0, 13.0, 40.0])
+    assert overlong_cost(lengths, 12, 4).tolist() == [0, 0, -0.25, -0.75, -1, -1, -1]
