@@ -1,8 +1,9 @@
 """The rewards that come with Pentad.
 
 Invariant: each is a plain function of the prompt, the response and what the data says, and gives 1.0 or 0.0
-(`reasoning_gym`: 0 to 1, as the task scores it; `length`: -1 to 0; `http`: as the server says). A response that cannot be read scores 0; a ground truth that
-cannot be read raises ValueError. Heavy libraries are imported by the first call (`warm_up`), in a worker process.
+(`reasoning_gym`: 0 to 1, as the task scores it; `length`: -1 to 0; `http`: as the server says). A response that cannot
+be read scores 0; a ground truth that cannot be read raises ValueError. Heavy libraries are imported by the first call
+(`warm_up`), in a worker process.
 """
 
 from __future__ import annotations
