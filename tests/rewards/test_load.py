@@ -13,9 +13,10 @@ def keywords(prompt, response, ground_truth, *, scale=1.0, **extra): return (sca
 def needs(prompt, response, ground_truth, level, scale=1.0): return (level, scale)
 def reordered(ground_truth, response, prompt): return (prompt, response, ground_truth)
 def two(prompt, response): return (prompt, response)
-def verl(data_source, solution_str, ground_truth, extra_info): return 1.0
 def by_position(prompt, response, ground_truth, /): return 1.0
-async def later(prompt, response, ground_truth): return 1.0
+def without(text, ground_truth): return 1.0
+def trained(completions, trainer_state): return [1.0]
+class Uncallable: pass
 class Judge:
     def __call__(self, prompt, response, ground_truth): return 0.25
 judge = Judge()
@@ -67,9 +68,11 @@ def test_files_and_installed_modules(directory: Path, tmp_path: Path) -> None:
     [
         ("plian", {}, ["has no 'plian'", ":plain"]),
         ("number", {}, ["of type int"]),
-        ("verl", {}, ["does not take response", "(data_source, solution_str,", "rename solution_str to response"]),
+        ("without", {}, ["does not take response", "(text, ground_truth)", "taken as they are"]),
+        ("Uncallable", {}, ["is a class whose objects cannot be called"]),
+        ("Judge", {"model": "x"}, ["making an object of the class with reward.options failed: TypeError"]),
+        ("trained", {}, ["needs trainer_state, which only TRL's trainer has"]),
         ("by_position", {}, ["takes prompt by position only"]),
-        ("later", {}, ["asynchronous"]),
         ("plain", {"scale": 2}, ["reward.options.scale"]),
         ("keywords", {"prompt": "x"}, ["reward.options.prompt"]),
         ("needs", {"scael": 2}, ["reward.options.scael", "did you mean scale"]),

@@ -32,7 +32,7 @@ def test_outcomes_come_in_the_order_of_the_jobs() -> None:
     told: list[Any] = []
     with closing(pool_of(2)) as pool:
         outcomes = pool.run(
-            jobs(*(("echo", number) for number in range(20))), lambda outcome: told.append(outcome.value)
+            jobs(*(("echo", number) for number in range(20))), lambda number, outcome: told.append(outcome.value)
         )
         assert outcomes == [Outcome(number) for number in range(20)]
         assert sorted(told) == list(range(20))
@@ -86,7 +86,7 @@ def test_closing_ends_the_jobs_of_another_thread(tmp_path: Path) -> None:
 
     def run() -> None:
         try:
-            pool.run(jobs(("echo", 1), *[("sleep", 120)] * 5), lambda outcome: begun.set())
+            pool.run(jobs(("echo", 1), *[("sleep", 120)] * 5), lambda number, outcome: begun.set())
         except BaseException as error:
             raised.append(error)
 

@@ -22,7 +22,7 @@ _TAKEN = ("mean", "std", "failures")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is itself alone, and a key of dictionaries
 class Component:
     """One reward.
 

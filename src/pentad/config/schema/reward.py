@@ -17,7 +17,8 @@ class RewardSettings(Settings):
 
     name: str = Field(
         "auto",
-        description="gsm8k, math, reasoning_gym, exact, format, length, http, module:function, or auto: by data_source",
+        description="gsm8k, math, reasoning_gym, exact, format, length, http, module:function, or auto (by "
+        "data_source)",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of a module:function, of format, length or http"
