@@ -14,6 +14,9 @@ __all__ = ["mixture", "pentad", "quickstart"]
 if TYPE_CHECKING:
     from tiny import TinyModel
 
+# Folders of which all tests share fixtures.
+_SHARING = [Path(__file__).parent / folder for folder in ("gpu", "verify", "cluster")]
+
 # Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
 # and threads that wait for each other take the processor from ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,3 +45,25 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a process of pytest-xdist: what shares costly fixtures stays in one process, and the longest begin first.
+
+    Groups are some folders, and the files of the others; of tests of runs each is alone.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    order: dict[pytest.Item, int] = {}
+    for item in items:
+        folder = item.path.parent
+        if folder in _SHARING:
+            order[item] = _SHARING.index(folder)
+            item.add_marker(pytest.mark.xdist_group(folder.name))
+        elif item.get_closest_marker("slow") is not None:
+            order[item] = len(_SHARING)
+        else:
+            order[item] = len(_SHARING) + 1
+            item.add_marker(pytest.mark.xdist_group(f"{folder.name}/{item.path.stem}"))
+    items.sort(key=order.__getitem__)
