@@ -14,8 +14,10 @@ __all__ = ["mixture", "pentad", "quickstart"]
 if TYPE_CHECKING:
     from tiny import TinyModel
 
-# Folders of which all tests share fixtures.
-_SHARING = [Path(__file__).parent / folder for folder in ("gpu", "verify", "cluster")]
+# Folders of which all tests share a costly fixture.
+_SHARING = ("gpu", "cluster", "verify", "trainers")
+# Whole runs: two of them at a time would wait for each other's processes.
+_RUNS = {"pentad", "gangs", "beside", "parts"}
 
 # Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
 # and threads that wait for each other take the processor from ranks.
@@ -49,21 +51,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a process of pytest-xdist: what shares costly fixtures stays in one process, and the longest begin first.
+    """In a process of pytest-xdist: tests that start runs follow each other, and begin first.
 
-    Groups are some folders, and the files of the others; of tests of runs each is alone.
+    What shares costly fixtures stays in one process; of all other tests a file does.
     """
     if not hasattr(config, "workerinput"):
         return
     order: dict[pytest.Item, int] = {}
     for item in items:
-        folder = item.path.parent
-        if folder in _SHARING:
-            order[item] = _SHARING.index(folder)
-            item.add_marker(pytest.mark.xdist_group(folder.name))
-        elif item.get_closest_marker("slow") is not None:
-            order[item] = len(_SHARING)
+        folder = item.path.parent.name
+        if _RUNS.intersection(getattr(item, "fixturenames", ())) or folder == "cluster":
+            order[item], group = 0, "runs"
+        elif folder in _SHARING:
+            order[item], group = 1 + _SHARING.index(folder), folder
         else:
-            order[item] = len(_SHARING) + 1
-            item.add_marker(pytest.mark.xdist_group(f"{folder.name}/{item.path.stem}"))
+            order[item], group = 1 + len(_SHARING), f"{folder}/{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=order.__getitem__)
