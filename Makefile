@@ -17,10 +17,13 @@ quickstart: bootstrap ## prepare a small task, tune on it, then train with rewar
 	$(RUN) pentad train examples/quickstart/sft.yaml experiment.overwrite=true
 	$(RUN) pentad train examples/quickstart.yaml experiment.overwrite=true
 
+# Tests that run at a time.
+JOBS := 2
+
 test: ## lint, and run all tests
 	scripts/bootstrap.sh --tests
 	$(MAKE) lint
-	$(RUN) pytest
+	$(RUN) pytest -n $(JOBS) --dist loadgroup
 
 FAMILIES := llama_tied mistral qwen2 qwen3 qwen3_moe qwen2_moe mixtral qwen3_moe_dense qwen2_moe_dense
 

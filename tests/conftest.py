@@ -14,6 +14,11 @@ __all__ = ["mixture", "pentad", "quickstart"]
 if TYPE_CHECKING:
     from tiny import TinyModel
 
+# Folders of which all tests share a costly fixture.
+_SHARING = ("gpu", "cluster", "verify", "trainers")
+# Whole runs: two of them at a time would wait for each other's processes.
+_RUNS = {"pentad", "gangs", "beside", "parts"}
+
 # Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
 # and threads that wait for each other take the processor from ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,3 +47,24 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a process of pytest-xdist: tests that start runs follow each other, and begin first.
+
+    What shares costly fixtures stays in one process; of all other tests a file does.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    order: dict[pytest.Item, int] = {}
+    for item in items:
+        folder = item.path.parent.name
+        if _RUNS.intersection(getattr(item, "fixturenames", ())) or folder == "cluster":
+            order[item], group = 0, "runs"
+        elif folder in _SHARING:
+            order[item], group = 1 + _SHARING.index(folder), folder
+        else:
+            order[item], group = 1 + len(_SHARING), f"{folder}/{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=order.__getitem__)

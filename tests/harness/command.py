@@ -14,6 +14,9 @@ from pathlib import Path
 import psutil
 from zygote import DUMP, OF_TESTS, PATIENCE_S, Forked, zygote
 
+# How much slower than an idle one a machine may be.
+PATIENCE = 4
+
 _MARK = "PENTAD_TEST_RUN"
 _PATIENT = f"""
 import faulthandler, sys
@@ -124,7 +127,12 @@ class Command:
         os.killpg(self.process.pid, number)
 
     def ends_within(self, seconds: float) -> int:
-        """The exit code; fails if the command, or any process that it started, is left after so many seconds."""
+        """The exit code; fails if the command, or any process that it started, is left after so many seconds.
+
+        Args:
+            seconds: on an idle machine with two cores; a slower one is given several times as long.
+        """
+        seconds *= PATIENCE
         end = time.monotonic() + seconds
         try:
             code = self.process.wait(seconds)

@@ -50,7 +50,7 @@ def main() -> int:
     config = write_config(folder, options.allocation, options.steps)
     print("a run without kills", flush=True)
     whole = Command(folder, "train", str(config), "experiment.dir=whole")
-    if whole.ends_within(3600) != 0:
+    if whole.ends_within(900) != 0:
         print(whole.stdout + whole.stderr)
         return 1
     soak = Soak(folder, config, random.Random(options.seed))
@@ -128,7 +128,7 @@ class Soak:
     def finish(self) -> None:
         """Let the run end."""
         command = self._start()
-        if (code := command.ends_within(3600)) != 0:
+        if (code := command.ends_within(900)) != 0:
             self.problems.append(f"the last start ended with {code}: {command.stderr}")
 
     def report(self) -> int:
