@@ -124,6 +124,9 @@ class Journal:
     def times(self) -> dict[str, float]:
         return {"time/step": 1.0}
 
+    def between(self) -> None:
+        pass
+
     def message(self, text: str) -> None:
         self.messages.append(text)
 

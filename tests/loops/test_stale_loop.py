@@ -10,6 +10,7 @@ from loop_world import PER_STEP, SAMPLES, Engine, Events, Model, Publication, Wo
 
 from pentad.config.schema.algorithms import GRPOSettings
 from pentad.config.schema.algorithms.correction import CorrectionSettings
+from pentad.loops.loop import Loop
 from pentad.samples.batch import Batch
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
@@ -149,3 +150,52 @@ def test_old_logprobs_may_be_those_that_were_sampled() -> None:
 def test_correction_may_be_off() -> None:
     world, _ = run("continue", 2, correction=CorrectionSettings(level="none"))
     assert all("importance_weights" not in batch.per_token for batch in world.policy.trained)
+
+
+class SlowEvaluation:
+    """Takes longer than training; says under which version it began and ended."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.versions, self.beside = world, [], 0
+
+    async def run(self, step: int) -> dict[str, float]:
+        began, trained = self.world.engine.version, len(self.world.policy.trained)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        self.versions.append((step, began, self.world.engine.version))
+        self.beside += len(self.world.policy.trained) > trained
+        return {"eval/x/reward": float(step)}
+
+
+@pytest.mark.parametrize(("staleness", "keep_best"), [(2, None), (2, "eval/x/reward"), (0, None)])
+def test_evaluation_runs_beside_training_under_one_version(staleness: int, keep_best: str | None) -> None:
+    async def within() -> SlowEvaluation:
+        world = World(GRPOSettings(), 6, max_staleness=staleness, engine=SlowEngine, model=SlowModel)
+        evaluated = {"test_freq": 2, "keep_best": keep_best}
+        world.parts.settings = world.parts.settings.model_copy(update=evaluated)
+        world.parts.publication = Update(world.engine, world.events, abort=False)  # ty: ignore
+        evaluation = SlowEvaluation(world)
+        world.parts.evaluation = evaluation  # ty: ignore
+        await asyncio.wait_for(Loop(world.parts).run(), 60)
+        return evaluation
+
+    evaluation = asyncio.run(within())
+    assert evaluation.versions == [(step, step, step) for step in (2, 4, 6)]
+    assert evaluation.beside == (2 if staleness and keep_best is None else 0)
+
+
+def test_a_failure_of_an_evaluation_beside_training_ends_the_run() -> None:
+    class Failing:
+        async def run(self, step: int) -> dict[str, float]:
+            await asyncio.sleep(0)
+            raise ValueError("no such set")
+
+    async def within() -> None:
+        world = World(GRPOSettings(), 6, max_staleness=2, engine=SlowEngine, model=SlowModel)
+        world.parts.settings = world.parts.settings.model_copy(update={"test_freq": 2})
+        world.parts.publication = Update(world.engine, world.events, abort=False)  # ty: ignore
+        world.parts.evaluation = Failing()  # ty: ignore
+        await asyncio.wait_for(Loop(world.parts).run(), 60)
+
+    with pytest.raises(ValueError, match="no such set"):
+        asyncio.run(within())

@@ -19,6 +19,7 @@ from pentad.config.schema.algorithms.correction import CorrectionSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
 from pentad.loops.drift import DriftWatch, judged_drift
+from pentad.loops.evaluating import Evaluations
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.journal import Journal
 from pentad.loops.publication import Publication
@@ -90,10 +91,12 @@ class Loop:
         self._engines_hold_memory = True
         self.step = 0
         self.version = 0
-        self._evaluated = -1
         # As it was after the last step; a step that is left changes what it is taken from.
         self._boundary: dict[str, Any] | None = None
         self._stop = Stop()
+        self._evaluations = Evaluations(
+            parts.evaluation, parts.settings, parts.max_staleness, self._stop, self._publish
+        )
         self._skipped = SkippedUpdates(parts.settings.max_skipped_steps, parts.journal.message)
         self._last_metrics: dict[str, float] = {}
 
@@ -119,6 +122,7 @@ class Loop:
         finally:
             if parts.saver is not None:
                 await parts.saver.close()
+            self._evaluations.cancel()
             await parts.source.close()
 
     @property
@@ -134,13 +138,14 @@ class Loop:
         parts = self._parts
         self._boundary = self.state_dict()
         await self._export_if_due(replace=False)  # a run that was killed may have done the step and not its export
-        if self._evaluation_due():
-            await self._stop.unless(self._evaluate())
+        if self._evaluations.due(self.step):
+            await self._evaluations.run(self.step)
         if parts.source.generates and self.step < parts.settings.total_steps:
             await self._publish()
         parts.journal.times()  # what came before the first step is not part of it
         while self.step < parts.settings.total_steps:
             await self._step()
+        await self._evaluations.end()
 
     async def _step(self) -> None:
         parts, journal, number = self._parts, self._parts.journal, self.step + 1
@@ -180,12 +185,12 @@ class Loop:
         journal.write(self.step, metrics)
         self._last_metrics = metrics
         try:
-            if self._evaluation_due():
-                metrics |= await self._stop.unless(self._evaluate())
+            if self._evaluations.due(self.step) and not self._evaluations.begin(self.step):
+                metrics |= await self._evaluations.run(self.step)
                 journal.between()
         finally:
             if saver is not None:
-                self._boundary["evaluated"] = self._evaluated
+                self._boundary["evaluated"] = self._evaluations.evaluated
                 saver.commit(self._boundary, metrics)
         await self._export_if_due(replace=True)
         if self._stop.requested and self.step < parts.settings.total_steps:
@@ -201,15 +206,6 @@ class Loop:
                 await parts.export(self.step, replace)
         except UserError as error:
             parts.journal.message(f"the model of step {self.step} could not be written: {error.cause}; the run goes on")
-
-    def _evaluation_due(self) -> bool:
-        """Whether the step that is done is to be evaluated and is not yet."""
-        settings = self._parts.settings
-        if self._parts.evaluation is None or self._evaluated >= self.step:
-            return False
-        if self.step == 0:
-            return settings.val_before_train
-        return self.step == settings.total_steps or bool(settings.test_freq and self.step % settings.test_freq == 0)
 
     async def _save_boundary(self) -> int | None:
         """Save the last step that was finished; returns the step of the newest checkpoint."""
@@ -256,19 +252,12 @@ class Loop:
         if self._parts.publication is None:
             raise RuntimeError("there are no rollout engines")
         if not self._versions or self._versions[-1] != self.version:
+            await self._evaluations.end()
             await self._parts.source.hold()
             self._versions.append(self.version)
         await self._parts.publication.bring(self.version)
         await self._parts.source.go_on()
         self._engines_hold_memory = True
-
-    async def _evaluate(self) -> dict[str, float]:
-        if self._parts.evaluation is None:
-            return {}
-        await self._publish()
-        metrics = await self._parts.evaluation.run(self.step)
-        self._evaluated = self.step
-        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the driver must know to go on after a step; models and engines keep their own."""
@@ -277,7 +266,7 @@ class Loop:
             "step": self.step,
             "version": self.version,
             "versions": list(self._versions),
-            "evaluated": self._evaluated,
+            "evaluated": self._evaluations.evaluated,
             "source": self._parts.source.state_dict(),
             "drift": None if watch is None else watch.state_dict(),
             "skipped": self._skipped.state_dict(),
@@ -286,7 +275,8 @@ class Loop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, before `run`."""
-        self.step, self.version, self._evaluated = state["step"], state["version"], state["evaluated"]
+        self.step, self.version = state["step"], state["version"]
+        self._evaluations.evaluated = state["evaluated"]
         self._versions.extend(state.get("versions", ()))
         self._parts.source.load_state_dict(state["source"])
         if self._parts.drift_watch is not None and state["drift"] is not None:
