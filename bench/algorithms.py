@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +49,23 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
 REWARD, EVALUATED = "reward/mean", "eval/sort/reward"
 
 
-def run(name: str, out: Path) -> dict[str, Any]:
-    """Train, and read the curves off the run's metrics."""
+def run(name: str, out: Path, *, read: bool) -> dict[str, Any]:
+    """Train, and read the curves off the run's metrics; with `read`, those of a run that has been."""
     config, algorithm, overrides = RUNS[name]
     folder = out / name.lower().replace(" ", "_").replace(".", "")
     overrides = [f"algorithm.name={algorithm}", *_COMMON, *overrides]
     own = [f"experiment.dir={folder}", "experiment.overwrite=true"]
-    started = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "pentad.cli", "train", str(REPOSITORY / "examples" / config), *overrides, *own],
-        check=True,
-    )
+    if not read:
+        subprocess.run(
+            [sys.executable, "-m", "pentad.cli", "train", str(REPOSITORY / "examples" / config), *overrides, *own],
+            check=True,
+        )
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curves = {
         metric: [[row["step"], round(row[metric], 4)] for row in rows if row.get(metric) is not None]
         for metric in (REWARD, EVALUATED)
     }
-    seconds = round(time.monotonic() - started, 1)
-    return {"config": f"examples/{config}", "overrides": overrides, "seconds": seconds, **curves}
+    return {"config": f"examples/{config}", "overrides": overrides, **curves}
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
@@ -91,11 +89,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="reward curves of every algorithm")
     parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS), metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("runs/algorithms"), help="folder of the runs")
+    parser.add_argument("--read", action="store_true", help="train nothing; read runs that are in --out")
     parser.add_argument("--json", type=Path, default=RESULTS / "algorithms.json")
     arguments = parser.parse_args()
     found = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     for name in arguments.only:
-        found[name] = run(name, arguments.out)
+        found[name] = run(name, arguments.out, read=arguments.read)
         found = {known: found[known] for known in RUNS if known in found}
         arguments.json.write_text(json.dumps(found) + "\n")
         print(f"{name}: {found[name][EVALUATED][0][1]} -> {found[name][EVALUATED][-1][1]}", flush=True)
