@@ -54,7 +54,7 @@ def renamed(error: UserError, component: Component) -> UserError:
         return error
 
     def say(text: str) -> str:
-        text = text.replace("reward.name", f"{component.setting}.name")
+        text = text.replace("reward.name", component.setting if component.short else f"{component.setting}.name")
         return text.replace("reward.options", f"{component.setting}.options")
 
     return UserError(say(error.cause), say(error.fix))
@@ -114,6 +114,11 @@ class RewardPool:
         return lines
 
     @property
+    def needs_tokens(self) -> bool:
+        """Whether a reward is given the tokens of responses."""
+        return any(loaded.tokens for loaded in self._loaded.values())
+
+    @property
     def failures(self) -> dict[str, int]:
         """Failures so far by kind: timeouts, crashes, exceptions, bad_values."""
         return dict(self._failures)
@@ -164,7 +169,8 @@ class RewardPool:
         single, again = again, []
         self._run([self._job(items, *call) for call in single], lambda number, outcome: take(single[number], outcome))
         self._check_budget()
-        return [combined(results) for results in found]
+        # In the order of the settings, whichever was finished first.
+        return [combined({c: results[c] for c in self._components if c in results}) for results in found]
 
     def _calls(self, items: Sequence[RewardItem]) -> list[tuple[Named, tuple[int, ...]]]:
         """Which reward is called for which items; in the order of the items."""
