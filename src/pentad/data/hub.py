@@ -58,7 +58,7 @@ def read_modelscope(
         UserError: the package modelscope is not there, the dataset or its split is not, or it cannot be fetched.
     """
     require("modelscope", "modelscope", f"{setting}={source}", "download the dataset and name its files")
-    from modelscope.msdatasets import MsDataset  # ty: ignore[unresolved-import]
+    from modelscope.msdatasets import MsDataset  # ty: ignore[import-not-found]
 
     name, parts = _parse(source, MODELSCOPE, setting)
     if len(parts) == 1 and parts[0] in {"train", *SPLITS["eval"]}:
