@@ -171,7 +171,7 @@ def test_conversations_that_teach_nothing(tmp_path: Path, messages: list[Any], f
     [
         ("a.csv", "question,answer\n1,2,3\n", "a.csv:2: the line has more cells than the header"),
         ("a.csv", "question,question\n1,2\n", "names a column twice"),
-        ("a.json", '{"data": [{"prompt": "x"}], "train": [{"prompt": "y"}]}', "several lists of rows: data, train"),
+        ("a.json", '{"data": [{"prompt": "x"}], "rows": [{"prompt": "y"}]}', "several lists of rows: data, rows"),
         ("a.json", '[{"prompt": "x"},\n {"prompt": }]', "a.json:2: not JSON"),
         ("a.json", '["x"]', "a.json[0]: a row must be a JSON object"),
     ],

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from rows import settings_for
 
 from pentad.config.schema.data import DataSettings
 from pentad.data.dataset import load_train_rows
-from pentad.data.recipes import DEEPSCALER_SUFFIX, prepare_deepscaler, prepare_gsm8k
+from pentad.data.recipes import DEEPSCALER_SUFFIX, prepare_dapo, prepare_deepscaler, prepare_gsm8k, prepare_math
 from pentad.errors import UserError
+from pentad.rewards.builtin import resolve_name
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "gsm8k" / "sample"
 
@@ -90,3 +92,44 @@ def test_deepscaler_errors(tmp_path: Path) -> None:
     (tmp_path / "deepscaler.json").write_text('[{"problem": "p", "answer": "1"}]')
     with pytest.raises(UserError, match="cannot be split"):
         prepare_deepscaler(tmp_path, tmp_path)
+
+
+def test_math_takes_the_last_boxed_answer(tmp_path: Path) -> None:
+    """Of the raw directories, one file a problem, and of files by split."""
+    for split, boxed in (("train", r"\boxed{1} or \boxed{\frac{1}{2}}"), ("test", r"$\boxed{3}$.")):
+        (tmp_path / "raw" / split / "algebra").mkdir(parents=True)
+        row = {"problem": f"{split}?", "level": "Level 1", "type": "Algebra", "solution": f"So {boxed}"}
+        (tmp_path / "raw" / split / "algebra" / "1.json").write_text(json.dumps(row))
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    for source in (tmp_path / "raw", tmp_path):
+        prepared = prepare_math(source, tmp_path / "out")
+        (row,) = load_train_rows(settings_for(prepared.train))
+        assert row.ground_truth == r"\frac{1}{2}"
+        assert row.prompt[0]["content"].startswith("train? Let's think")
+        assert resolve_name("auto", row.data_source) == "math"
+        assert load_train_rows(settings_for(prepared.test))[0].ground_truth == "3"
+    (tmp_path / "test.jsonl").write_text(json.dumps({"problem": "x", "solution": r"\boxed{1"}))
+    with pytest.raises(UserError, match=r"test\.jsonl:1: the solution has no"):
+        prepare_math(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="has neither a file nor a directory train"):
+        prepare_math(tmp_path / "out" / "none", tmp_path)
+
+
+def test_dapo_takes_each_problem_once(tmp_path: Path) -> None:
+    before = "Solve the following math problem step by step. The last line is Answer: $Answer.\n\n"
+    after = '\n\nRemember to put your answer on its own line after "Answer:".'
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{before}What\n\nis {n}?{after}"}],
+            "reward_model": {"ground_truth": str(n)},
+        }
+        for n in [*range(20), *range(20)]
+    ]
+    (tmp_path / "dapo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = prepare_dapo(tmp_path / "dapo.jsonl", tmp_path / "out")
+    assert (prepared.train_rows, prepared.test_rows) == (18, 2)
+    taken = [row for path in (prepared.train, prepared.test) for row in load_train_rows(settings_for(path))]
+    assert sorted(int(row.ground_truth) for row in taken) == list(range(20))
+    assert all(row.prompt[0]["content"].startswith(f"What\n\nis {row.ground_truth}? Let's think") for row in taken)
+    assert resolve_name("auto", taken[0].data_source) == "math"
+    assert prepare_dapo(tmp_path / "dapo.jsonl", tmp_path / "out", limit=5).train_rows == 4

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, convert, data, export, importing, plan, verify
+from pentad.cli import checkpoint, commands, convert, data, export, importing, plan, reward, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -96,6 +96,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     datasets = subparsers.add_parser("data", help="prepare a dataset, or show rows of one", allow_abbrev=False)
     data.add_arguments(datasets, _Parser)
+
+    rewards = subparsers.add_parser("reward", help="try the reward of a configuration", allow_abbrev=False)
+    reward.add_arguments(rewards, _Parser)
 
     doctor = subparsers.add_parser("doctor", help="show what is installed, and whether it works", allow_abbrev=False)
     doctor.set_defaults(call=lambda options: commands.doctor())

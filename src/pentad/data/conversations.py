@@ -156,7 +156,8 @@ def _marked(messages: Sequence[Message], tokenizer: Tokenizer, row_id: str) -> t
     if not messages:
         return "", []
     try:
-        texts, marks = render_jinja_template(
+        # Its own annotation speaks of a text alone.
+        rendered: Any = render_jinja_template(
             conversations=[list(messages)],
             chat_template=tokenizer.chat_template,
             return_assistant_tokens_mask=True,
@@ -164,4 +165,5 @@ def _marked(messages: Sequence[Message], tokenizer: Tokenizer, row_id: str) -> t
         )
     except jinja2.TemplateError as error:
         raise refused(messages, row_id, error) from error
-    return texts[0], [(int(begin), int(end)) for begin, end in marks[0] if int(end) > int(begin)]
+    texts, marks = rendered
+    return texts[0], [(begin, end) for begin, end in marks[0] if end > begin]

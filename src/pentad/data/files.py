@@ -22,7 +22,7 @@ SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN))
 # A directory with one of these holds splits, not shards of one set; reading all would train on the test set.
 SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "dev", "eval"}
 # Keys under which a .json file that is one object may hold its rows.
-_LIST_KEYS = ("data", "rows", "train", "examples")
+_LIST_KEYS = ("data", "rows", "examples")
 
 Record = tuple[str, Mapping[str, Any]]
 

@@ -11,7 +11,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from pentad.config.schema.reward import RewardSettings
@@ -32,6 +32,7 @@ class Component:
         weight: of its score in the sum.
         options: keyword arguments of every call.
         data_sources: patterns (`*` for anything) of the data sources that it is for; empty for all.
+        short: the setting is the name alone.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Component:
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
     data_sources: tuple[str, ...] = ()
+    short: bool = False
 
     @property
     def setting(self) -> str:
@@ -67,8 +69,8 @@ def _component(key: str, value: Any) -> Component:
         why = f"reward/{key} is a metric of its own" if key in _TAKEN else "it cannot name the metric reward/<name>"
         raise UserError(f"{setting}: {why}", "choose another key of letters, digits, '_', '-' and '.'")
     if isinstance(value, str):
-        return Component(key, value)
-    known = [each.name for each in fields(Component) if each.name != "key"]
+        return Component(key, value, short=True)
+    known = ("name", "weight", "options", "data_sources")
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise UserError(
             f"{setting} is {value!r}, neither the name of a reward nor a mapping with its name",

@@ -8,8 +8,6 @@ it happens. After `close`, or after the death of this process, no worker is left
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,21 +15,18 @@ from typing import Self
 from pentad.config.schema.reward import WITH_OPTIONS, RewardSettings
 from pentad.errors import UserError
 from pentad.rewards.builtin import BUILTIN
+from pentad.rewards.calls import Call, Calls
 from pentad.rewards.components import Component, combined, components_of
 from pentad.rewards.load import check_name
-from pentad.rewards.rows import Named, check_row, rewards_of
-from pentad.rewards.types import FAILURE_COUNTERS, Failure, RewardItem, RewardResult
-from pentad.rewards.worker import Loaded, LoadRequest, ScoreRequest
+from pentad.rewards.rows import check_row, rewards_of
+from pentad.rewards.tally import Tally, Tell
+from pentad.rewards.types import RewardItem, RewardResult
 from pentad.workers.capacity import check_capacity, default_workers
-from pentad.workers.job import Job, Outcome, Preparation, PreparationError
+from pentad.workers.job import Job, Outcome, PreparationError
 from pentad.workers.pool import Limits, WorkerPool
 
 LOAD_TIMEOUT_S = 120.0  # importing a reward; torch from a cold network disk takes most of that
-_GRACE_S = 2.0  # for an asynchronous call to end itself at its own limit
 _HANDLER = "pentad.rewards.worker:RewardHandler"
-
-# Told of the first failure of a kind: what it was, and what it said.
-Tell = Callable[[Failure, str], None]
 
 
 def check_rewards(settings: RewardSettings) -> None:
@@ -54,7 +49,7 @@ def renamed(error: UserError, component: Component) -> UserError:
         return error
 
     def say(text: str) -> str:
-        text = text.replace("reward.name", f"{component.setting}.name")
+        text = text.replace("reward.name", component.setting if component.short else f"{component.setting}.name")
         return text.replace("reward.options", f"{component.setting}.options")
 
     return UserError(say(error.cause), say(error.fix))
@@ -81,13 +76,11 @@ class RewardPool:
         check_capacity(workers, "reward.workers")
         self._settings = settings
         self._components = components_of(settings)
-        self._directory = (directory or Path.cwd()).resolve()
-        self._loaded: dict[str, Loaded] = {}
-        self._failures: dict[str, int] = dict.fromkeys(FAILURE_COUNTERS.values(), 0)
-        self._first_messages: dict[str, str] = {}
+        self._calls = Calls(self._components, (directory or Path.cwd()).resolve(), settings.timeout_s)
+        self._tally = Tally(settings.max_failures)
         self._closed = False
         limits = Limits(call_s=settings.timeout_s, preparation_s=LOAD_TIMEOUT_S)
-        self._pool = WorkerPool(_HANDLER, workers, limits, "the reward", self._loaded.__setitem__)
+        self._pool = WorkerPool(_HANDLER, workers, limits, "the reward", self._calls.loaded.__setitem__)
         try:
             for component in self._components:
                 if component.name not in ("auto", *BUILTIN) or component.name in WITH_OPTIONS:
@@ -98,30 +91,29 @@ class RewardPool:
 
     def _load(self, component: Component) -> None:
         try:
-            self._run([Job(None, self._preparation((component, component.name)))])
+            self._run([Job(None, self._calls.preparation((component, component.name)))])
         except UserError as error:
             raise renamed(error, component) from error
 
     @property
     def said(self) -> list[str]:
         """How rewards are called that were written for other projects; one line each."""
-        lines = []
-        for component in self._components:
-            loaded = self._loaded.get(_key((component, component.name)))
-            if loaded is not None and loaded.shown is not None:
-                who, call = loaded.shown
-                lines.append(f"{component.setting}={component.name} is called as {who} calls it: {call}")
-        return lines
+        return self._calls.said
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether a reward is given the tokens of responses."""
+        return any(loaded.tokens for loaded in self._calls.loaded.values())
 
     @property
     def failures(self) -> dict[str, int]:
         """Failures so far by kind: timeouts, crashes, exceptions, bad_values."""
-        return dict(self._failures)
+        return dict(self._tally.counts)
 
     @property
     def first_messages(self) -> dict[str, str]:
         """What the first failure of each kind said; kinds that did not occur are absent."""
-        return dict(self._first_messages)
+        return dict(self._tally.first_messages)
 
     def check(self, items: Iterable[RewardItem]) -> None:
         """Refuse rows that could never be scored, before the run starts. Responses are not looked at.
@@ -131,7 +123,7 @@ class RewardPool:
         """
         for index, item in enumerate(items):
             row = item.id or f"row {index} of the data"
-            check_row(item, row, rewards_of(self._components, item.data_source), self._requires)
+            check_row(item, row, rewards_of(self._components, item.data_source), self._calls.requires)
 
     def score(self, items: Sequence[RewardItem], tell: Tell | None = None) -> list[RewardResult]:
         """One result for each item, in order.
@@ -146,55 +138,26 @@ class RewardPool:
         """
         if self._closed:
             raise RuntimeError("the reward pool is closed")
-        calls = self._calls(items)
         found: list[dict[Component, RewardResult]] = [{} for _ in items]
-        again: list[tuple[Named, tuple[int, ...]]] = []
+        again: list[Call] = []
 
-        def take(call: tuple[Named, tuple[int, ...]], outcome: Outcome) -> None:
+        def take(call: Call, outcome: Outcome) -> None:
             """Keep what a call gave; one for several samples that died is made again for each."""
-            (component, _), indices = call
-            if outcome.failure == "crash" and len(indices) > 1:
-                again.extend((call[0], (index,)) for index in indices)
+            if outcome.failure == "crash" and len(call.indices) > 1:
+                again.extend(call.singly())
                 return
-            for index, result in zip(indices, self._results(outcome, len(indices)), strict=True):
-                self._count(result, tell)
-                found[index][component] = result
+            for index, result in zip(call.indices, self._calls.results(outcome, call), strict=True):
+                self._tally.count(result, tell)
+                found[index][call.reward[0]] = result
 
-        self._run([self._job(items, *call) for call in calls], lambda number, outcome: take(calls[number], outcome))
-        single, again = again, []
-        self._run([self._job(items, *call) for call in single], lambda number, outcome: take(single[number], outcome))
-        self._check_budget()
-        return [combined(results) for results in found]
-
-    def _calls(self, items: Sequence[RewardItem]) -> list[tuple[Named, tuple[int, ...]]]:
-        """Which reward is called for which items; in the order of the items."""
-        calls: list[tuple[Named, tuple[int, ...]]] = []
-        for _, group in groupby(range(len(items)), lambda index: (items[index].id, items[index].data_source)):
-            indices = tuple(group)
-            for named in rewards_of(self._components, items[indices[0]].data_source):
-                loaded = self._loaded.get(_key(named))
-                together = loaded is not None and loaded.together
-                calls += [(named, indices)] if together else [(named, (index,)) for index in indices]
-        return calls
-
-    def _job(self, items: Sequence[RewardItem], named: Named, indices: tuple[int, ...]) -> Job:
-        loaded, timeout_s = self._loaded.get(_key(named)), self._settings.timeout_s
-        together = loaded is not None and loaded.together
-        tokens = loaded is not None and loaded.tokens
-        sent = tuple(items[i] if tokens else replace(items[i], response_ids=None) for i in indices)
-        call_s = timeout_s + _GRACE_S if together else None
-        return Job(ScoreRequest(_key(named), sent, timeout_s), self._preparation(named), call_s)
-
-    def _check_budget(self) -> None:
-        limit, failed = self._settings.max_failures, sum(self._failures.values())
-        if limit is not None and failed > limit:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self._failures.items() if count)
-            first = next(iter(self._first_messages.values()))
-            raise UserError(
-                f"{failed} calls of the reward have failed ({kinds}), more than reward.max_failures={limit}; the first "
-                f"said: {' '.join(first.split())}",
-                "look at what the reward needs (a server, a file), or raise reward.max_failures",
-            )
+        calls = self._calls.of(items)
+        while calls:
+            jobs, current = [self._calls.job(items, call) for call in calls], calls
+            self._run(jobs, lambda number, outcome, current=current: take(current[number], outcome))
+            calls, again = again, []
+        self._tally.check()
+        # In the order of the settings, whichever was finished first.
+        return [combined({c: results[c] for c in self._components if c in results}) for results in found]
 
     def check_results(self, results: Sequence[RewardResult]) -> None:
         """Refuse results of which none is a score: a reward that never works has nothing to teach.
@@ -231,24 +194,6 @@ class RewardPool:
     ) -> None:
         self.close()
 
-    def _count(self, result: RewardResult, tell: Tell | None) -> None:
-        if result.failure is None:
-            return
-        kind = FAILURE_COUNTERS[result.failure]
-        self._failures[kind] += 1
-        if kind not in self._first_messages:
-            self._first_messages[kind] = result.message
-            if tell is not None:
-                tell(result.failure, result.line)
-
-    def _preparation(self, named: Named) -> Preparation:
-        component, name = named
-        return Preparation(_key(named), LoadRequest(_key(named), name, component.options, str(self._directory)))
-
-    def _requires(self, named: Named) -> frozenset[str]:
-        loaded = self._loaded.get(_key(named))
-        return loaded.requires if loaded is not None else frozenset()
-
     def _run(
         self, jobs: Sequence[Job], on_outcome: Callable[[int, Outcome], None] = lambda number, outcome: None
     ) -> list[Outcome]:
@@ -260,17 +205,3 @@ class RewardPool:
                 f"reward.name={error.preparation.request.name}: importing it {how}",
                 "look at what the module does when it is imported",
             ) from error
-
-    def _results(self, outcome: Outcome, number: int) -> Sequence[RewardResult]:
-        """What an outcome means for each of so many samples."""
-        if outcome.failure is None:
-            return outcome.value
-        if outcome.failure == "timeout":
-            limit = f"reward.timeout_s={self._settings.timeout_s:g}"
-            return [RewardResult(0.0, "timeout", f"the reward took longer than {limit}")] * number
-        return [RewardResult(0.0, "crash" if outcome.failure == "crash" else "exception", outcome.message)] * number
-
-
-def _key(named: Named) -> str:
-    component, name = named
-    return f"{component.key}={name}" if component.key else name
