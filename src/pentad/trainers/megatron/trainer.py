@@ -31,20 +31,18 @@ from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
 from pentad.trainers.megatron.build import build_chunks, transformer_config
 from pentad.trainers.megatron.expert_load import expert_load, reset_expert_load
-from pentad.trainers.megatron.fused_step import fused_clip_and_update
 from pentad.trainers.megatron.gradients import finalize, not_finite, reduced_gradients
 from pentad.trainers.megatron.last_stage import as_pairs, is_last_stage, send_from_last_stage, sum_over_microbatches
 from pentad.trainers.megatron.lora import Adapter, adapters_off, attach, published, seed_dropout
 from pentad.trainers.megatron.microbatch import Microbatch, make_microbatch
 from pentad.trainers.megatron.optimizer import (
-    clip_and_update,
     make_optimizer,
     make_schedule,
-    prepare_gradients,
     wrap_data_parallel,
 )
 from pentad.trainers.megatron.outputs import as_outputs, logprobs_of, place, values_of
 from pentad.trainers.megatron.rotary import RotaryTable
+from pentad.trainers.megatron.stepping import fused_step, plain_step
 from pentad.trainers.protocol import Published
 from pentad.weights.hf_files import TensorSource
 from pentad.weights.mapping import WeightMapping
@@ -70,6 +68,7 @@ class Trainer:
         seed: of what adapters begin with, and of their dropout.
 
     Attributes:
+        is_critic: this model gives values, and no log-probs.
         adapters: by the Megatron names of the weights that they stand beside.
     """
 
@@ -92,6 +91,7 @@ class Trainer:
         self.dtype = platform.dtype(settings.dtype)
         self.lora, self.seed = lora, seed
         self.mapping = WeightMapping(config, groups, lora and Targets(lora.targets, lora.exclude))
+        self.is_critic = self.mapping.facts.value_head
         self.megatron = transformer_config(config, layout, self.dtype, megatron)
         self.kernels = select_kernels(
             platform.device, self.dtype, settings.kernels, deterministic=megatron.use_deterministic_algorithms
@@ -124,11 +124,6 @@ class Trainer:
         else:
             for chunk in self.chunks:
                 chunk.module.requires_grad_(False)
-
-    @property
-    def is_critic(self) -> bool:
-        """Whether this model gives values, and no log-probs."""
-        return self.mapping.facts.value_head
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """This rank's parameters under their Megatron names in the whole model."""
@@ -284,31 +279,14 @@ class Trainer:
         and `not_finite` names this rank's tensors.
         """
         self.not_finite = []
-        counted = self._fused_step() if self.kernels.optimizer == "fused" else self._plain_step()
+        take = fused_step if self.kernels.optimizer == "fused" else plain_step
+        counted = take(self.optimizer, self.schedule, self.settings.optimizer.grad_clip)
         skipped = not math.isfinite(counted["train/grad_norm"])
         if skipped:
             self.not_finite = not_finite(self.parameters(), self.mapping)
             del counted["train/grad_norm"]
         rate = self.optimizer.param_groups[0]["lr"]
         return {**counted, "train/lr": rate, "train/skipped_updates": float(skipped)}
-
-    def _plain_step(self) -> dict[str, float]:
-        norm = prepare_gradients(self.optimizer)
-        if not math.isfinite(norm):
-            return {"train/grad_norm": norm}
-        self.schedule.step(increment=1)
-        zeros = clip_and_update(self.optimizer, norm)
-        return {"train/grad_norm": norm, **({} if zeros is None else {"train/grad_zeros": float(zeros)})}
-
-    def _fused_step(self) -> dict[str, float]:
-        self.schedule.step(increment=1)
-        counted = {}
-        if self.optimizer.config.log_num_zeros_in_grad:
-            counted["train/grad_zeros"] = float(self.optimizer.count_zeros())
-        norm = fused_clip_and_update(self.optimizer, self.settings.optimizer.grad_clip)
-        if not math.isfinite(norm):
-            self.schedule.step(increment=-1)
-        return {"train/grad_norm": norm, **counted}
 
     @property
     def _modules(self) -> list[GPTModel]:
