@@ -89,15 +89,16 @@ def plain(value: Any) -> Any:
 
 
 def _is_hollow(lines: list[tuple[str, str]], number: int) -> bool:
-    """Whether a section header has nothing but comments below it; it would read as null."""
+    """Whether a section header has nothing but comments, or such headers, below it; it would read as null."""
     text = lines[number][0]
     if not text.endswith(":") or text.lstrip().startswith("#"):
         return False
     depth = len(text) - len(text.lstrip())
-    for below, _ in lines[number + 1 :]:
+    for place in range(number + 1, len(lines)):
+        below = lines[place][0]
         if len(below) - len(below.lstrip()) <= depth:
             return True
-        if not below.lstrip().startswith("#"):
+        if not below.lstrip().startswith("#") and not _is_hollow(lines, place):
             return False
     return True
 
