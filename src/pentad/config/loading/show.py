@@ -90,7 +90,7 @@ def plain(value: Any) -> Any:
 
 
 def _is_hollow(lines: list[tuple[str, str]], number: int) -> bool:
-    """Whether a section header has nothing but comments below it; it would read as null."""
+    """Whether a section header has nothing but comments, or such headers, below it; it would read as null."""
     text = lines[number][0]
     if not text.endswith(":") or text.lstrip().startswith("#"):
         return False
