@@ -13,7 +13,7 @@ from pentad.record.metric_table import find_metric
 # The untrained model answers nothing right; this tells its answers apart.
 _REWARD = "def score(response, ground_truth):\n    return sum(map(ord, response)) % 5 / 4\n"
 _ALGORITHMS = {
-    "dapo": "{name: dapo, kl_coef: 0.1, kl_target: 0.001, overlong_filter: true, optimizer_steps: 2}",
+    "dapo": "{name: dapo, kl_coef: 0.1, kl_target: 0.001, optimizer_steps: 2}",
     "reinforce_pp": "{name: reinforce_pp, kl_coef: 0.1, entropy_coef: 0.01, reward_clip: 0.5}",
     "gspo": "{name: gspo, optimizer_steps: 2, loss_mean: constant}",
     "dpo": "{name: dpo}",
