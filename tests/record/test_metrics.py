@@ -95,7 +95,7 @@ def test_merge_refuses_a_name_of_two_phases() -> None:
 
 
 def test_all_agreed_names_can_be_written(run_dir: RunDir) -> None:
-    names = [name.replace("<name>", "gsm8k") for name in METRICS]
+    names = [name.replace("<name>", "gsm8k").replace("<part>", "style") for name in METRICS]
     MetricsLog(run_dir).write(1, dict.fromkeys(names, 1.0))
     assert all(describe(name) for name in names)
     assert "reward of 1" in describe("eval/gsm8k/accuracy") and describe("mine/own") == ""

@@ -23,6 +23,8 @@ NAMES = frozenset(
         "metrics.jsonl",
         "samples.jsonl",
         "rewards.log",
+        "lengths.json",
+        ".lengths.json",
         "outcome.json",
         "report.html",
         ".report.html",
