@@ -63,7 +63,7 @@ def test_rows_are_shown_as_the_model_gets_them(config: Path, said: Callable[...,
     text = said("data", "show", config, "data.max_prompt_tokens=8", "--rows", 1)
     assert text.startswith("data.train: prompts from 'question', ground truth from 'answer'\n")
     assert (
-        "rows.jsonl:1  data_source openai/gsm8k\n  prompt, 23 tokens:\n    <|im_start|>user\n    1 + 0?<|im_end|>"
+        "rows.jsonl:1  data_source openai/gsm8k\n  prompt, 25 tokens:\n    <|im_start|>user\n    1 + 0?<|im_end|>"
         in text
     )
     assert "longer than data.max_prompt_tokens = 8; data.too_long is error" in text

@@ -12,6 +12,7 @@ from run_dirs import begun
 
 from pentad.errors import UserError
 from pentad.record.charts import smoothed
+from pentad.record.lengths import histogram, write_lengths
 from pentad.record.metrics import MetricsLog
 from pentad.record.report import write_report
 from pentad.record.run_data import load_run, summarize
@@ -288,3 +289,18 @@ def test_facts_begin_and_end_where_the_curves_do(tmp_path: Path) -> None:
     text = Page(write_report(run_dir).read_text(encoding="utf-8")).text
     assert "Next to a reward, the loss is no measure of progress." in text
     assert "The run has not reached its last step: it was interrupted." in text
+
+
+def test_lengths_of_the_data_are_drawn(tmp_path: Path) -> None:
+    lengths = [5, 5, 6, 40, 100]
+    found = histogram(lengths)
+    assert (sum(found["counts"]), found["total"], found["mean"], found["longest"]) == (5, 156, 31.2, 100)
+    for number, count in enumerate(found["counts"]):
+        low = found["start"] + number * found["width"]
+        assert count == sum(low <= length < low + found["width"] for length in lengths)
+    run_dir = realistic_run(tmp_path / "run", 2, 2)
+    write_lengths(run_dir, {"prompts": lengths, "responses": []})
+    html = write_report(run_dir).read_text()
+    assert "Lengths of the training prompts" in html
+    assert "Tokens; 156 in all, mean 31.2, longest 100." in html
+    assert "Lengths of the training responses" not in html

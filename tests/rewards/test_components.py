@@ -156,11 +156,11 @@ def test_format_and_length() -> None:
 def test_parts_are_metrics_that_the_table_knows() -> None:
     row = PromptRow("a", "a")
     results = (
-        RewardResult(1.0, components={"right": 1.0, "style": 0.5}, metrics={"style.n/m": 2.0}),
+        RewardResult(1.0, components={"right": 1.0, "style": 0.5}, metrics={"style.n/m": 2.0, "__": 3.0}),
         RewardResult(0.0, "exception", components={"style": 0.0}),
     )
     found = _components([Group(row, None, (), results, ())])  # type: ignore[arg-type]
-    assert found == {"reward/right": 1.0, "reward/style": 0.25, "reward/style.n_m": 2.0}
+    assert found == {"reward/right": 1.0, "reward/style": 0.25, "reward/style.n_m": 2.0, "reward/part": 3.0}
     part = find_metric("reward/right")
     assert part is not None
     assert part.name == "reward/<part>"

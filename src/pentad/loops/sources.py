@@ -230,7 +230,8 @@ def _components(groups: Sequence[Group]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for result in (result for group in groups for result in group.results):
         for name, value in {**result.metrics, **result.components}.items():
-            found.setdefault(re.sub(r"[^A-Za-z0-9_.-]", "_", name), []).append(value)
+            # As a metric may be named; the keys of a dict may be anything.
+            found.setdefault(re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip("_.-") or "part", []).append(value)
     return {f"reward/{name}": fmean(values) for name, values in found.items()}
 
 

@@ -25,6 +25,7 @@ NAMES = frozenset(
         "spans.jsonl",
         "lengths.json",
         "rewards.log",
+        ".lengths.json",
         "outcome.json",
         "report.html",
         ".report.html",
