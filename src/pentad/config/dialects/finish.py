@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from pentad.config.dialects.facts import Sheet
 from pentad.config.dialects.rules import CREDIT, CRITIC
-from pentad.config.loading.checks import unread_keys
 from pentad.config.loading.keys import known_keys, owner
 from pentad.config.loading.show import plain
+from pentad.config.loading.unread import unread_keys
 from pentad.config.schema.algorithms import ALGORITHMS
 from pentad.config.schema.run import RunSettings
 
