@@ -37,10 +37,10 @@ def read(tmp_path: Path, text: str, name: str = "run.yaml", **asked: object) -> 
 VERDICTS = {
     "unknown": (VERL + "nobody: {knows: 1}\n", "nobody.knows", "unknown", "no rule knows", True),
     "entropy": (
-        VERL.replace("actor: {", "actor: {entropy_coeff: 0.01, "),
+        VERL.replace("actor: {", "actor: {entropy_coeff: -0.01, "),
         "actor_rollout_ref.actor.entropy_coeff",
         "not supported here",
-        "reward entropy",
+        "lower entropy",
         True,
     ),
     "offload": (
@@ -92,11 +92,11 @@ VERDICTS = {
         "cut long prompts",
         True,
     ),
-    "two files": (
-        VERL.replace("train_files: train.jsonl", "train_files: [a.jsonl, b.jsonl]"),
+    "no file": (
+        VERL.replace("train_files: train.jsonl", "train_files: []"),
         "data.train_files",
         "not supported here",
-        "train on 2 files",
+        "train on no file",
         True,
     ),
     "a size that does not divide": (
@@ -128,11 +128,18 @@ VERDICTS = {
         "newest weights",
         False,
     ),
-    "advantages normalised once more": (
-        AREAL.replace("actor: {", "actor: {adv_norm: {mean_level: batch}, "),
+    "samples of older weights from shared devices": (
+        AREAL + "rollout: {max_head_offpolicyness: 2}\n",
+        "rollout.max_head_offpolicyness",
+        "not supported here",
+        "hf:d1|megatron:d1 shares them with the trainer: give allocation=ENGINE+TRAINER",
+        True,
+    ),
+    "advantages normalised over their group": (
+        AREAL.replace("actor: {", "actor: {adv_norm: {mean_level: group}, "),
         "actor.adv_norm.mean_level",
         "not supported here",
-        "over the batch once more",
+        "in another way than over all tokens of a step",
         True,
     ),
     "rewards times ten": (
@@ -198,11 +205,11 @@ def test_dropped_keys_must_be_there(tmp_path: Path) -> None:
 
 
 def test_a_default_of_theirs_that_cannot_be_had_stops_too(tmp_path: Path) -> None:
-    """verl without adv_estimator is PPO with a critic; that is not GRPO."""
-    imported = read(tmp_path, VERL.replace("algorithm: {adv_estimator: grpo}\n", ""))
-    row = next(row for row in imported.rows if row.entry.key == "algorithm.adv_estimator")
-    if row.verdict != "taken":
-        assert row in imported.stops
+    """A group of AReaL's without a reference model: its weight of the KL penalty is 0.1 where no key gives it."""
+    group = AREAL.replace("kl_ctl: 0.0", "reward_norm: {mean_level: group, std_level: group}")
+    imported = read(tmp_path, group)
+    row = next(row for row in imported.rows if row.entry.key == "actor.kl_ctl")
+    assert row.entry.default and row in imported.stops and "divided by the deviation of their group" in row.why
 
 
 def test_what_depends_on_the_environment_is_asked_for(tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
 """AReaL: `actor.*`, `rollout.*`, `gconfig.*`, `train_dataset.*`, `allocation_mode`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pentad.config.dialects import values as v
+from pentad.config.dialects.critic import LAYOUT
 from pentad.config.dialects.megatron import OFFLOAD, sizes
-from pentad.config.dialects.rules import CRITIC, Dialect, Nothing, Rule, Unsupported, lacking, nothing, part, take
+from pentad.config.dialects.rules import Dialect, Nothing, Rule, lacking, nothing, part, take
 
 _BESIDE = "a service of AReaL's own; Ray starts the processes here"
 _SPEED = "decides speed and memory only; engine and trainer here choose for themselves"
 _TRIAL = "one run, one directory: experiment.dir"
 
 
-def _level(value: Any) -> Any:
-    return v.words({"group": True, "none": False, "null": False, None: False}, "rewards normalised over the")(value)
+def _one_of(what: str, *words: str) -> Callable[[Any], Any]:
+    return v.words({word: word for word in words}, what)
+
+
+_LEVELS = {"group": "group", "batch": "batch", "none": "none", "null": "none"}
 
 
 def _actor() -> Iterator[Rule]:
@@ -32,8 +36,10 @@ def _actor() -> Iterator[Rule]:
     yield part(r"actor\.eps_clip", "clip", v.number, "and algorithm.clip_high")
     yield part(r"actor\.eps_clip_higher", "clip_high", v.number)
     yield lacking(r"actor\.c_clip", "bound the loss of negative advantages (dual clip)", (None,))
-    yield Rule(r"actor\.kl_ctl", key="algorithm.kl_coef", convert=_kl)
-    yield nothing(r"actor\.kl_estimator", "there is no KL penalty")
+    yield part(r"actor\.kl_ctl", "areal_kl", v.number, "in the reward of each token")
+    yield part(
+        r"actor\.kl_estimator", "areal_kl_type", v.words({"k1": "k1", "k2": "k2", "k3": "k3"}, "a KL penalty by")
+    )
     yield part(r"actor\.ppo_n_minibatches", "minibatches", v.whole)
     yield part(r"actor\.mb_spec\.max_tokens_per_mb", "micro_tokens", v.whole)
     yield nothing(r"actor\.mb_spec\..*", "microbatches are planned by tokens")
@@ -65,8 +71,8 @@ def _actor() -> Iterator[Rule]:
     yield part(r"actor\.max_new_tokens", "max_response", v.whole)
     yield nothing(
         r"actor\.(fsdp|archon)(\..*)?|actor\.(attn_impl|pad_to_maximum|grad_reduce_dtype|weight_update_mode"
-        r"|log_agent_stats\w*|scheduling_\w+(\..*)?|experiment_name|trial_name|is_critic|group_size|discount"
-        r"|gae_lambda|use_kernels|tree_training_mode|pad_to_multiple_of|enable_tree_training|offload)",
+        r"|log_agent_stats\w*|scheduling_\w+(\..*)?|experiment_name|trial_name|is_critic|group_size"
+        r"|use_kernels|tree_training_mode|pad_to_multiple_of|enable_tree_training|offload)",
         _SPEED,
     )
     yield Rule(r"actor\.init_from_scratch", does="begin with random weights", off=(False, None))
@@ -77,49 +83,77 @@ def _given(value: Any) -> Any:
     return Nothing("null is the default") if value is None else value
 
 
-def _kl(value: Any) -> Any:
-    weight = v.number(value)
-    if weight == 0.0:
-        return weight
-    return Unsupported(
-        "take a KL penalty from the reward token by token, after rewards are normalised "
-        "(here: algorithm.kl_coef, with algorithm.kl_in loss or reward)"
-    )
-
-
 def _normalisation() -> Iterator[Rule]:
-    yield take(r"actor\.reward_norm\.std_level", "algorithm.advantage_std", _level)
+    for field in ("mean", "std"):
+        yield part(rf"actor\.reward_norm\.{field}_level", f"norm_{field}", v.words(_LEVELS, "rewards less those of a"))
+        yield part(rf"actor\.adv_norm\.{field}_level", f"adv_{field}", v.words(_LEVELS, "advantages less those of a"))
+    yield part(r"actor\.reward_norm\.mean_leave1out", "norm_leave_one_out", v.flag)
+    yield lacking(r"actor\.adv_norm\.mean_leave1out", "advantages less the mean of the others")
     yield Rule(
-        r"actor\.reward_norm\.mean_level", does="rewards without the mean of their group taken off", off=("group",)
+        r"actor\.(reward|adv)_norm\.std_unbiased", does="a deviation over n, not n - 1", off=(True, None), learns=False
     )
-    yield nothing(r"actor\.reward_norm\..*", "the group is the rollout.n samples of a prompt")
+    yield nothing(r"actor\.(reward|adv)_norm\..*", "the group is the rollout.n samples of a prompt")
+    yield nothing(r"actor\.(adv_norm|reward_norm|group_reward_norm)", "nothing is normalised by it")
+    yield part(r"actor\.reward_(scaling|bias|clip)", r"reward_\1", v.number)
+    yield part(r"actor\.overlong_reward_penalty", "overlong_on", v.flag)
+    yield part(r"actor\.overlong_tokens", "overlong_len", v.whole, "a part of rollout.max_response_tokens")
+    yield part(r"actor\.overlong_penalty_factor", "overlong_factor", v.number)
     yield lacking(
-        r"actor\.adv_norm\.(mean_level|std_level)",
-        "normalise advantages over the batch once more",
-        (None, "none", "null"),
+        r"(actor|critic)\.mask_no_eos_with_zero",
+        "reward 0 for responses that do not end, after rewards are normalised (here: algorithm.overlong_filter leaves "
+        "them out)",
     )
-    yield nothing(r"actor\.adv_norm(\..*)?", "advantages are not normalised once more")
-    yield Rule(r"actor\.reward_scaling", does="multiply rewards", off=(1, 1.0, None))
-    yield Rule(r"actor\.reward_bias", does="add to rewards", off=(0, 0.0, None))
-    yield Rule(r"actor\.reward_clip", does="cut large rewards", off=(None,))
-    yield nothing(r"actor\.(group_reward_norm|reward_norm)", "rewards are normalised over their group")
-    yield lacking(r"actor\.(overlong_reward_penalty|mask_no_eos_with_zero)", "another reward for long responses")
-    yield nothing(r"actor\.overlong_\w+", "long responses are rewarded as others")
+    yield part(r"actor\.discount", "gamma", v.number)
+    yield part(r"actor\.gae_lambda", "gae_lambda", v.number)
+
+
+def _critic() -> Iterator[Rule]:
+    yield take(r"critic\.path", "critic.model", v.text)
+    yield take(r"critic\.optimizer\.(lr|eps|weight_decay)", r"critic.optimizer.\1", v.number)
+    yield take(r"critic\.optimizer\.gradient_clipping", "critic.optimizer.grad_clip", v.number)
+    yield take(r"critic\.optimizer\.lr_scheduler_type", "critic.schedule.name", v.schedule)
+    yield part(r"critic\.optimizer\.beta([12])", r"critic_beta\1", v.number)
+    yield part(r"critic\.optimizer\.warmup_steps_proportion", "critic_warmup_ratio", v.number)
+    yield take(r"critic\.optimizer\.min_lr_ratio", "critic.schedule.min_lr_ratio", v.number)
+    yield part(r"critic\.eps_clip", "value_clip", v.number)
+    yield part(r"critic\.ppo_n_minibatches", "critic_minibatches", v.whole)
+    yield nothing(r"critic(\..*)?", LAYOUT)
 
 
 def _off_policy() -> Iterator[Rule]:
     yield part(r"rollout\.max_head_offpolicyness", "staleness", v.whole)
-    yield Rule(r"actor\.recompute_logprob", does="the engine's log-probs in place of the trainer's", off=(True, None))
-    yield lacking(r"actor\.use_decoupled_loss", "weigh samples of older weights (decoupled PPO)")
-    yield lacking(r"actor\.behave?_imp_weight_\w+", "bound the weights of samples of older weights", (None, "null"))
-    yield lacking(
-        r"actor\.(dynamic_sampling|use_sapo_loss|use_m2po_loss|use_cispo_loss)",
-        "another choice of samples or another loss",
-        (None, False),
+    yield part(r"actor\.recompute_logprob", "recompute", v.flag, "trainer or rollout")
+    yield part(r"actor\.use_decoupled_loss", "weights_on", v.flag)
+    yield part(r"actor\.behave?_imp_weight_cap", "weights_high", v.number)
+    modes = ("token_mask", "token_truncate", "disabled")
+    yield part(r"actor\.behave?_imp_weight_mode", "weights_mode", _one_of("the weights:", *modes))
+    sampling = r"actor\.rejection_sampling\."
+    yield part(
+        rf"{sampling}level", "weights_level", v.words({"token": "token"}, "importance weights by mean ratios of a")
     )
-    yield part(r"actor\.importance_sampling_level", "ratio_level", v.text)
+    yield part(rf"{sampling}action", "weights_rule", v.words({"mask": "mask", "clamp": "truncate"}, "weights by"))
+    yield part(rf"{sampling}upper", "weights_high", v.number)
+    yield part(rf"{sampling}lower", "weights_low", v.number)
+    yield Rule(rf"{sampling}metric", does="leave out tokens by a divergence", off=("ratio", None))
+    yield nothing(rf"{sampling}agg", "weights are of tokens")
+    yield lacking(
+        r"actor\.dynamic_sampling",
+        "leave out groups of equal rewards, and train on a smaller batch (here: algorithm.dynamic_sampling samples "
+        "other prompts in their place)",
+    )
+    yield lacking(r"actor\.(use_sapo_loss|use_m2po_loss|use_cispo_loss)", "another loss", (None, False))
+    yield part(
+        r"actor\.importance_sampling_level",
+        "ratio_level",
+        v.words({"token": "token", "sequence": "sequence"}, "ratios of a"),
+    )
     yield lacking(r"actor\.(entropy_coeff?|m2_threshold)", "a term of another loss", (None, 0, 0.0))
-    yield nothing(r"actor\.(sapo_\w+|prox_logp_method)", "a value of another loss")
+    yield Rule(
+        r"actor\.prox_logp_method",
+        does="interpolated log-probs in place of the trainer's",
+        off=("recompute", "metrics", None),
+    )
+    yield nothing(r"actor\.sapo_\w+", "a value of another loss")
 
 
 def _rollout() -> Iterator[Rule]:
@@ -188,7 +222,8 @@ def _rest() -> Iterator[Rule]:
         _BESIDE,
     )
     yield nothing(r"ref\..*", "the reference model is the initial one, with the trainer's layout")
-    yield nothing(r"(critic|teacher)\..*", CRITIC)
+    yield from _critic()
+    yield nothing(r"teacher\..*", "there is no teacher")
     yield part(r"vllm\.gpu_memory_utilization|sglang\.mem_fraction_static", "vllm_share", v.number)
     yield take(r"vllm\.(enforce_eager|max_num_batched_tokens)", r"rollout.vllm.\1", _given)
     yield take(r"vllm\.max_num_seqs|sglang\.max_running_requests", "rollout.batch_size", _count_or_default)
@@ -227,6 +262,13 @@ AREAL = Dialect(
         "actor.optimizer.warmup_steps_proportion": 0.001,
         "actor.ppo_n_minibatches": 4,
         "actor.kl_ctl": 0.1,
+        "actor.eps_clip": 0.2,
+        "actor.reward_clip": 20.0,
+        "actor.recompute_logprob": False,
+        "actor.behave_imp_weight_mode": "token_mask",
+        "actor.behave_imp_weight_cap": 5.0,
+        "critic.eps_clip": 0.5,
+        "critic.ppo_n_minibatches": 4,
         "rollout.max_head_offpolicyness": 0,
         "total_train_epochs": 1,
     },

@@ -53,6 +53,8 @@ class Sheet:
         engine: the engine that the user asks for in place of the file's.
         gpus: the number of GPUs that the user states.
         updates: optimizer steps of one generation, where the sizes of TRL give them.
+        is_whole: whether all settings of the other system are known: those of the file, and its own defaults.
+        given: settings of Pentad's that the user gives besides.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -63,6 +65,8 @@ class Sheet:
     engine: str | None = None
     gpus: int | None = None
     updates: int = 1
+    is_whole: bool = True
+    given: frozenset[str] = frozenset()
 
     def of(self, *facts: str) -> list[Row]:
         """Rows of these facts that wait."""

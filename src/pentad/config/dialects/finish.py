@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from pentad.config.dialects.facts import Sheet
 from pentad.config.dialects.rules import CREDIT, CRITIC
-from pentad.config.loading.checks import unread_keys
 from pentad.config.loading.keys import known_keys, owner
 from pentad.config.loading.show import plain
+from pentad.config.loading.unread import unread_keys
 from pentad.config.schema.algorithms import ALGORITHMS
 from pentad.config.schema.run import RunSettings
 
@@ -73,7 +73,7 @@ def _of_other_algorithms(sheet: Sheet) -> None:
     name = sheet.values.get("algorithm.name", "grpo")
     fields = ALGORITHMS[name].model_fields
     for key in [key for key in sheet.values if key.startswith("algorithm.")]:
-        if key.removeprefix("algorithm.") in fields:
+        if key.split(".")[1] in fields:
             continue
         value = sheet.values.pop(key)
         for row in sheet.rows:
@@ -91,7 +91,7 @@ def _of_critics(sheet: Sheet) -> None:
     for row in sheet.rows:
         if row.verdict == "no meaning here" and row.why in (CRITIC, CREDIT):
             row.verdict, row.learns = "not supported here", True
-            row.why = f"settings of a critic are not imported yet: see algorithm.* of {name}"
+            row.why = f"a setting of critics that has no counterpart here: see critic.* and algorithm.* of {name}"
 
 
 def _unread(sheet: Sheet) -> bool:
@@ -115,8 +115,17 @@ def _redundant_defaults(sheet: Sheet) -> None:
     by_file = {row.key for row in sheet.rows if not row.entry.default and row.verdict == "taken"}
     for key in by_default - by_file:
         known = known_keys().get(key)
-        if known is not None and not known.required and plain(known.default) == plain(sheet.values.get(key)):
+        if known is not None and not known.required and plain(_default(sheet, key)) == plain(sheet.values.get(key)):
             sheet.values.pop(key, None)
             for row in sheet.rows:
                 if row.key == key and row.entry.default:
                     row.verdict = "no meaning here"
+
+
+def _default(sheet: Sheet, key: str) -> Any:
+    """The default of a setting, which is the algorithm's own where it has one."""
+    fields = ALGORITHMS[sheet.values.get("algorithm.name", "grpo")].model_fields
+    name = key.removeprefix("algorithm.")
+    if key.startswith("algorithm.") and name in fields and name != "name":
+        return fields[name].get_default(call_default_factory=True)
+    return known_keys()[key].default

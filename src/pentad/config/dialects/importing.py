@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pentad.config.dialects import allocation, batches, catalog, objective, remainder
+from pentad.config.dialects import allocation, batches, catalog, correction, critic, objective, remainder, shaping
 from pentad.config.dialects.entries import Entry, Foreign
 from pentad.config.dialects.facts import Row, Sheet, begin
 from pentad.config.dialects.finish import finish
@@ -114,26 +114,35 @@ def import_file(path: Path, asked: Asked) -> Imported:
 
 
 def _judge(foreign: Foreign, path: Path, dialect: Dialect, asked: Asked) -> Imported:
-    sheet = Sheet(engine=asked.engine, gpus=asked.gpus)
+    is_whole = not foreign.absent and not foreign.elided
+    sheet = Sheet(engine=asked.engine, gpus=asked.gpus, is_whole=is_whole, given=asked.given)
     sheet.notes += [*dict.fromkeys(foreign.notes)]
     for entry in foreign.entries:
         sheet.rows.append(_row(entry, dialect.rule(entry.key), sheet, asked))
     for name in foreign.absent:
         sheet.notes.append(f"{name} is not here: the settings in it are missing")
-    if not foreign.absent and not foreign.elided:
+    if is_whole:
         _add_defaults(sheet, dialect, asked)
     _settle_same(sheet)
     for row in sheet.rows:
         if row.verdict == "taken":
             sheet.values[row.key] = row.value
-    source = next((row.value for row in sheet.of("train")), None)
-    sheet.rows_of_data = asked.rows(source) if isinstance(source, str) else None
+    sheet.rows_of_data = _rows_of(sheet.get("train"), asked)
     batches.assemble(sheet, warmup_unit=dialect.warmup_unit, steps_unit=dialect.steps_unit)
     allocation.assemble(sheet, colocated=dialect.colocated)
     objective.assemble(sheet)
+    shaping.assemble(sheet)
+    critic.assemble(sheet, by_step=dialect.warmup_unit == "step")
     remainder.assemble(sheet)
+    correction.assemble(sheet)
     finish(sheet, asked.given)
     return Imported(path, dialect, _shown(sheet.rows), sheet.values, sheet.missing, tuple(sheet.notes), asked.drop)
+
+
+def _rows_of(train: Any, asked: Asked) -> int | None:
+    """Rows of all sources together; None where those of one are not known."""
+    counts = [asked.rows(source) for source in ([train] if isinstance(train, str) else train or [])]
+    return sum(count or 0 for count in counts) if counts and None not in counts else None
 
 
 def _row(entry: Entry, rule: Rule | None, sheet: Sheet, asked: Asked) -> Row:

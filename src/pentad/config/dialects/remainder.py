@@ -1,6 +1,6 @@
 """What is left to put together: names, data, rewards, adapters, checkpoints, staleness."""
 
-from collections.abc import Callable
+import re
 from pathlib import PurePosixPath
 
 from pentad.config.dialects.facts import Sheet
@@ -51,9 +51,22 @@ def _data(sheet: Sheet) -> None:
 def _reward(sheet: Sheet) -> None:
     path, function = sheet.get("reward_path"), sheet.get("reward_function")
     if path:
-        note = "of its arguments, solution_str is called response here"
-        sheet.take("reward.name", f"{path}:{function or 'compute_score'}", "reward_path", "reward_function", why=note)
+        sheet.take("reward.name", f"{path}:{function or 'compute_score'}", "reward_path", "reward_function")
     sheet.nothing("there is no path of a reward beside it", "reward_function")
+    named, weights = sheet.get("rewards", []), sheet.get("reward_weights")
+    if len(named) == 1 and weights in (None, [1], [1.0]):
+        sheet.take("reward.name", named[0], "rewards")
+    elif named and weights is not None and (not isinstance(weights, list) or len(weights) != len(named)):
+        sheet.refuse(f"{len(named)} rewards with weights {weights}", "rewards", "reward_weights")
+    elif named:
+        keys = [name.rpartition(":")[2] for name in named]
+        keys = [key if keys.count(key) == 1 else f"{key}-{number + 1}" for number, key in enumerate(keys)]
+        functions = {
+            key: name if weights is None else {"name": name, "weight": float(weight)}
+            for key, name, weight in zip(keys, named, weights or named, strict=True)
+        }
+        sheet.take("reward.functions", functions, "rewards", "reward_weights", why="their weighted sum")
+    sheet.nothing("there is no reward beside it", "reward_weights")
 
 
 def _adapters(sheet: Sheet) -> None:
@@ -103,7 +116,6 @@ def _schedule(sheet: Sheet) -> None:
 def _staleness(sheet: Sheet) -> None:
     """Publications of weights between sampling and training."""
     key = "trainer.max_staleness"
-    put: Callable[..., None] = sheet.take
     if sheet.has("staleness"):
         value, facts = sheet.get("staleness"), ("staleness",)
     elif sheet.has("sync_interval"):
@@ -114,7 +126,16 @@ def _staleness(sheet: Sheet) -> None:
     if value == 0:
         sheet.nothing("each batch is sampled with the newest weights", *facts)
     else:
-        put(key, max(0, value), *facts, why="publications of weights between sampling and training")
+        allocation = str(sheet.values.get("allocation", ""))
+        shared = "|" in re.sub(r"\([^)]*\)", "", allocation) and "allocation" not in sheet.given
+        if shared and value > 0 and key not in sheet.given:
+            does = (
+                f"samples of weights that are {value} older need engines on GPUs of their own, and {allocation} shares "
+                "them with the trainer: give allocation=ENGINE+TRAINER, or trainer.max_staleness=0"
+            )
+            sheet.refuse(does, *facts)
+            return
+        sheet.take(key, max(0, value), *facts, why="publications of weights between sampling and training")
 
 
 def _evaluation(sheet: Sheet) -> None:

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pentad.config.dialects import values as v
+from pentad.config.dialects.critic import LAYOUT
 from pentad.config.dialects.megatron import OFFLOAD, passed_on, sizes
 from pentad.config.dialects.rules import (
-    CREDIT,
-    CRITIC,
     Dialect,
     Nothing,
     Rule,
@@ -22,7 +21,6 @@ _SPEED = "decides speed and memory only; engine and trainer here choose for them
 _REFERENCE = "the reference model has the trainer's layout"
 _ESTIMATORS = {"grpo": "grpo", "gae": "ppo", "rloo": "rloo", "reinforce++": "reinforce_pp"}
 _KL_TYPES = {"k1": "k1", "k2": "k2", "k3": "k3"}
-_ENVIRONMENTS = {"gsm8k": "gsm8k", "gsm8k_multi_turn": None}
 
 
 def _environment(value: Any) -> Any:
@@ -71,7 +69,17 @@ def _policy() -> Iterator[Rule]:
         _SPEED,
     )
     yield nothing(r"trainer\.ref\..*", _REFERENCE)
-    yield nothing(r"trainer\.(critic|reward)\..*", CRITIC)
+    critic = r"trainer\.critic\."
+    yield take(rf"{critic}model\.path", "critic.model", v.text)
+    yield take(rf"{critic}optimizer_config\.(lr|weight_decay)", r"critic.optimizer.\1", v.number)
+    yield take(rf"{critic}optimizer_config\.adam_betas", "critic.optimizer.betas")
+    yield take(rf"{critic}optimizer_config\.max_grad_norm", "critic.optimizer.grad_clip", v.number)
+    yield part(rf"{critic}optimizer_config\.num_warmup_steps", "critic_warmup", v.whole)
+    yield take(rf"{critic}optimizer_config\.scheduler", "critic.schedule.name", v.schedule)
+    yield lacking(rf"{critic}model\.lora\.rank", "adapters on the critic", (None, 0), learns=False)
+    yield nothing(rf"{critic}.*", LAYOUT)
+    yield part(r"trainer\.critic_mini_batch_size", "critic_mini_prompts", v.whole)
+    yield nothing(r"trainer\.reward\..*", "there is no reward model")
 
 
 def _algorithm() -> Iterator[Rule]:
@@ -87,38 +95,59 @@ def _algorithm() -> Iterator[Rule]:
         lambda value: "k3" if v.flag(value) is True else Unsupported("a KL penalty by k1"),
     )
     yield part(rf"{prefix}use_kl_in_reward", "kl_reward", v.flag)
-    yield Rule(rf"{prefix}kl_ctrl\.type", does="a KL weight that adapts itself", off=("fixed", None))
-    yield nothing(rf"{prefix}(kl_ctrl\..*|kl_target|init_kl_coef)", "the KL weight is fixed")
+    yield part(rf"{prefix}kl_ctrl\.type", "kl_adapted", v.words({"fixed": "fixed", "adaptive": "adaptive"}, "a KL by"))
+    yield part(rf"{prefix}kl_ctrl\.kl_target", "kl_target", v.number, "per token")
+    yield part(rf"{prefix}kl_ctrl\.horizon", "kl_horizon", v.number, "samples a step over the horizon")
+    yield nothing(rf"{prefix}(kl_target|init_kl_coef)", "superseded by kl_ctrl and kl_loss_coef")
     yield part(rf"{prefix}grpo_norm_by_std", "std", v.flag)
     yield part(rf"{prefix}loss_reduction", "mean", v.text, "token or sequence")
     yield Rule(
         rf"{prefix}(policy_loss_type|ppo_loss_type)",
         fact="ratio_level",
-        convert=v.words({"regular": "token", "gspo": "sequence"}, "the policy loss"),
+        convert=v.words({"regular": "token", "gspo": "sequence", "cispo": "cispo"}, "the policy loss"),
     )
     yield nothing(rf"{prefix}clip_ratio_c", "only the loss dual_clip reads it")
-    yield lacking(rf"{prefix}use_entropy_loss", "reward entropy")
-    yield nothing(rf"{prefix}entropy_loss_coef", "there is no entropy loss")
-    yield lacking(rf"{prefix}advantage_batch_normalize", "normalise advantages over the batch once more")
-    yield lacking(rf"{prefix}use_tis", "weigh tokens by how their engine's probability differs")
-    yield nothing(rf"{prefix}tis_imp_ratio_cap", "tokens are not weighed")
+    yield part(rf"{prefix}use_entropy_loss", "entropy_on", v.flag)
+    yield part(rf"{prefix}entropy_loss_coef", "entropy", v.number)
+    yield part(rf"{prefix}advantage_batch_normalize", "batch_norm", v.flag)
+    yield from _weights(prefix)
+    yield Rule(rf"{prefix}dynamic_sampling\.type", fact="dynamic_sampling", convert=_dynamic)
+    yield nothing(rf"{prefix}dynamic_sampling\..*", "prompts are sampled until a step is full")
+    yield lacking(rf"{prefix}zero_variance_filter", "leave groups without a difference in reward out of the mean")
+    yield part(rf"{prefix}lambd", "gae_lambda", v.number)
+    yield part(rf"{prefix}(gamma|value_clip)", r"\1", v.number)
+    yield part(rf"{prefix}max_seq_len", "constant_length", v.whole, "rollout.max_response_tokens")
+    yield part(rf"{prefix}cispo\.cispo_eps_clip_(low|high)", r"cispo_\1", v.number)
+    yield nothing(rf"{prefix}(value_head_prefix|normalize_reward|use_abs_kl|temperature)", "an implementation detail")
+    yield nothing(rf"{prefix}(sapo|clip_cov|kl_cov|dppo)\..*", "a value of another loss")
+
+
+def _dynamic(value: Any) -> Any:
+    if value in (None, "null", "filter"):
+        return value == "filter"
+    return Unsupported(f"by {value}: put copies of other groups in place of those of equal rewards")
+
+
+def _weights(prefix: str) -> Iterator[Rule]:
+    """Importance weights, and their older form."""
+    section = rf"{prefix}off_policy_correction\."
+    yield part(rf"{prefix}use_tis", "weights_on", v.flag)
+    yield part(rf"{prefix}tis_imp_ratio_cap", "weights_high", _cap)
+    level = v.words({"token": "token", "sequence": "sequence", "null": Nothing("off")}, "importance weights of a")
+    yield part(rf"{section}tis_ratio_type", "weights_level", level)
+    yield part(rf"{section}token_tis_ratio_clip_high", "weights_high", v.number)
+    yield part(rf"{section}sequence_tis_ratio_clip_high", "weights_high_sequence", v.number)
     yield lacking(
-        rf"{prefix}off_policy_correction\..*",
-        "weigh or mask samples by how their engine's probability differs",
+        rf"{section}(sequence_mask_metric|outlier_token_is_threshold_\w+|token_mask_is_threshold_\w+)",
+        "leave out samples beside their weights",
         (None, "null"),
     )
-    yield Rule(
-        rf"{prefix}dynamic_sampling\.type",
-        off=(None, "null"),
-        does="sample again in place of groups without a difference in reward",
-    )
-    yield nothing(rf"{prefix}dynamic_sampling\..*", "nothing is sampled again")
-    yield lacking(rf"{prefix}zero_variance_filter", "leave groups without a difference in reward out of the mean")
-    yield nothing(
-        rf"{prefix}(lambd|gamma|value_clip|value_head_prefix|normalize_reward|use_abs_kl|max_seq_len)",
-        CREDIT,
-    )
-    yield nothing(rf"{prefix}(sapo|clip_cov|kl_cov|cispo)\..*", "a value of another loss")
+    yield nothing(rf"{section}\w+", "no sample is left out")
+
+
+def _cap(value: Any) -> Any:
+    largest = v.number(value)
+    return Nothing("off") if isinstance(largest, float) and largest <= 0 else largest
 
 
 def _trainer() -> Iterator[Rule]:
@@ -132,7 +161,7 @@ def _trainer() -> Iterator[Rule]:
     yield part(r"trainer\.update_epochs_per_batch", "reuse", v.whole)
     yield part(r"trainer\.micro_train_batch_size_per_gpu", "micro_samples", v.count, "in tokens on one rank")
     yield part(r"trainer\.max_tokens_per_microbatch", "micro_tokens", v.count, "in tokens on one rank")
-    yield nothing(r"trainer\.(micro_forward_batch_size_per_gpu|critic_mini_batch_size)", "one budget: in tokens")
+    yield nothing(r"trainer\.micro_forward_batch_size_per_gpu", "one budget: in tokens")
     yield part(r"trainer\.max_prompt_length", "max_prompt", v.whole)
     yield part(r"trainer\.epochs", "epochs", v.whole, "counted in steps")
     yield take(r"trainer\.eval_interval", "trainer.test_freq", v.every)
@@ -159,7 +188,7 @@ def _trainer() -> Iterator[Rule]:
         r"|enable_ray_gpu_monitor|print_example_interval|export_path)",
         _SPEED,
     )
-    yield part(r"data\.train_data", "train", v.one_source)
+    yield part(r"data\.train_data", "train", v.sources)
     yield part(r"data\.val_data", "eval", v.eval_sources, "a mapping of names to sources")
 
 
@@ -219,7 +248,7 @@ def _engines() -> Iterator[Rule]:
     yield Rule(r"generator\.max_turns", does="conversations of several turns", off=(1, None))
     yield Rule(rf"{prefix}run_engines_locally", does="engines on servers of their own", off=(True, None))
     yield lacking(r"generator\.zero_reward_on_non_stop", "no reward for responses that do not end")
-    yield lacking(r"generator\.apply_overlong_filtering", "leave long responses out of the loss")
+    yield take(r"generator\.apply_overlong_filtering", "algorithm.overlong_filter", v.flag)
     yield lacking(
         r"generator\.(chat_template_kwargs|chat_template)(\..*)?",
         "another chat template",
@@ -272,6 +301,18 @@ SKYRL = Dialect(
         "trainer.algorithm.use_kl_loss": True,
         "trainer.algorithm.kl_loss_coef": 0.001,
         "trainer.algorithm.kl_estimator_type": "k3",
+        "trainer.algorithm.eps_clip_low": 0.2,
+        "trainer.algorithm.eps_clip_high": 0.2,
+        "trainer.algorithm.loss_reduction": "token_mean",
+        "trainer.algorithm.value_clip": 0.2,
+        "trainer.algorithm.entropy_loss_coef": 0.01,
+        "trainer.algorithm.off_policy_correction.sequence_tis_ratio_clip_high": 5.0,
+        "trainer.algorithm.cispo.cispo_eps_clip_low": 0.0,
+        "trainer.algorithm.cispo.cispo_eps_clip_high": 5.0,
+        "trainer.critic.optimizer_config.lr": 5e-6,
+        "trainer.critic.optimizer_config.adam_betas": [0.9, 0.999],
+        "trainer.critic.optimizer_config.weight_decay": 0.01,
+        "trainer.critic_mini_batch_size": 256,
         "trainer.epochs": 1,
         "trainer.seed": 42,
         "generator.max_num_seqs": 1024,

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pentad.config.dialects import values as v
-from pentad.config.dialects.rules import CRITIC, Dialect, Nothing, Rule, Unsupported, lacking, nothing, part, take
+from pentad.config.dialects.critic import like_verl
+from pentad.config.dialects.rules import Dialect, Nothing, Rule, Unsupported, lacking, nothing, part, take
 from pentad.config.dialects.verl import actor, rollout
 
 _SPEED = "decides speed and memory only; engine and trainer here choose for themselves"
@@ -36,6 +37,11 @@ def _reward(value: Any) -> Any:
     return _REWARDS.get(value) or Unsupported(f"the reward {value}: write it as module:function (reward.name)")
 
 
+def _entropy(value: Any) -> Any:
+    known = {"none": False, "default": Nothing("its weight decides"), "basic": Nothing("its weight decides")}
+    return v.words(known, "an entropy term by")(value)
+
+
 def _algorithm() -> Iterator[Rule]:
     prefix = r"algorithm\."
     yield part(rf"{prefix}algorithm_type|trainer\.algorithm_type", "estimator", v.words(_ALGORITHMS, "the algorithm"))
@@ -54,10 +60,12 @@ def _algorithm() -> Iterator[Rule]:
     yield Rule(
         rf"{prefix}policy_loss_fn",
         fact="ratio_level",
-        convert=v.words({"ppo": "token", "gspo": "sequence"}, "the policy loss"),
+        convert=v.words({"ppo": "token", "gspo": "sequence", "cispo": "cispo"}, "the policy loss"),
     )
     yield part(rf"{prefix}advantage_fn_args\.std_normalize", "std", v.flag)
-    yield Rule(rf"{prefix}advantage_fn", does="advantages in another way", off=("grpo", None))
+    yield part(rf"{prefix}advantage_fn", "advantage_fn", v.words(_ALGORITHMS, "advantages by"))
+    yield part(rf"{prefix}advantage_fn_args\.gamma", "gamma", v.number)
+    yield part(rf"{prefix}advantage_fn_args\.lam", "gae_lambda", v.number)
     yield part(
         rf"{prefix}kl_loss_fn",
         "kl_loss_type",
@@ -75,8 +83,8 @@ def _algorithm() -> Iterator[Rule]:
         ),
     )
     yield part(rf"{prefix}kl_penalty_fn_args\.kl_coef", "kl_reward_coef", v.number)
-    yield Rule(rf"{prefix}entropy_loss_fn_args\.entropy_coef", does="reward entropy", off=(0, 0.0, None))
-    yield nothing(rf"{prefix}entropy_loss_fn", "its weight decides")
+    yield part(rf"{prefix}entropy_loss_fn_args\.entropy_coef", "entropy", v.number)
+    yield Rule(rf"{prefix}entropy_loss_fn", fact="entropy_on", convert=_entropy)
     yield Rule(rf"{prefix}sample_strategy", does="another choice of samples", off=("default", "warmup", None))
     yield Rule(rf"{prefix}add_strategy", does="another way of adding samples", off=(None,))
     yield lacking(rf"{prefix}\w+_args\..*", "an argument of another strategy", (None,))
@@ -99,7 +107,8 @@ def _model() -> Iterator[Rule]:
         "another chat template or rotary embedding",
         (None,),
     )
-    yield nothing(r"model\.(critic_model_path|checkpoint_path|trust_remote_code)", CRITIC)
+    yield take(r"model\.critic_model_path", "critic.model", v.text)
+    yield nothing(r"model\.(checkpoint_path|trust_remote_code)", "a directory of Trinity-RFT's own")
     yield part(r"model\.lora_configs\.lora_rank", "lora_rank", v.whole)
     yield part(r"model\.lora_configs\.lora_alpha", "lora_alpha", v.number)
     yield part(r"model\.lora_configs\.target_modules", "lora_targets", v.lora_targets)
@@ -241,12 +250,13 @@ def _trainer() -> Iterator[Rule]:
     yield lacking(r"trainer\.(actor_\w+|sft_warmup_steps)", "an argument of an older algorithm", (None, 0))
     yield nothing(r"trainer\.trainer_config_path", "what it names was read with this file")
     yield take(r"monitor\.monitor_type", "trainer.logger", _monitor)
+    yield take(r"trainer\.trainer_config\.trainer\.critic_warmup", "critic.warmup_steps", v.whole)
     yield take(r"trainer\.trainer_config\.trainer\.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep", v.keep)
     yield nothing(
         r"trainer\.trainer_config\.(trainer|algorithm|data|custom_reward_function|reward_model)\..*",
         "set by Trinity-RFT itself",
     )
-    yield nothing(r"(trainer\.trainer_config\.)?critic\..*", CRITIC)
+    yield from like_verl(r"(?:trainer\.trainer_config\.)?critic\.")
     yield nothing(
         r"(monitor|log|ray_namespace|ray_init_kwargs|service|checkpoint_job_dir|stages)(\..*)?",
         "a service of Trinity-RFT's own",
@@ -280,6 +290,7 @@ TRINITY = Dialect(
         "synchronizer.sync_offset": 0,
         "explorer.rollout_model.engine_type": "vllm",
         "explorer.rollout_model.engine_num": 1,
+        "algorithm.policy_loss_fn_args.clip_range": 0.2,
         "algorithm.kl_loss_fn": "k2",
         "algorithm.kl_loss_fn_args.kl_coef": 0.001,
         "trainer.save_interval": 0,

@@ -85,16 +85,21 @@ def _objective() -> Iterator[Rule]:
     yield Rule(
         f"{_IN}num_generations_eval", does="several answers a problem in evaluations", off=(1, None), learns=False
     )
-    yield lacking(f"{_IN}mask_truncated_completions", "leave long responses out of the loss")
+    yield take(f"{_IN}mask_truncated_completions", "algorithm.overlong_filter", v.flag, "the mean is over what is kept")
     yield lacking(f"{_IN}sync_ref_model", "move the reference model along")
     yield nothing(f"{_IN}ref_model_(mixup_alpha|sync_steps)", "the reference model stays")
     yield Rule(f"{_IN}top_entropy_quantile", does="train on tokens of high entropy only", off=(1, 1.0, None))
-    yield lacking(f"{_IN}reward_weights", "a sum of weighted rewards: write it as one function", (None,))
-    yield lacking(
-        f"{_IN}(vllm_importance_sampling_correction|off_policy_mask_threshold)",
-        "weigh tokens by how their engine's probability differs",
+    yield part(f"{_IN}reward_weights", "reward_weights")
+    yield part(f"{_IN}vllm_importance_sampling_correction", "weights_on", v.flag)
+    yield part(f"{_IN}vllm_importance_sampling_(?:cap|clip_max)", "weights_high", v.number)
+    yield part(f"{_IN}vllm_importance_sampling_clip_min", "weights_low", v.number)
+    modes = {f"{level}_{rule}": f"{level}_{rule}" for level in ("token", "sequence") for rule in ("truncate", "mask")}
+    yield part(f"{_IN}vllm_importance_sampling_mode", "weights_mode", v.words(modes, "importance weights by"))
+    yield lacking(f"{_IN}off_policy_mask_threshold", "leave out sequences that are far from the policy", (None,))
+    yield lacking(f"{_IN}use_bias_correction_kl", "weigh the KL penalty, too")
+    yield Rule(
+        f"{_IN}multi_objective_aggregation", does="normalise rewards before they are added", off=("sum_then_normalize",)
     )
-    yield nothing(f"{_IN}vllm_importance_sampling_\\w+", "tokens are not weighed")
     yield Rule(f"{_IN}disable_dropout", does="train with dropout", off=(True, False, None))
     yield part(f"{_IN}max_completion_length", "max_response", v.whole)
     yield part(f"{_IN}max_prompt_length", "max_prompt", _given)
@@ -152,7 +157,7 @@ def _run() -> Iterator[Rule]:
     yield part(r"(?:GRPO|SFT)Trainer\.train_dataset\.split", "train_split", v.text)
     yield part(r"(?:GRPO|SFT)Trainer\.eval_dataset\.path", "eval", v.text)
     yield part(r"(?:GRPO|SFT)Trainer\.eval_dataset\.split", "eval_split", v.text)
-    yield take(rf"{_IN}reward_funcs|GRPOTrainer\.reward_funcs", "reward.name", _rewards, "module:function")
+    yield part(rf"{_IN}reward_funcs|GRPOTrainer\.reward_funcs", "rewards", _rewards, "reward.name: module:function")
     yield nothing(r"(GRPO|SFT)Trainer\.(args|processing_class|tokenizer|peft_config)", "its parts are read one by one")
     yield part(f"{_IN}use_vllm", "engine", lambda value: "vllm" if v.flag(value) is True else "hf", "the engine")
     yield part(f"{_IN}vllm_mode", "colocated", v.words({"colocate": True, "server": False}, "engines"), "the engine")
@@ -186,13 +191,12 @@ def _text(value: Any) -> Any:
 
 def _rewards(value: Any) -> Any:
     named = value if isinstance(value, list) else [value]
-    if len(named) != 1:
-        return Unsupported("a sum of several rewards: write it as one function")
-    if isinstance(named[0], str) and ":" in named[0]:
-        return named[0]
-    return Unsupported(
-        f"the reward {named[0]}: write it in a file of its own, and name it as FILE.py:FUNCTION (reward.name)"
-    )
+    for name in named:
+        if not isinstance(name, str) or ":" not in name:
+            return Unsupported(
+                f"the reward {name}: write it in a file of its own, and name it as FILE.py:FUNCTION (reward.name)"
+            )
+    return named
 
 
 TRL = Dialect(
@@ -226,6 +230,10 @@ TRL = Dialect(
         "num_iterations": 1,
         "num_train_epochs": 3.0,
         "loss_type": "dapo",
+        "epsilon": 0.2,
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "sequence_mask",
+        "vllm_importance_sampling_cap": 3.0,
         "seed": 42,
         "save_steps": 500,
     },

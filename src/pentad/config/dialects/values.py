@@ -112,13 +112,12 @@ def names(value: Any) -> Any:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def one_source(value: Any) -> Any:
-    """A source of data: a text, or a list with one."""
-    if isinstance(value, list):
-        if len(value) != 1:
-            return Unsupported(f"train on {len(value)} files; here it is one file, or a directory of files")
-        value = value[0]
-    return text(value)
+def sources(value: Any) -> Any:
+    """Sources of data: a text, or a list, which is read as one set of rows."""
+    named = value if isinstance(value, list) else [value]
+    if not named:
+        return Unsupported("train on no file")
+    return text(named[0]) if len(named) == 1 else [text(item) for item in named]
 
 
 def eval_sources(value: Any) -> Any:

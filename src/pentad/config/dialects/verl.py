@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pentad.config.dialects import values as v
+from pentad.config.dialects.critic import like_verl
 from pentad.config.dialects.megatron import OFFLOAD, behind
 from pentad.config.dialects.rules import (
-    CREDIT,
-    CRITIC,
     Dialect,
     Nothing,
     Rule,
@@ -30,6 +29,7 @@ KL_TYPES = {
     "low_var_kl": "k3",
     "k3": "k3",
 }
+KL_WEIGHTS = {"fixed": "fixed", "adaptive": "adaptive"}
 ESTIMATORS = {
     "grpo": "grpo",
     "gae": "ppo",
@@ -132,11 +132,17 @@ def _loss(act: str) -> Iterator[Rule]:
     yield Rule(
         rf"{act}policy_loss\.loss_mode|{act}loss_mode",
         fact="ratio_level",
-        convert=v.words({"vanilla": "token", "gspo": "sequence"}, "the policy loss"),
+        convert=v.words({"vanilla": "token", "gspo": "sequence", "cispo": "cispo"}, "the policy loss"),
     )
     yield lacking(rf"{act}policy_loss\..*", "a coefficient of another policy loss", (None,), learns=False)
-    yield lacking(rf"{act}entropy_coeff", "reward entropy")
-    yield lacking(rf"{act}tis_imp_ratio_cap", "weigh tokens by how their engine's probability differs", (None, -1, 0))
+    yield part(rf"{act}entropy_coeff", "entropy", v.number)
+    yield part(rf"{act}tis_imp_ratio_cap", "weights_high", _cap, "with level token")
+
+
+def _cap(value: Any) -> Any:
+    largest = v.number(value)
+    off = isinstance(largest, float) and largest <= 0
+    return Nothing("off: samples are not weighed") if off else largest
 
 
 def _or_ratio(value: Any) -> Any:
@@ -196,10 +202,10 @@ def rollout(prefix: str = r"actor_rollout_ref\.") -> Iterator[Rule]:
 
 
 def _data() -> Iterator[Rule]:
-    yield part(r"data\.(train_files|train_data)", "train", v.one_source)
+    yield part(r"data\.(train_files|train_data)", "train", v.sources)
     yield part(r"data\.(val_files|val_data)", "eval", v.eval_sources, "a mapping of names to sources")
     yield part(r"data\.train_batch_size", "prompts", v.whole)
-    yield Rule(r"data\.gen_batch_size", does="prompts that are sampled before groups are filtered", off=(None,))
+    yield part(r"data\.gen_batch_size", "gen_prompts", v.whole)
     yield part(r"data\.max_prompt_length", "max_prompt", v.whole)
     yield part(r"data\.max_response_length", "max_response", v.whole)
     yield take(r"data\.prompt_key", "data.prompt_column", v.text)
@@ -234,21 +240,44 @@ def _algorithm() -> Iterator[Rule]:
     yield part(r"algorithm\.use_kl_in_reward", "kl_reward", v.flag)
     yield part(r"algorithm\.kl_ctrl\.kl_coef", "kl_reward_coef", v.number)
     yield part(r"algorithm\.kl_penalty", "kl_reward_type", v.words(KL_TYPES, "a KL penalty by"))
-    yield Rule(r"algorithm\.kl_ctrl\.type", does="a KL weight that adapts itself", off=("fixed", None))
-    yield nothing(r"algorithm\.kl_ctrl\..*", "the KL weight is fixed")
-    yield nothing(r"algorithm\.(gamma|lam)", CREDIT)
-    yield lacking(r"algorithm\.filter_groups\.enable", "sample again in place of groups without a difference in reward")
-    yield nothing(r"algorithm\.filter_groups\..*", "no group is filtered")
+    yield part(r"algorithm\.kl_ctrl\.type", "kl_adapted", v.words(KL_WEIGHTS, "a KL weight by"))
+    yield part(r"algorithm\.kl_ctrl\.target_kl", "kl_target", v.number, "per token")
+    yield part(r"algorithm\.kl_ctrl\.horizon", "kl_horizon", v.number, "samples a step over the horizon")
+    yield part(r"algorithm\.gamma", "gamma", v.number)
+    yield part(r"algorithm\.lam", "gae_lambda", v.number)
+    yield part(r"algorithm\.filter_groups\.enable", "dynamic_sampling", v.flag)
+    yield part(r"algorithm\.filter_groups\.metric", "dynamic_metric", v.text)
+    yield nothing(r"algorithm\.filter_groups\.max_num_gen_batches", "prompts are sampled until a step is full")
+    yield from _weights()
+    yield nothing(r"algorithm\.(workflow_type|share_reward_in_agent|algorithm_name|weight_factor_in_cpgd)", _DEFAULT)
+
+
+def _weights() -> Iterator[Rule]:
+    """`algorithm.rollout_correction`, and its older form `algorithm.rollout_is*`."""
+    new = r"algorithm\.rollout_correction\."
+    level = v.words({"token": "token", "sequence": "sequence", "null": Nothing("off")}, "importance weights of a")
+    yield part(rf"{new}rollout_is", "weights_level", level)
+    yield part(rf"{new}rollout_is_threshold|algorithm\.rollout_is_threshold", "weights_high", v.number)
+    yield part(rf"{new}bypass_mode|{new}bypass_old_logprob_for_rollout", "bypass", v.flag)
+    yield Rule(rf"{new}loss_type", does="another loss than the clipped one", off=("ppo_clip", None))
+    yield part(r"algorithm\.rollout_is", "weights_on", v.flag)
+    yield part(r"algorithm\.rollout_is_level", "weights_level", level)
+    rule = v.words({"truncate": "truncate", "mask": "mask"}, "importance weights by")
+    yield part(r"algorithm\.rollout_is_mode", "weights_rule", rule)
+    yield part(r"algorithm\.rollout_is_threshold_lower", "weights_low", v.number)
+    yield lacking(rf"{new}rollout_is_batch_normalize", "divide importance weights by their mean")
     yield lacking(
-        r"algorithm\.(use_pf_ppo|rollout_is|rollout_rs|rollout_correction\.(rollout_is|rollout_rs))",
-        "weigh or mask samples",
+        rf"{new}rollout_rs|algorithm\.rollout_rs",
+        "leave out samples by a divergence, beside their weights",
         (None, False, "null"),
     )
-    yield nothing(
-        r"algorithm\.(pf_ppo\..*|rollout_is_\w+|rollout_rs_\w+|rollout_correction\..*|rollout_token_veto\w*)",
-        "samples are not weighed or masked",
+    yield lacking(
+        rf"{new}rollout_token_veto_threshold|algorithm\.(rollout_is_veto_threshold|rollout_token_veto_threshold)",
+        "leave out sequences for one unlikely token",
+        (None, "null"),
     )
-    yield nothing(r"algorithm\.(workflow_type|share_reward_in_agent|algorithm_name|weight_factor_in_cpgd)", _DEFAULT)
+    yield lacking(r"algorithm\.use_pf_ppo", "choose samples by their rewards")
+    yield nothing(rf"{new}\w+|algorithm\.(pf_ppo\..*|rollout_rs_\w+)", "no sample is left out")
 
 
 def _reward() -> Iterator[Rule]:
@@ -256,12 +285,15 @@ def _reward() -> Iterator[Rule]:
     yield part(r"(reward\.)?custom_reward_function\.name", "reward_function", v.text)
     yield take(r"(reward\.)?custom_reward_function\.reward_kwargs\.(\w+)", r"reward.options.\2")
     yield lacking(r"reward_model\.enable", "score responses by a reward model")
-    yield Rule(
-        r"reward_model\.(reward_manager|overlong_buffer\.enable|overlong_buffer_cfg\.enable"
-        r"|reward_kwargs\.overlong_buffer_cfg\.enable)",
-        does="take from the reward of long responses",
-        off=("naive", "batch", "prime", "dapo", False, None),
-    )
+    section = r"(?:reward_model|reward)\.(?:reward_kwargs\.)?"
+    buffer = rf"{section}overlong_buffer(?:_cfg)?\."
+    yield part(rf"{buffer}enable", "overlong_on", v.flag)
+    yield part(rf"{buffer}len", "overlong_len", v.whole, "a part of rollout.max_response_tokens")
+    yield part(rf"{buffer}penalty_factor", "overlong_factor", v.number)
+    yield part(rf"{section}max_resp_len", "overlong_max", v.whole)
+    yield nothing(rf"{buffer}.*", "reward/mean is after the cost of length")
+    yield part(r"reward_model\.reward_manager|reward\.reward_manager(?:\.name)?", "reward_manager", v.text)
+    yield lacking(r"reward\.reward_model\.enable", "score responses by a reward model")
     yield nothing(r"(reward_model|reward)\..*", "there is no reward model")
 
 
@@ -281,7 +313,8 @@ def _trainer() -> Iterator[Rule]:
     yield part(r"trainer\.resume_mode", "resume", v.text)
     yield part(r"trainer\.resume_from_path", "resume_path", v.text)
     yield take(r"trainer\.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep", v.keep)
-    yield nothing(r"trainer\.(max_critic_ckpt_to_keep|critic_warmup)", CRITIC)
+    yield nothing(r"trainer\.max_critic_ckpt_to_keep", "checkpoints hold policy and critic")
+    yield take(r"trainer\.critic_warmup", "critic.warmup_steps", v.whole)
     yield lacking(r"trainer\.default_hdfs_dir", "copy checkpoints to HDFS", (None,), learns=False)
     yield lacking(
         r"trainer\.(rollout_data_dir|validation_data_dir)",
@@ -297,7 +330,15 @@ def _trainer() -> Iterator[Rule]:
 
 
 _REST: tuple[Rule, ...] = (
-    nothing(r"critic\..*", CRITIC),
+    *like_verl(r"critic\."),
+    take(
+        r"async_training\.partial_rollout",
+        "rollout.on_update",
+        lambda value: "continue" if v.flag(value) is True else "finish",
+    ),
+    lacking(r"async_training\.staleness_threshold", "a share of older samples; here trainer.max_staleness", (0, None)),
+    lacking(r"async_training\.trigger_parameter_sync_step", "send weights after several steps", (1, None)),
+    lacking(r"async_training\..*", "a choice of verl's asynchronous trainer", learns=False),
     nothing(r"(ray_init|ray_kwargs|global_profiler|transfer_queue|hydra|defaults)(\..*)?", _DEFAULT),
     take(r"dag\.custom_pipeline_fn", "algorithm.name", lambda _: Unsupported("a pipeline of your own")),
     nothing(r"dag\..*", "the order of the stages follows from what the algorithm reads"),
@@ -320,6 +361,12 @@ VERL = Dialect(
         "actor_rollout_ref.actor.optim.weight_decay": 0.01,
         "actor_rollout_ref.actor.optim.betas": [0.9, 0.999],
         "algorithm.adv_estimator": "gae",
+        "actor_rollout_ref.actor.clip_ratio": 0.2,
+        "actor_rollout_ref.actor.loss_agg_mode": "token-mean",
+        "critic.optim.weight_decay": 0.01,
+        "critic.optim.betas": [0.9, 0.999],
+        "critic.optim.lr": 1e-5,
+        "critic.cliprange_value": 0.5,
         "actor_rollout_ref.actor.kl_loss_coef": 0.001,
         "algorithm.kl_ctrl.kl_coef": 0.001,
         "algorithm.kl_penalty": "kl",

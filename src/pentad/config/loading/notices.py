@@ -6,8 +6,8 @@ cannot work, or would not be read, is refused by `pentad.config.loading.checks` 
 
 from collections.abc import Iterator
 
-from pentad.config.loading.checks import unread_keys
 from pentad.config.loading.critic import critic_notices
+from pentad.config.loading.unread import unread_keys
 from pentad.config.schema.algorithms.base import RolloutAlgorithmSettings
 from pentad.config.schema.run import RunSettings
 

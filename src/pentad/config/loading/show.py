@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pentad.config.loading.checks import unread_keys
 from pentad.config.loading.interpolate import escape
 from pentad.config.loading.keys import Key, known_keys
 from pentad.config.loading.load import LoadedSettings
+from pentad.config.loading.unread import unread_keys
 from pentad.config.loading.yaml_io import write_value
 from pentad.config.schema.algorithms import ALGORITHMS, CUSTOM
 from pentad.config.schema.run import RunSettings
