@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
-_COMMON = ["trainer.total_steps=25", "trainer.test_freq=5"]
+_COMMON = {"trainer.total_steps": "25", "trainer.test_freq": "5"}
 # Name of a curve -> configuration, algorithm, overrides.
 _RL = "quickstart.yaml"
 RUNS: dict[str, tuple[str, str, list[str]]] = {
@@ -53,7 +53,8 @@ def run(name: str, out: Path, *, read: bool) -> dict[str, Any]:
     """Train, and read the curves off the run's metrics; with `read`, those of a run that has been."""
     config, algorithm, overrides = RUNS[name]
     folder = out / name.lower().replace(" ", "_").replace(".", "")
-    overrides = [f"algorithm.name={algorithm}", *_COMMON, *overrides]
+    chosen = {**_COMMON, **dict(text.split("=") for text in overrides)}
+    overrides = [f"algorithm.name={algorithm}", *(f"{key}={value}" for key, value in chosen.items())]
     own = [f"experiment.dir={folder}", "experiment.overwrite=true"]
     if not read:
         subprocess.run(
@@ -95,9 +96,10 @@ def main() -> None:
     found = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     for name in arguments.only:
         found[name] = run(name, arguments.out, read=arguments.read)
-        found = {known: found[known] for known in RUNS if known in found}
         arguments.json.write_text(json.dumps(found) + "\n")
         print(f"{name}: {found[name][EVALUATED][0][1]} -> {found[name][EVALUATED][-1][1]}", flush=True)
+    found = {name: found[name] for name in RUNS if name in found}
+    arguments.json.write_text(json.dumps(found) + "\n")
     draw(found, arguments.json.with_suffix(".svg"))
 
 
