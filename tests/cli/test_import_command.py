@@ -79,9 +79,9 @@ def test_other_commands_take_such_a_file(script: Path, capsys: pytest.CaptureFix
 REFUSED = {
     "a key of no rule": ("data.foo=1", [], "run.sh:14: data.foo = 1: no rule knows this key", "--drop data.foo"),
     "what would be learnt": (
-        "actor_rollout_ref.actor.entropy_coeff=0.1",
+        "actor_rollout_ref.actor.entropy_coeff=-0.1",
         [],
-        "actor_rollout_ref.actor.entropy_coeff = 0.1: reward entropy",
+        "actor_rollout_ref.actor.entropy_coeff = -0.1: lower entropy",
         "--drop actor_rollout_ref.actor.entropy_coeff",
     ),
     "of the environment": (

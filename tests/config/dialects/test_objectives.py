@@ -250,7 +250,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def read(tmp_path: Path, text: str) -> Any:
-    path = tmp_path / "run.yaml"
+    path = tmp_path / ("run.sh" if text.startswith("python3") else "run.yaml")
     for word in ("ACTOR", "TRAINER"):
         text = text.replace(f", {word}", "")
     path.write_text(text)
@@ -316,6 +316,12 @@ REFUSED = {
         AREAL.replace("ACTOR", "kl_ctl: 0.0, use_decoupled_loss: true, behave_imp_weight_cap: null"),
         "actor.use_decoupled_loss",
         "without a bound",
+    ),
+    "weights that another file describes": (
+        "python3 -m areal.launcher.ray train.py --config absent.yaml actor.use_decoupled_loss=true "
+        "allocation_mode=hf:d1+megatron:d1\n",
+        "actor.use_decoupled_loss",
+        "settings that are not here",
     ),
     "smaller batches": (
         AREAL.replace("ACTOR", "kl_ctl: 0.0, dynamic_sampling: true"),

@@ -26,6 +26,8 @@ def assemble(sheet: Sheet) -> None:
         sheet.nothing("ratios are to what was sampled, so all weights would be 1", "weights_on", *_WEIGHTS)
     elif on and unbounded:
         sheet.refuse("weigh samples without a bound", "weights_on", *_WEIGHTS)
+    elif on and not sheet.is_whole and not (sheet.has("weights_high") and sheet.of("weights_mode", "weights_level")):
+        sheet.refuse("weights whose kind and bound are settings that are not here", "weights_on", *_WEIGHTS)
     elif on:
         _weights(sheet)
     else:
