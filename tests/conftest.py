@@ -24,6 +24,8 @@ _RUNS = {"pentad", "gangs", "beside", "parts"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read when Ray is imported, which a test may do before Pentad does; see `pentad.cluster`.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# Read by the raylets of tests: otherwise a test that runs beside takes the processor from a run's actors.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Read when Triton is imported, by whichever test does so first: without a GPU, its kernels run on CPU tensors.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
