@@ -40,11 +40,18 @@ def nearest(name: str) -> list[str]:
         # The last word says most: `trainer.lr` is meant to be `trainer.optimizer.lr`, not `trainer.logger`.
         return 0.3 * alike + 0.7 * leaf_alike
 
-    ranked = sorted(((score(key), key) for key in known_keys()), reverse=True)
+    # The critic has an optimizer and a schedule as the trainer has; who means the critic's says so.
+    candidates = [key for key in known_keys() if "critic" in name or not _is_twin(key)]
+    ranked = sorted(((score(key), key) for key in candidates), reverse=True)
     best = ranked[0][0]
     if best < 0.6:
         return []
     return [key for value, key in ranked[:3] if value > best - 0.05]
+
+
+def _is_twin(key: str) -> bool:
+    section, _, rest = key.partition(".")
+    return section == "critic" and f"trainer.{rest}" in known_keys()
 
 
 def _unknown(values: dict[str, Any], prefix: KeyPath) -> Iterator[KeyPath]:
