@@ -99,8 +99,8 @@ class Publication:
     def __init__(self, engine: Engine, events: Events) -> None:
         self.engine, self.events = engine, events
 
-    async def bring(self, version: int) -> None:
-        if self.engine.version != version:
+    async def bring(self, version: int, *, asleep: bool = False) -> None:
+        if self.engine.version != version or asleep:
             self.events.append(f"publish {version}")
             self.engine.version = version
 

@@ -140,81 +140,89 @@ class BrokenEngine(Exception):
     pass
 
 
-@settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 2**32), per_step=st.integers(1, 4), staleness=st.integers(0, 4), steps=st.integers(1, 10))
-def test_runs_that_fail_and_go_on_keep_the_bound_and_train_each_group_once(seed, per_step, staleness, steps):
-    """Random waits, groups that are not admitted, failures, stops in the middle, and resumes from the last boundary."""
-    chance = random.Random(seed)
-    trained: list[int] = []
-    rejected: set[int] = set()
-    begun: dict[int, int] = {}  # the version that the last try of each number began under
-    version = 0
-    boundary: dict | None = None
+class Lives:
+    """A run over several processes, each of which goes on from the last boundary of the one before."""
 
-    async def life() -> bool:
+    def __init__(self, seed: int, per_step: int, staleness: int, steps: int) -> None:
+        self.chance = random.Random(seed)
+        self.per_step, self.staleness, self.steps = per_step, staleness, steps
+        self.trained: list[int] = []
+        self.rejected: set[int] = set()
+        # The version that the last try of each number began under.
+        self.begun: dict[int, int] = {}
+        self.version, self.charged = 0, 0
+        self.boundary: dict | None = None
+
+    async def ticks(self, most: int) -> None:
+        for _ in range(self.chance.randrange(most)):
+            await asyncio.sleep(0)
+
+    async def sample(self, number: int) -> Group:
+        assert number not in self.trained and number not in self.rejected, "a group was sampled again"
+        self.begun[number] = self.version
+        self.charged += 1
+        assert self.charged <= (self.staleness + 1) * self.per_step
+        await self.ticks(8)
+        if self.chance.random() < 0.01:
+            raise BrokenEngine
+        return make_group(number)
+
+    def admit(self, group: Group) -> bool:
+        admitted = self.chance.random() < 0.85
+        self.charged -= not admitted
+        return admitted
+
+    async def live(self) -> bool:
         """One process; returns whether the run is done."""
-        nonlocal version, boundary
-        charged = 0
-
-        async def sample(number: int) -> Group:
-            nonlocal charged
-            assert number not in trained and number not in rejected, "a group was sampled again"
-            begun[number] = version
-            charged += 1
-            assert charged <= (staleness + 1) * per_step
-            for _ in range(chance.randrange(8)):
-                await asyncio.sleep(0)
-            if chance.random() < 0.01:
-                raise BrokenEngine
-            return make_group(number)
-
-        def admit(group: Group) -> bool:
-            nonlocal charged
-            if chance.random() < 0.85:
-                return True
-            charged -= 1
-            return False
-
-        experience = Experience(sample, admit, per_step, staleness)
-        if boundary is not None:
-            experience.load_state_dict(boundary)
-            charged = len(boundary["finished"])
-        left = steps - len(trained) // per_step
+        experience = Experience(self.sample, self.admit, self.per_step, self.staleness)
+        self.charged = 0
+        if self.boundary is not None:
+            experience.load_state_dict(self.boundary)
+            self.charged = len(self.boundary["finished"])
+        left = self.steps - len(self.trained) // self.per_step
         while left:
             experience.steps_left = left
             try:
                 groups = await asyncio.wait_for(experience.take(), 20)
             except BrokenEngine:
                 return False
-            numbers = [number_of(group) for group in groups]
-            assert len(numbers) == per_step
-            for number in numbers:
-                assert version - begun[number] <= staleness, "a group is too old"
-            for _ in range(chance.randrange(6)):  # training, during which groups finish and others begin
-                await asyncio.sleep(0)
-            if chance.random() < 0.05:  # killed before the step was saved
-                await experience.close()
+            if not await self.train(experience, [number_of(group) for group in groups]):
                 return False
-            version += 1
-            for _ in range(chance.randrange(3)):  # between publication and release
-                await asyncio.sleep(0)
-            charged -= per_step
-            await experience.release()
             left -= 1
-            trained.extend(numbers)
-            rejected.update(number_of(group) for group in experience.take_rejected())
-            boundary = experience.state_dict()
         await asyncio.sleep(0)
-        assert charged == 0, "groups were begun that nobody takes"
+        assert self.charged == 0, "groups were begun that nobody takes"
         await experience.close()
         return True
 
-    lives = 0
-    while not asyncio.run(life()):
-        lives += 1
-        assert lives < 500
-    assert len(trained) == len(set(trained)) == steps * per_step
-    assert not rejected & set(trained)
+    async def train(self, experience: Experience, numbers: list[int]) -> bool:
+        """One step, during which groups finish and others begin; returns False where it is killed before its end."""
+        assert len(numbers) == self.per_step
+        for number in numbers:
+            assert self.version - self.begun[number] <= self.staleness, "a group is too old"
+        await self.ticks(6)
+        if self.chance.random() < 0.05:
+            await experience.close()
+            return False
+        self.version += 1
+        await self.ticks(3)  # between publication and release
+        self.charged -= self.per_step
+        await experience.release()
+        self.trained.extend(numbers)
+        self.rejected.update(number_of(group) for group in experience.take_rejected())
+        self.boundary = experience.state_dict()
+        return True
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32), per_step=st.integers(1, 4), staleness=st.integers(0, 4), steps=st.integers(1, 10))
+def test_runs_that_fail_and_go_on_keep_the_bound_and_train_each_group_once(seed, per_step, staleness, steps):
+    """Random waits, groups that are not admitted, failures, stops in the middle, and resumes from the last boundary."""
+    lives = Lives(seed, per_step, staleness, steps)
+    for _ in range(500):
+        if asyncio.run(lives.live()):
+            break
+    assert len(lives.trained) == len(set(lives.trained)) == steps * per_step
+    assert not lives.rejected & set(lives.trained)
 
 
 @settings(max_examples=50, deadline=None)

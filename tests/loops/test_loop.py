@@ -1,6 +1,7 @@
 """The loop over plain objects: what is called when, on which batch, by which role."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,18 @@ def test_an_optimizer_step_without_a_trained_token_is_not_taken():
     assert world.loop.version == 5
     left_out = [metrics["data/samples_left_out"] for _, metrics in world.journal.written]
     assert sorted(left_out) == [0, SAMPLES]
+
+
+def test_engines_that_slept_get_weights_after_a_step_that_trained_nothing():
+    world = World(GRPOSettings(), steps=2)
+    credit = world.loop._parts.algorithm.credit
+
+    def nothing(batch):
+        return replace(credit(batch), loss_mask=torch.zeros_like(batch.loss_mask))
+
+    world.loop._parts.algorithm.credit = nothing  # ty: ignore
+    world.run()
+    assert world.events == ["publish 0", *["sleep", "score policy", "publish 0"] * 2]
 
 
 def test_a_loss_that_reads_what_the_batch_has_not_is_refused():

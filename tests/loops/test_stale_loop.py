@@ -55,7 +55,7 @@ class Update(Publication):
         self.slow, self.abort = engine, abort
         self.running: list[int] = []
 
-    async def bring(self, version: int) -> None:
+    async def bring(self, version: int, *, asleep: bool = False) -> None:
         if self.engine.version == version:
             return
         self.running.append(self.slow.running)

@@ -51,6 +51,11 @@ def recording(steps: int = 3, groups: int = 4, n: int = 3) -> list[grpo.Sample]:
     return made
 
 
+def pairs(sample: grpo.Sample) -> list[tuple[int, int]]:
+    """Each token of the response with the one before it."""
+    return list(pairwise(sample.prompt + sample.response))[len(sample.prompt) - 1 :]
+
+
 def by_hand(samples: list[grpo.Sample], recipe: grpo.Recipe, fault: str = "") -> list[list[tuple[float, float]]]:
     """The same in numpy: the gradient of a token's log-prob is (its one-hot - the distribution) / temperature.
 
@@ -66,10 +71,6 @@ def by_hand(samples: list[grpo.Sample], recipe: grpo.Recipe, fault: str = "") ->
     def distribution(token: int, of: list[np.ndarray]) -> np.ndarray:
         logits = (of[0][token] + of[1]) / recipe.temperature
         return np.exp(logits) / np.exp(logits).sum()
-
-    def pairs(sample: grpo.Sample) -> list[tuple[int, int]]:
-        whole = sample.prompt + sample.response
-        return list(pairwise(whole))[len(sample.prompt) - 1 :]
 
     for step in sorted({sample.step for sample in samples}):
         batch = [sample for sample in samples if sample.step == step]

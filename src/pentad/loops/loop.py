@@ -255,7 +255,7 @@ class Loop:
             await self._evaluations.end()
             await self._parts.source.hold()
             self._versions.append(self.version)
-        await self._parts.publication.bring(self.version)
+        await self._parts.publication.bring(self.version, asleep=not self._engines_hold_memory)
         await self._parts.source.go_on()
         self._engines_hold_memory = True
 

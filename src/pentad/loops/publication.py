@@ -23,13 +23,16 @@ class Publication:
         self._policy, self._probe, self._journal, self._always = policy, probe, journal, always
         self._published: int | None = None
 
-    async def bring(self, version: int) -> None:
+    async def bring(self, version: int, *, asleep: bool = False) -> None:
         """Bring the engines to the trainer's weights, which are of this version; nothing where they have them.
+
+        Args:
+            asleep: the engines may have released what they had.
 
         Raises:
             SyncError: a tensor did not arrive as it was sent, or engines and trainer compute differently.
         """
-        if self._published == version:
+        if self._published == version and not asleep:
             return
         with self._journal.timed("sync"):
             self._journal.progress("sync")
