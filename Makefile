@@ -23,7 +23,7 @@ JOBS := 2
 test: ## lint, and run all tests
 	scripts/bootstrap.sh --tests
 	$(MAKE) lint
-	$(RUN) pytest -n $(JOBS) --dist loadgroup
+	$(RUN) pytest -n $(JOBS) --no-loadscope-reorder
 
 FAMILIES := llama_tied mistral qwen2 qwen3 qwen3_moe qwen2_moe mixtral qwen3_moe_dense qwen2_moe_dense
 

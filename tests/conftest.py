@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from quickstart import mixture, pentad, quickstart
@@ -14,10 +14,10 @@ __all__ = ["mixture", "pentad", "quickstart"]
 if TYPE_CHECKING:
     from tiny import TinyModel
 
-# Folders of which all tests share a costly fixture.
-_SHARING = ("gpu", "cluster", "verify", "trainers")
-# Whole runs: two of them at a time would wait for each other's processes.
-_RUNS = {"pentad", "gangs", "beside", "parts"}
+# Folders of which all tests share something costly: they stay in one process of pytest-xdist, as do the tests of a file.
+_SHARING = ("gpu", "verify", "trainers")
+# Whole runs, and a Ray: two of them at a time would wait for each other's processes.
+_RUNS = ("run/", "cluster/", "cli/test_bad_inputs.py")
 
 # Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
 # and threads that wait for each other take the processor from ranks.
@@ -51,22 +51,30 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, handler)
 
 
+def _group(nodeid: str) -> str:
+    """What is done by one process of pytest-xdist, one after the other."""
+    path = nodeid.partition("::")[0].removeprefix("tests/")
+    if path.startswith(_RUNS):
+        return "runs"
+    folder = path.partition("/")[0]
+    return folder if folder in _SHARING else path
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a process of pytest-xdist: tests that start runs follow each other, and begin first.
+    """In a process of pytest-xdist: what takes longest begins first."""
+    if hasattr(config, "workerinput"):
+        order = {group: place for place, group in enumerate(("runs", *_SHARING))}
+        items.sort(key=lambda item: order.get(_group(item.nodeid), len(order)))
 
-    What shares costly fixtures stays in one process; of all other tests a file does.
-    """
-    if not hasattr(config, "workerinput"):
-        return
-    order: dict[pytest.Item, int] = {}
-    for item in items:
-        folder = item.path.parent.name
-        if _RUNS.intersection(getattr(item, "fixturenames", ())) or folder == "cluster":
-            order[item], group = 0, "runs"
-        elif folder in _SHARING:
-            order[item], group = 1 + _SHARING.index(folder), folder
-        else:
-            order[item], group = 1 + len(_SHARING), f"{folder}/{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=order.__getitem__)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups of tests by `_group`. (Groups by mark do not work with pytest 9.2 and pytest-xdist 3.8.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Grouped(config, log)
