@@ -14,7 +14,7 @@ __all__ = ["mixture", "pentad", "quickstart"]
 if TYPE_CHECKING:
     from tiny import TinyModel
 
-# Folders of which all tests share something costly: they stay in one process of pytest-xdist, as do the tests of a file.
+# Folders of which all tests share something costly: they stay in one process of pytest-xdist, as do tests of a file.
 _SHARING = ("gpu", "verify", "trainers")
 # Whole runs, and a Ray: two of them at a time would wait for each other's processes.
 _RUNS = ("run/", "cluster/", "cli/test_bad_inputs.py")
