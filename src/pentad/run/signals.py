@@ -43,7 +43,7 @@ class StopSignals:
         self._ask: Callable[[], object] | None = None
         self._cancel: Callable[[], object] | None = None
         self._ending = False
-        self._finished = False
+        self._finished: Callable[[], bool] = lambda: False
         self._previous: dict[signal.Signals, Any] = {}
         self._timer: threading.Timer | None = None
 
@@ -105,15 +105,19 @@ class StopSignals:
         try:
             return asyncio.run(main())
         except BaseException:
-            if self._ending and not self._finished:
+            if self._ending and not self._finished():
                 raise KeyboardInterrupt from None
             raise
         finally:
             self._cancel = None
 
-    def finished(self) -> None:
-        """The results are written: a signal from now on only limits the time of the clean-up, and the run succeeds."""
-        self._finished = True
+    def finished(self, when: Callable[[], bool] = lambda: True) -> None:
+        """The results are written: a signal from now on only limits the time of the clean-up, and the run succeeds.
+
+        Args:
+            when: tells, whenever a signal comes, whether that is so.
+        """
+        self._finished = when
 
     def ending(self, code: int) -> None:
         """The run is over: let nothing disturb its clean-up, and let that take `CLEANUP_S` at most.
@@ -137,7 +141,7 @@ class StopSignals:
             return
         if first := self.received is None:
             self.received, self.during = signal.Signals(number), str(self._status())
-        if self._finished:
+        if self._finished():
             self.ending(0)
             return
         if first and self._ask is not None:

@@ -136,13 +136,29 @@ async def _train(
 
     with signals.asking(lambda: running.call_soon_threadsafe(stop)) if loop.saves else nullcontext():
         await loop.run()
-    if settings.trainer.export:
-        status.phase = "export"
-        await export(policy, prepared.directory, run_dir.model)
-    if prepared.critic is not None and settings.critic.export:
-        status.phase = "export"
-        await export(trainers.role("critic"), prepared.critic, run_dir.critic)
+    await _export(prepared, policy, trainers, run_dir, status, signals)
     signals.finished()
+
+
+async def _export(
+    prepared: Prepared,
+    policy: RoleTrainer,
+    trainers: Trainers,
+    run_dir: RunDir,
+    status: Status,
+    signals: StopSignals,
+) -> None:
+    """Write what the settings ask for."""
+    settings = prepared.settings
+    exports = [(policy, prepared.directory, run_dir.model)] if settings.trainer.export else []
+    if prepared.critic is not None and settings.critic.export:
+        exports.append((trainers.role("critic"), prepared.critic, run_dir.critic))
+    if exports and not exports[-1][2].exists():
+        # A directory appears when it is whole; the ranks, and this task, may hear of it later.
+        signals.finished(exports[-1][2].exists)
+    for trained, source, target in exports:
+        status.phase = "export"
+        await export(trained, source, target)
 
 
 def _make_loop(
