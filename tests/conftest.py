@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from tiny import TinyModel
 
 # Folders of which all tests share something costly: they stay in one process of pytest-xdist, as do tests of a file.
-_SHARING = ("gpu", "verify", "trainers")
-# Whole runs, and a Ray: two of them at a time would wait for each other's processes.
-_RUNS = ("run/", "cluster/", "cli/test_bad_inputs.py")
+_SHARING = ("gpu", "cluster", "verify", "trainers")
+# Whole runs: two of them at a time would wait for each other's processes.
+_RUNS = ("run/", "cli/test_bad_inputs.py")
 
 # Read when torch is imported. The models are too small for threads to be of use; a process with threads must not fork;
 # and threads that wait for each other take the processor from ranks.
