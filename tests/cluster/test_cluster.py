@@ -19,7 +19,7 @@ from pentad.config.schema.ray import RaySettings
 from pentad.config.schema.rollout import RolloutSettings
 from pentad.errors import UserError
 from pentad.layout import parse_allocation
-from pentad.run.prepare import _tokenizer_path
+from pentad.run.tokenizer import tokenizer_path
 
 _JOIN = """
 import sys
@@ -102,9 +102,9 @@ def test_a_machine_that_does_not_see_the_model(tmp_path: Path) -> None:
 def test_paths_mean_the_same_in_every_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "words").mkdir()
-    assert _tokenizer_path("words", tmp_path) == str(tmp_path / "words")
-    assert _tokenizer_path(None, tmp_path) == str(tmp_path)
-    assert _tokenizer_path("owner/name", tmp_path) == "owner/name"
+    assert tokenizer_path("words", tmp_path) == str(tmp_path / "words")
+    assert tokenizer_path(None, tmp_path) == str(tmp_path)
+    assert tokenizer_path("owner/name", tmp_path) == "owner/name"
 
 
 def test_ray_that_does_not_start_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,7 @@ trainer: {{total_steps: 2, prompts_per_step: 16, dtype: bf16, optimizer: {{lr: 5
     return file
 
 
+@pytest.mark.long
 def test_a_run_begins_with_the_checkpoint_of_another(
     quickstart: Path, pentad: Callable[..., Command], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
