@@ -10,7 +10,7 @@ from loop_world import PER_STEP, SAMPLES, Engine, Events, Model, Publication, Wo
 
 from pentad.config.schema.algorithms import GRPOSettings
 from pentad.config.schema.algorithms.correction import CorrectionSettings
-from pentad.loops.loop import Loop
+from pentad.loops.stopping import StoppedError
 from pentad.samples.batch import Batch
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
@@ -152,50 +152,74 @@ def test_correction_may_be_off() -> None:
     assert all("importance_weights" not in batch.per_token for batch in world.policy.trained)
 
 
-class SlowEvaluation:
-    """Takes longer than training; says under which version it began and ended."""
+def test_a_stop_is_heard_while_requests_are_finished() -> None:
+    """`finish` waits for the longest response; a stop does not."""
 
-    def __init__(self, world: World) -> None:
-        self.world, self.versions, self.beside = world, [], 0
+    async def within() -> World:
+        world = World(GRPOSettings(), 6, max_staleness=2, finish=True, engine=SlowEngine, model=SlowModel)
+        update = Update(world.engine, world.events, abort=False)  # ty: ignore
+        world.parts.publication = update  # ty: ignore
+        drain = world.parts.source._sampler.drain  # ty: ignore
 
-    async def run(self, step: int) -> dict[str, float]:
-        began, trained = self.world.engine.version, len(self.world.policy.trained)
-        for _ in range(200):
-            await asyncio.sleep(0)
-        self.versions.append((step, began, self.world.engine.version))
-        self.beside += len(self.world.policy.trained) > trained
-        return {"eval/x/reward": float(step)}
+        async def stop_first() -> None:
+            if world.engine.version >= 1:
+                world.loop.stop()
+                world.engine.open.clear()  # ty: ignore
+            await drain()
 
+        world.parts.source._sampler.drain = stop_first  # ty: ignore
+        with pytest.raises(StoppedError):
+            await asyncio.wait_for(world.loop.run(), 20)
+        return world
 
-@pytest.mark.parametrize(("staleness", "keep_best"), [(2, None), (2, "eval/x/reward"), (0, None)])
-def test_evaluation_runs_beside_training_under_one_version(staleness: int, keep_best: str | None) -> None:
-    async def within() -> SlowEvaluation:
-        world = World(GRPOSettings(), 6, max_staleness=staleness, engine=SlowEngine, model=SlowModel)
-        evaluated = {"test_freq": 2, "keep_best": keep_best}
-        world.parts.settings = world.parts.settings.model_copy(update=evaluated)
-        world.parts.publication = Update(world.engine, world.events, abort=False)  # ty: ignore
-        evaluation = SlowEvaluation(world)
-        world.parts.evaluation = evaluation  # ty: ignore
-        await asyncio.wait_for(Loop(world.parts).run(), 60)
-        return evaluation
-
-    evaluation = asyncio.run(within())
-    assert evaluation.versions == [(step, step, step) for step in (2, 4, 6)]
-    assert evaluation.beside == (2 if staleness and keep_best is None else 0)
+    world = asyncio.run(within())
+    # The step under way was finished and recorded; its weights were not published.
+    assert world.loop.step == 2 and [step for step, _ in world.journal.written] == [1, 2]
+    assert world.engine.version == 1
 
 
-def test_a_failure_of_an_evaluation_beside_training_ends_the_run() -> None:
-    class Failing:
-        async def run(self, step: int) -> dict[str, float]:
-            await asyncio.sleep(0)
-            raise ValueError("no such set")
+def test_a_group_that_is_finished_as_the_state_is_taken_is_in_it() -> None:
+    """Whatever the moment, each number that is not trained on is either finished, or to be sampled with its prompt."""
 
     async def within() -> None:
-        world = World(GRPOSettings(), 6, max_staleness=2, engine=SlowEngine, model=SlowModel)
-        world.parts.settings = world.parts.settings.model_copy(update={"test_freq": 2})
+        world = World(GRPOSettings(), 4, max_staleness=2, engine=SlowEngine, model=SlowModel)
         world.parts.publication = Update(world.engine, world.events, abort=False)  # ty: ignore
-        world.parts.evaluation = Failing()  # ty: ignore
-        await asyncio.wait_for(Loop(world.parts).run(), 60)
+        running = asyncio.ensure_future(world.loop.run())
+        while not running.done():
+            await asyncio.sleep(0)
+            state = world.parts.source.state_dict()
+            waiting = state["experience"]
+            asked = {number for number in waiting["sampling"] if number < state["sampler"]["given"]}
+            assert asked <= set(state["sampler"]["indices"])
+            assert not set(waiting["finished"]) & set(state["sampler"]["indices"])
+        await running
 
-    with pytest.raises(ValueError, match="no such set"):
-        asyncio.run(within())
+    asyncio.run(within())
+
+
+def test_less_staleness_after_a_resume_samples_again_what_would_be_too_old() -> None:
+    async def within() -> tuple[World, list[int]]:
+        world = World(GRPOSettings(), 8, max_staleness=3, engine=SlowEngine, model=SlowModel)
+        world.parts.publication = Update(world.engine, world.events, abort=False)  # ty: ignore
+        states = []
+        finish = world.loop._finish_step
+
+        async def kept(*arguments: Any) -> None:
+            states.append(world.loop.state_dict())
+            await finish(*arguments)
+
+        world.loop._finish_step = kept  # ty: ignore
+        await world.loop.run()
+        state = next(state for state in states if state["source"]["experience"]["finished"])
+        again = World(GRPOSettings(), 8, max_staleness=1, engine=SlowEngine, model=SlowModel)
+        again.parts.publication = Update(again.engine, again.events, abort=False)  # ty: ignore
+        again.loop.load_state_dict(state)
+        await asyncio.wait_for(again.loop.run(), 60)
+        before = world.policy.trained[: state["step"]]
+        return again, [int(group) for batch in before for group in batch.per_sequence["group_ids"].unique()]
+
+    again, before = asyncio.run(within())
+    after = [int(group) for batch in again.policy.trained for group in batch.per_sequence["group_ids"].unique()]
+    assert sorted(before + after) == list(range(8 * PER_STEP))
+    assert all(step["staleness/max"] <= 1 for step in metrics_of(again))
+    assert any("sampled again" in text for text in again.journal.messages)

@@ -14,7 +14,7 @@ from pentad.algorithms.advantages import normalized
 from pentad.algorithms.kl import KLCoefficient, kl_estimate
 from pentad.algorithms.policy_loss import PolicyLoss
 from pentad.algorithms.protocol import Loss
-from pentad.algorithms.reduction import sum_over_sequences, without_truncated
+from pentad.algorithms.reduction import without_truncated
 from pentad.algorithms.rewards import rewards_differ, shaped_rewards
 from pentad.algorithms.surrogates import SurrogateFunction, clipped_ratio
 from pentad.config.schema.algorithms.base import Role
@@ -74,8 +74,10 @@ class PolicyGradient[S: PolicyGradientSettings]:
         return batch
 
     def penalized(self, rewards: Tensor, kl: Tensor | None, batch: Batch) -> Tensor:
-        """Rewards `[S]` without the KL penalty of the whole response."""
-        return rewards if kl is None else rewards - self.kl.value * sum_over_sequences(kl, batch)
+        """Rewards `[S]` less the KL penalty of the whole response, also where that has no loss; `kl` is 0 elsewhere."""
+        if kl is None:
+            return rewards
+        return rewards - self.kl.value * kl.new_zeros(batch.num_sequences).index_add(0, batch.sequence_ids(), kl)
 
     def losses(self) -> Mapping[Role, Loss]:
         return {"policy": PolicyLoss(self.settings, type(self).surrogate, self.max_response_tokens)}

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+import torch
+
 from pentad.cluster.engine_actor import Answer, Ticket
 from pentad.cluster.failure import first_cause
 from pentad.cluster.gang import Gang
@@ -139,11 +141,16 @@ class Replica:
             self._collection = asyncio.create_task(self._collect())
         self.send()
 
-    def fail(self, error: Exception) -> None:
-        """Give up: every request in flight gets the error."""
-        self._failed, self._asked, self._new = False, None, []
+    def fail(self, error: Exception | None) -> None:
+        """Give up: every request in flight gets the error.
+
+        Args:
+            error: None: it is aborted, so that whoever asked asks again; nothing is sent until `send_again`.
+        """
+        self._failed, self._asked, self._new = error is None, None, []
+        nothing = torch.zeros(0)
         for ticket in list(self._in_flight):
-            self._answer(ticket, error)
+            self._answer(ticket, error or Completion(nothing.long(), nothing, nothing.int(), "abort"))
 
     def _cancel(self) -> None:
         tickets, self._cancelled = self._cancelled, []

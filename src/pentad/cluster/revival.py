@@ -106,7 +106,10 @@ class Revival:
                         return
                     if self.published.is_set():
                         await self.publish_again()
-            await self.published.wait()
+            if not self.published.is_set():
+                # The next publication may wait for these requests (`rollout.on_update: finish`).
+                replica.fail(None)
+                await self.published.wait()
             self.tell(f"{replica.in_flight} requests of {self._gang.names[replica.rank]} are done again")
             replica.send_again(self.replaced[replica.rank])
         except Exception as later:

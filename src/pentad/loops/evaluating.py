@@ -1,25 +1,20 @@
-"""When a run is evaluated, and whether training waits for it.
+"""When a run is evaluated.
 
-Invariant: a step is evaluated under its own weights: no others are published before the evaluation has ended or was
-left, and one that was left is done again when the run goes on.
+Invariant: a step is evaluated under its own weights, and no others are published meanwhile.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.loops.evaluation import Evaluation
-from pentad.loops.stopping import Stop, StopNow
+from pentad.loops.stopping import Stop
 
 
 class Evaluations:
-    """The evaluations of a run.
+    """The evaluations of a run. Training waits for them; where samples may be stale, sampling goes on beside them.
 
     Args:
         evaluation: None where nothing is evaluated.
-        max_staleness: above 0 the next step begins before an evaluation has ended, except where a checkpoint has to
-            know how it went (`trainer.keep_best`).
         stop: asks the run to stop.
         publish: brings the engines to the trainer's weights.
 
@@ -31,14 +26,11 @@ class Evaluations:
         self,
         evaluation: Evaluation | None,
         settings: TrainerSettings,
-        max_staleness: int,
         stop: Stop,
         publish: Callable[[], Awaitable[None]],
     ) -> None:
         self._evaluation, self._settings = evaluation, settings
-        self._may_run_beside = max_staleness > 0 and settings.keep_best is None
         self._stop, self._publish = stop, publish
-        self._running: asyncio.Task[dict[str, float]] | None = None
         self.evaluated = -1
 
     def due(self, step: int) -> bool:
@@ -50,13 +42,6 @@ class Evaluations:
             return settings.val_before_train
         return step == settings.total_steps or bool(settings.test_freq and step % settings.test_freq == 0)
 
-    def begin(self, step: int) -> bool:
-        """Evaluate a step beside the training of the next; returns False where training has to wait for `run`."""
-        if not self._may_run_beside or step >= self._settings.total_steps:
-            return False
-        self._running = asyncio.ensure_future(self._evaluate(step))
-        return True
-
     async def run(self, step: int) -> dict[str, float]:
         """Evaluate a step; returns the metrics.
 
@@ -65,19 +50,6 @@ class Evaluations:
         """
         return await self._stop.unless(self._evaluate(step))
 
-    async def end(self) -> None:
-        """Wait for the evaluation that runs beside training, unless a stop is asked for: then it is left."""
-        task, self._running = self._running, None
-        if task is not None:
-            with suppress(StopNow):
-                await self._stop.unless(_result(task))
-            task.cancel()
-
-    def cancel(self) -> None:
-        """Leave the evaluation that runs."""
-        if self._running is not None:
-            self._running.cancel()
-
     async def _evaluate(self, step: int) -> dict[str, float]:
         if self._evaluation is None:
             return {}
@@ -85,7 +57,3 @@ class Evaluations:
         metrics = await self._evaluation.run(step)
         self.evaluated = step
         return metrics
-
-
-async def _result[T](task: asyncio.Task[T]) -> T:
-    return await asyncio.shield(task)

@@ -120,11 +120,19 @@ class Experience:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
+    def sample_again(self) -> dict[int, Group]:
+        """Have the finished groups sampled anew, before the first `take`; returns them by number."""
+        groups, self._finished, self._begun = self._finished, {}, {}
+        self._again = sorted([*self._again, *groups])
+        return groups
+
     def state_dict(self) -> dict[str, Any]:
         """What a run must know to go on: finished groups, and the numbers of those that were being sampled.
 
         To be taken between `release` and `take`, or before the first `take`.
         """
+        for task in [task for task in self._running if task.done()]:
+            self._collect(task)  # the loop was about to; its sampler already takes it for finished
         return {
             "next": self._next,
             "takes": self._releases,

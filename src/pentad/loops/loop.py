@@ -8,6 +8,7 @@ newer than those that sampled it. A step is: batch, columns, credit, optimizer s
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +95,7 @@ class Loop:
         # As it was after the last step; a step that is left changes what it is taken from.
         self._boundary: dict[str, Any] | None = None
         self._stop = Stop()
-        self._evaluations = Evaluations(
-            parts.evaluation, parts.settings, parts.max_staleness, self._stop, self._publish
-        )
+        self._evaluations = Evaluations(parts.evaluation, parts.settings, self._stop, self._publish)
         self._skipped = SkippedUpdates(parts.settings.max_skipped_steps, parts.journal.message)
         self._last_metrics: dict[str, float] = {}
 
@@ -122,7 +121,6 @@ class Loop:
         finally:
             if parts.saver is not None:
                 await parts.saver.close()
-            self._evaluations.cancel()
             await parts.source.close()
 
     @property
@@ -145,7 +143,6 @@ class Loop:
         parts.journal.times()  # what came before the first step is not part of it
         while self.step < parts.settings.total_steps:
             await self._step()
-        await self._evaluations.end()
 
     async def _step(self) -> None:
         parts, journal, number = self._parts, self._parts.journal, self.step + 1
@@ -161,10 +158,10 @@ class Loop:
             apart = judged_drift(batch, self.version, parts.drift_watch)
             for column in sampled:
                 batch = batch.with_per_token(column, batch.per_token[SAMPLED_COLUMNS[column]])
+            batch = parts.algorithm.credit(batch)
             if parts.correction is not None:
                 batch, weighed = importance_weights(batch, parts.correction)
                 apart |= weighed
-            batch = parts.algorithm.credit(batch)
             _check_read(batch, self._losses, parts.algorithm_settings)
             trained = await self._train(batch)
         self.step = number
@@ -185,7 +182,7 @@ class Loop:
         journal.write(self.step, metrics)
         self._last_metrics = metrics
         try:
-            if self._evaluations.due(self.step) and not self._evaluations.begin(self.step):
+            if self._evaluations.due(self.step):
                 metrics |= await self._evaluations.run(self.step)
                 journal.between()
         finally:
@@ -252,8 +249,10 @@ class Loop:
         if self._parts.publication is None:
             raise RuntimeError("there are no rollout engines")
         if not self._versions or self._versions[-1] != self.version:
-            await self._evaluations.end()
-            await self._parts.source.hold()
+            with suppress(StopNow):
+                await self._stop.unless(self._parts.source.hold())
+            if self._stop.requested:
+                return  # what is held will not be trained on by this process
             self._versions.append(self.version)
         await self._parts.publication.bring(self.version, asleep=not self._engines_hold_memory)
         await self._parts.source.go_on()
@@ -266,6 +265,7 @@ class Loop:
             "step": self.step,
             "version": self.version,
             "versions": list(self._versions),
+            "max_staleness": self._parts.max_staleness,
             "evaluated": self._evaluations.evaluated,
             "source": self._parts.source.state_dict(),
             "drift": None if watch is None else watch.state_dict(),
@@ -279,6 +279,8 @@ class Loop:
         self._evaluations.evaluated = state["evaluated"]
         self._versions.extend(state.get("versions", ()))
         self._parts.source.load_state_dict(state["source"])
+        if state.get("max_staleness", 0) > self._parts.max_staleness:
+            self._parts.source.sample_again()
         if self._parts.drift_watch is not None and state["drift"] is not None:
             self._parts.drift_watch.load_state_dict(state["drift"])
         self._skipped.load_state_dict(state["skipped"])

@@ -129,6 +129,10 @@ class GroupSampler:
         """The groups that `plain` describes."""
         return {number: Group.from_plain(state, self._prompts) for number, state in groups.items()}
 
+    def sample_again(self, groups: Mapping[int, Group]) -> None:
+        """These numbers will be asked for once more."""
+        self._indices |= {number: group.index for number, group in groups.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Which prompts the unfinished numbers have, and where the order stands."""
         return {"order": self._order.state_dict(), "given": self._given, "indices": dict(self._indices)}

@@ -50,6 +50,10 @@ class Source(Protocol):
         """They are published."""
         ...
 
+    def sample_again(self) -> None:
+        """What waits would become too old; before the first `take`."""
+        ...
+
     async def release(self) -> None:
         """The batch was trained on and the new weights are published."""
         ...
@@ -149,6 +153,15 @@ class Rollouts:
         """Make requests again."""
         self._sampler.go_on()
 
+    def sample_again(self) -> None:
+        """Sample the groups anew that wait in a checkpoint of a run that allowed more staleness."""
+        groups = self._experience.sample_again()
+        self._sampler.sample_again(groups)
+        if groups:
+            self._journal.message(
+                f"{len(groups)} finished groups are sampled again, as trainer.max_staleness is lower than it was"
+            )
+
     async def release(self) -> None:
         """Use the slots of the groups that were trained on."""
         await self._experience.release()
@@ -193,6 +206,9 @@ class Examples:
         pass
 
     async def go_on(self) -> None:
+        pass
+
+    def sample_again(self) -> None:
         pass
 
     async def release(self) -> None:
