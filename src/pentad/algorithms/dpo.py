@@ -3,33 +3,16 @@
 https://arxiv.org/abs/2305.18290, equation 7. Both responses of a pair are in one microbatch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pentad.algorithms.protocol import Loss, Mean, Outputs
+from pentad.algorithms.given import Given
+from pentad.algorithms.protocol import Mean, Outputs
 from pentad.algorithms.reduction import sum_over_sequences
-from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.algorithms.dpo import DPOSettings
 from pentad.samples.batch import Batch
-from pentad.samples.trajectory import Trajectory
-
-
-class DPO:
-    """The algorithm: nothing but its loss."""
-
-    def __init__(self, settings: DPOSettings) -> None:
-        self._settings = settings
-
-    def admit(self, group: Sequence[Trajectory]) -> bool:
-        return True
-
-    def credit(self, batch: Batch) -> Batch:
-        return batch
-
-    def losses(self) -> Mapping[Role, Loss]:
-        return {"policy": DPOLoss(self._settings)}
 
 
 class DPOLoss:
@@ -55,3 +38,9 @@ class DPOLoss:
             "train/preference_accuracy": Mean(right, pairs),
             "train/preference_margin": Mean(margin.detach().sum(), pairs),
         }
+
+
+class DPO(Given[DPOSettings]):
+    """The algorithm."""
+
+    loss = DPOLoss

@@ -149,7 +149,8 @@ class Engines:
         arrived, self._arrived = self._arrived, []
         waited_for = [order for order in arrived if not order.answer.done()]
         for _, group in groupby(waited_for, key=lambda order: order.request.request_id):
-            replica = min(self._replicas, key=lambda replica: replica.load)  # the first of several
+            # The first of several; one that was lost is only waited for where there is no other.
+            replica = min(self._replicas, key=lambda replica: (replica.failed, replica.load))
             for order in group:
                 replica.take(order)
         for replica in self._replicas:

@@ -51,6 +51,7 @@ class Replica:
         count_replaced: how many engines of the run were replaced so far.
 
     Attributes:
+        failed: between a failure and what is done about it nothing is sent.
         load: tokens that the requests in flight may take.
         generation: how often the engine had been replaced when requests were sent to it.
         generating: when it does, for the timeline.
@@ -67,8 +68,7 @@ class Replica:
     ) -> None:
         self._gang, self.rank = gang, rank
         self._deadline_s, self._on_failure = deadline_s, on_failure
-        # Between a failure and what is done about it nothing is sent.
-        self._failed = False
+        self.failed = False
         self._count_replaced = count_replaced
         self.generation = 0
         self.replaced_before = 0
@@ -93,7 +93,7 @@ class Replica:
 
     def send(self) -> None:
         """Send what was taken."""
-        if not self._new or self._failed:
+        if not self._new or self.failed:
             return
         new, self._new = self._new, []
         requests = [(order.ticket, order.request) for order in new]
@@ -118,7 +118,7 @@ class Replica:
 
     def _note(self) -> None:
         """Take down whether the engine works on something."""
-        self.generating.want(bool(self._in_flight) and not self._failed)
+        self.generating.want(bool(self._in_flight) and not self.failed)
 
     @property
     def in_flight(self) -> int:
@@ -128,14 +128,14 @@ class Replica:
     def send_again(self, generation: int) -> None:
         """Send what is in flight to the engine that has taken the place of the one that failed."""
         self.generation = generation
-        self._failed, self._asked, self._cancelled = False, None, []
+        self.failed, self._asked, self._cancelled = False, None, []
         self._note()
         self._new = list(self._in_flight.values())
         self.send()
 
     def listen(self) -> None:
         """Wait for answers again: the engine was late for a reason."""
-        self._failed = False
+        self.failed = False
         self._note()
         if self._in_flight and (self._collection is None or self._collection.done()):
             self._collection = asyncio.create_task(self._collect())
@@ -147,14 +147,14 @@ class Replica:
         Args:
             error: None: it is aborted, so that whoever asked asks again; nothing is sent until `send_again`.
         """
-        self._failed, self._asked, self._new = error is None, None, []
+        self.failed, self._asked, self._new = error is None, None, []
         nothing = torch.zeros(0)
         for ticket in list(self._in_flight):
             self._answer(ticket, error or Completion(nothing.long(), nothing, nothing.int(), "abort"))
 
     def _cancel(self) -> None:
         tickets, self._cancelled = self._cancelled, []
-        if self._failed or not tickets:
+        if self.failed or not tickets:
             return
         self._gang.actors[self.rank].cancel.remote(tickets)
 
@@ -181,8 +181,8 @@ class Replica:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        if not self._failed:
-            self._failed = True
+        if not self.failed:
+            self.failed = True
             self._note()
             self._on_failure(self, error)
 

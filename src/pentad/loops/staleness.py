@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pentad.samples.trajectory import NOT_SAMPLED, Trajectory
+from pentad.samples.trajectory import Trajectory
 
 
 def staleness_metrics(trajectories: Sequence[Trajectory], versions: Sequence[int]) -> dict[str, float]:
@@ -22,7 +22,8 @@ def staleness_metrics(trajectories: Sequence[Trajectory], versions: Sequence[int
         return {}
     published = torch.tensor(list(versions), dtype=torch.int32)
     ages = len(published) - 1 - torch.searchsorted(published, sampled)
-    mixed = [len(set(t.versions[t.sampled].tolist()) - {NOT_SAMPLED}) > 1 for t in trajectories]
+    each = [versions_of for t in trajectories if len(versions_of := t.versions[t.sampled])]
+    mixed = [bool((one != one[0]).any()) for one in each]
     shares = {f"staleness/share_{age}": float((ages == age).double().mean()) for age in range(len(published))}
     return {
         "staleness/mean": float(ages.double().mean()),

@@ -6,6 +6,9 @@ The same command, started again after it was killed, goes on with what it had do
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
@@ -80,10 +83,18 @@ def is_finished(settings: RunSettings, settings_yaml: str) -> bool:
 
 
 def _is_of(run_dir: RunDir, settings_yaml: str) -> bool:
+    """Whether the run has the same values, wherever they were set; what became of an earlier run is none of it."""
     try:
-        return run_dir.config.read_text(encoding="utf-8") == settings_yaml
-    except OSError:
+        return _values(run_dir.config.read_text(encoding="utf-8")) == _values(settings_yaml)
+    except (OSError, yaml.YAMLError):
         return False
+
+
+def _values(settings_yaml: str) -> Any:
+    values = yaml.safe_load(settings_yaml)
+    if isinstance(values, dict) and isinstance(values.get("experiment"), dict):
+        values["experiment"].pop("overwrite", None)
+    return values
 
 
 def begins_again(settings: RunSettings, settings_yaml: str) -> bool:

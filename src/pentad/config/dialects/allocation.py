@@ -6,7 +6,7 @@ Invariant: sizes are taken over or refused; the number of replicas is what the m
 import re
 
 from pentad.config.dialects.facts import Sheet
-from pentad.config.dialects.rules import Unsupported
+from pentad.config.dialects.rules import LAYOUT_FACTS, Unsupported
 
 _ENGINES = {
     "vllm": "vllm",
@@ -26,24 +26,6 @@ _TRAINERS = {
     "ddp": "megatron",
 }
 _LETTERS = "dtpvcex"
-_FACTS = (
-    "nodes",
-    "gpus_per_node",
-    "gpus",
-    "trainer_backend",
-    "t",
-    "p",
-    "c",
-    "e",
-    "x",
-    "v",
-    "engine",
-    "engine_t",
-    "engine_d",
-    "engine_p",
-    "engine_e",
-    "colocated",
-)
 _COMPONENT = re.compile(r"(\w+)(\[\w+\])?:(\((?:[^()]*)\)|[a-z0-9]+)")
 
 
@@ -83,7 +65,7 @@ def _from_text(sheet: Sheet) -> None:
         return
     changed = _with_engine(changed, sheet.engine)
     sheet.take("allocation", changed, *facts, why=note)
-    sheet.nothing("the number of GPUs follows from allocation", *_FACTS, "engine_layout", "trainer_layout")
+    sheet.nothing("the number of GPUs follows from allocation", *LAYOUT_FACTS, "engine_layout", "trainer_layout")
 
 
 def _with_engine(text: str, engine: str | None) -> str:
@@ -128,16 +110,16 @@ def _from_sizes(sheet: Sheet, colocated: bool) -> None:
     )
     devices = world - engine_devices if separate else world
     if devices < 1:
-        sheet.refuse(f"engines on {engine_devices} of {world} GPUs, which leaves none for the trainer", *_FACTS)
+        sheet.refuse(f"engines on {engine_devices} of {world} GPUs, which leaves none for the trainer", *LAYOUT_FACTS)
         sheet.missing["allocation"] = "see the keys of GPUs and engines"
         return
     trainer = _trainer(sheet, devices)
     if isinstance(trainer, Unsupported):
-        sheet.refuse(trainer.does, *_FACTS)
+        sheet.refuse(trainer.does, *LAYOUT_FACTS)
         sheet.missing["allocation"] = trainer.does
         return
     text = f"{engine_text}{'+' if separate else '|'}{trainer}" if engine_text else trainer
-    sheet.take("allocation", text, *_FACTS)
+    sheet.take("allocation", text, *LAYOUT_FACTS)
 
 
 def _trainer(sheet: Sheet, devices: int) -> str | Unsupported:

@@ -147,32 +147,29 @@ def lacking(pattern: str, does: str, off: tuple[Any, ...] = (None, False, 0), *,
     return Rule(pattern, does=does, off=off, learns=learns)
 
 
+# Facts that an allocation is put together from, where the file has none.
+LAYOUT_FACTS = (
+    "nodes",
+    "gpus_per_node",
+    "gpus",
+    "trainer_backend",
+    "t",
+    "p",
+    "c",
+    "e",
+    "x",
+    "v",
+    "engine",
+    "engine_t",
+    "engine_d",
+    "engine_p",
+    "engine_e",
+    "colocated",
+)
+
 # Facts -> the setting that follows from them.
 FACTS: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "nodes",
-            "gpus_per_node",
-            "gpus",
-            "trainer_backend",
-            "t",
-            "p",
-            "c",
-            "e",
-            "x",
-            "v",
-            "engine",
-            "engine_t",
-            "engine_d",
-            "engine_p",
-            "engine_e",
-            "colocated",
-            "allocation",
-            "trainer_layout",
-            "engine_layout",
-        ),
-        "allocation",
-    ),
+    **dict.fromkeys((*LAYOUT_FACTS, "allocation", "trainer_layout", "engine_layout"), "allocation"),
     **dict.fromkeys(("prompts", "samples", "device_samples", "accumulation"), "trainer.prompts_per_step"),
     **dict.fromkeys(("mini_prompts", "minibatches", "mini_samples", "reuse"), "algorithm.optimizer_steps"),
     **dict.fromkeys(("epochs", "steps"), "trainer.total_steps"),
