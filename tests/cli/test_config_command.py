@@ -62,7 +62,7 @@ REFUSED = {
     "allocation that cannot run yet": (
         ["allocation=sglang:d1+megatron:p2"],
         "sglang is not available yet",
-        "write hf:d1",
+        "write vllm:d1",
     ),
     "no engine": (["allocation=megatron:t2"], "no rollout engine", "hf:d2|megatron:t2 (same devices)"),
     "no engine to evaluate with": (

@@ -229,6 +229,22 @@ def test_a_run_that_is_interrupted_leaves_nothing_behind(engines: Engines) -> No
     assert seen(asyncio.run(ask(engines, request("a")))) == [(0, 1)]
 
 
+def test_an_engine_that_says_that_it_is_lost_counts_as_dead(engines: Engines) -> None:
+    async def main() -> None:
+        elsewhere = asyncio.create_task(engines.generate(request("wait", 20)))
+        answers = await ask(engines, request("give-up"), request("wait", 4))
+        assert len(answers) == 2
+        for answer in answers:
+            assert isinstance(answer, RunFailedError)
+            assert str(answer).startswith("rollout engine 1 failed during rollout: EngineFailedError: the core of the")
+            assert answer.died == "rollout engine 1"
+        await engines.resume()
+        assert isinstance(await elsewhere, Completion)
+        await engines.pause(abort=False)
+
+    asyncio.run(main())
+
+
 def test_a_death_that_is_the_last_allowed_fails_the_requests_of_its_engine(engines: Engines) -> None:
     async def main() -> None:
         elsewhere = asyncio.create_task(engines.generate(request("wait", 20)))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pentad.engines.protocol import EngineFailedError
 from pentad.engines.vllm.arguments import VllmSetup
-from pentad.engines.vllm.core import EngineFailedError
 from pentad.engines.vllm.engine import VllmEngine
 from pentad.kernels.matmul import mm_float32
 from pentad.samples.completion import Completion
@@ -182,7 +182,8 @@ def test_scores_given_tokens(engine, trainer):
 def test_abort_returns_what_there_is(engine):
     async def run() -> tuple[list[Completion], list[Completion]]:
         tasks = [asyncio.create_task(engine.generate(request)) for request in requests(64, 1500, "abort")]
-        await asyncio.sleep(1.0)
+        # One that is as far as the others began, so most have some tokens by then, and none has all.
+        await engine.generate(requests(1, 64, "beside")[0])
         await engine.pause(abort=True)
         stopped = await asyncio.gather(*tasks)
         late = [asyncio.create_task(engine.generate(request)) for request in requests(4, 8, "late")]

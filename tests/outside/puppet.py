@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pentad.engines.protocol import EngineFeatures, EngineSpec
+from pentad.engines.protocol import EngineFailedError, EngineFeatures, EngineSpec
 from pentad.errors import UserError
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
@@ -69,6 +69,8 @@ class Puppet:
                 raise ForeignUserError
             case "break-cancelled":
                 raise asyncio.CancelledError("the engine's own task was cancelled")
+            case "give-up":
+                raise EngineFailedError("the core of the engine is gone")
             case "die":
                 os._exit(1)
         return Completion(tokens, torch.zeros(3), torch.zeros(3, dtype=torch.int32), "length")

@@ -13,6 +13,7 @@ from command import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+FRAGILE = Path(__file__).parents[1] / "outside" / "fragile.py"
 # Depends on every character, so that groups hold different rewards.
 REWARD = """
 def score(response):
@@ -56,6 +57,19 @@ def test_killed_engines_are_replaced_and_nothing_is_lost(
     assert command.ends_within(900) == 0, command.stderr
     assert command.stdout.count("started again in") >= 2, command.stdout
     assert metrics(tmp_path / "lost") == metrics(tmp_path / "whole")
+
+
+def test_an_engine_that_says_that_it_is_lost_is_replaced(
+    pentad: Callable[..., Command], quickstart: Path, tmp_path: Path
+) -> None:
+    """As a vLLM engine does whose core was killed: its own process lives."""
+    config = configure(tmp_path, quickstart)
+    engine = [f"rollout.engine={FRAGILE}:Fragile", f"rollout.engine_options={{after: 9, mark: {tmp_path}/mark}}"]
+    command = pentad("train", str(config), "trainer.total_steps=1", "allocation=hf:d1+megatron:d1", *engine)
+    assert command.ends_within(300) == 0, command.stderr
+    assert "its core died; rollout engine 0 started again in" in command.stdout
+    (row,) = _rows(tmp_path / "runs" / "lost")
+    assert json.loads(row)["data/samples_consumed"] == 32
 
 
 def test_an_engine_that_is_lost_too_often_ends_the_run(

@@ -15,10 +15,21 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from pentad.engines.protocol import EngineFailedError
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
 
-_ECHOES = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "distbackenderror", "rendezvous")
+# Of a process that is lost.
+_DEATHS = (ActorDiedError, ActorUnavailableError, OutOfMemoryError, EngineFailedError)
+_ECHOES = (
+    "gloo",
+    "nccl",
+    "connection closed by peer",
+    "connection reset by peer",
+    "distbackenderror",
+    "rendezvous",
+    "the other side",
+)
 
 
 def first_cause(errors: Mapping[str, BaseException], phase: str, logs: Mapping[str, str]) -> Exception:
@@ -39,7 +50,7 @@ def first_cause(errors: Mapping[str, BaseException], phase: str, logs: Mapping[s
     who, error = min(unwrapped.items(), key=lambda item: _suspicion(item[1]))
     facts = {"log": logs[who]} if who in logs else {}
     failed = RunFailedError(f"{who} failed during {phase}: {_describe(error)}", facts)
-    if isinstance(error, ActorDiedError | ActorUnavailableError | OutOfMemoryError):
+    if isinstance(error, _DEATHS):
         failed.died = who
     failed.__cause__ = errors[who]
     return failed
@@ -55,7 +66,7 @@ def _unwrap(error: BaseException) -> BaseException:
 
 def _suspicion(error: BaseException) -> int:
     """0 for what surely came first."""
-    if isinstance(error, ActorDiedError | ActorUnavailableError | OutOfMemoryError):
+    if isinstance(error, _DEATHS):
         return 0
     if isinstance(error, ObjectLostError):  # what it asked for went with the process that held it
         return 2

@@ -18,6 +18,7 @@ from pentad.cluster.failure import first_cause
 from pentad.cluster.gang import Gang
 from pentad.cluster.generating import Generating
 from pentad.cluster.processes import Call
+from pentad.engines.protocol import EngineFailedError
 from pentad.errors import UserError
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
@@ -176,6 +177,8 @@ class Replica:
                 )
                 self._asked = None
                 for ticket, answer in answers:
+                    if isinstance(answer, EngineFailedError):
+                        raise self._named(answer)
                     self._answer(ticket, answer if isinstance(answer, Completion) else self._named(answer))
         except Exception as error:
             self._fail(error)

@@ -32,6 +32,10 @@ NO_VERSION = -1
 """The version of an engine that has no weights, or not all of them."""
 
 
+class EngineFailedError(RuntimeError):
+    """The engine died, or hangs, though its process lives: it is lost, and another must be made in its place."""
+
+
 @dataclass(frozen=True)
 class EngineFeatures:
     """What an engine can do beyond the protocol.
@@ -75,6 +79,7 @@ class Engine(Protocol):
         Raises:
             UserError, ValueError: this request cannot be answered.
             RuntimeError: there are no weights, or the engine sleeps or is closed.
+            EngineFailedError: the engine is lost; so may all other verbs raise it.
         """
         ...
 

@@ -38,17 +38,16 @@ def check_supported(allocation: Allocation) -> list[Problem]:
     """What this version cannot run yet, though the string is right; empty when all is well."""
     if (rollout := allocation.rollout) is None:
         return []
-    if rollout.backend == "vllm":
-        cause = f"{rollout}: the vllm engine has been shown on a GPU by itself; a whole run with it has not been yet"
-        return [Problem(cause, f"write hf:d{rollout.layout.world}")]
-    if rollout.backend != "hf":
-        cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with hf"
-        return [Problem(cause, f"write hf:d{rollout.layout.world}")]
+    if rollout.backend not in ("hf", "vllm"):
+        cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with vllm or hf"
+        return [Problem(cause, f"write vllm:d{rollout.layout.world}")]
     problems = []
     for name, letter in {"tensor": "t", "pipeline": "p", "context": "c"}.items():
         if (size := getattr(rollout.layout, name)) > 1:
-            cause = f"{rollout}: {letter}{size} is not possible; an hf engine is one device, and has only d"
-            problems.append(Problem(cause, f"write hf:d{rollout.layout.world}"))
+            cause = (
+                f"{rollout}: {letter}{size} is not possible; an engine is one device in this version, and has only d"
+            )
+            problems.append(Problem(cause, f"write {rollout.backend}:d{rollout.layout.world}"))
     return problems
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
+from pentad.engines.protocol import EngineFailedError
 from pentad.engines.vllm.lifetime import LEADER
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ T = TypeVar("T")
 
 _POLL_S = 1.0
 _CLOSE_S = 20.0
-
-
-class EngineFailedError(RuntimeError):
-    """The engine died, or did not answer in time. It must be built again."""
 
 
 class VllmCore:

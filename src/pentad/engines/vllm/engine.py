@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pentad.engines.protocol import NO_VERSION, EngineFeatures
+from pentad.engines.protocol import NO_VERSION, EngineFailedError, EngineFeatures
 from pentad.engines.vllm.arguments import VllmSetup, engine_arguments, environment, logprobs_mode
-from pentad.engines.vllm.core import EngineFailedError, VllmCore
+from pentad.engines.vllm.core import VllmCore
 from pentad.engines.vllm.receiving import WorkerWeights
 from pentad.engines.vllm.requests import Requests
 from pentad.engines.vllm.sampling import check_sampling, read_scores, scoring_params
@@ -185,12 +185,14 @@ class VllmEngine:
             handed = relay.open(version)
             sending = asyncio.create_task(asyncio.to_thread(handed.send, channel.receive()))
             try:
-                return await self._core.here(self._load(handed, version))
+                held = await self._core.here(self._load(handed, version))
             except BaseException:
                 handed.close("the engine could not take the weights")
+                # What the workers ran into is the cause; that nobody takes what is sent follows from it.
+                await asyncio.gather(sending, return_exceptions=True)
                 raise
-            finally:
-                await sending
+            await sending
+            return held
 
     async def _load(self, channel: LocalChannel, version: int) -> Mapping[str, int]:
         if self._requests.are_running or (self._asleep and not self._cache_asleep):

@@ -11,8 +11,8 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from pentad.engines.hf.stopping import find_stop
-from pentad.engines.protocol import NO_VERSION
-from pentad.engines.vllm.core import EngineFailedError, VllmCore
+from pentad.engines.protocol import NO_VERSION, EngineFailedError
+from pentad.engines.vllm.core import VllmCore
 from pentad.engines.vllm.sampling import Draft, sampling_params
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
