@@ -10,7 +10,7 @@ import torch
 
 from pentad.weights.checksum import checksum
 from pentad.weights.transport.channel import LocalChannel, LocalTransport
-from pentad.weights.transport.sockets import TransportError
+from pentad.weights.transport.protocol import TransportError
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from pentad.weights.checksum import checksum
 from pentad.weights.proof import WeightMismatchError
 from pentad.weights.slices import Slice
 from pentad.weights.transport.channel import LocalTransport
-from pentad.weights.transport.sockets import TransportError
+from pentad.weights.transport.protocol import TransportError
 
 CPU = torch.device("cpu")
 BUCKET = 700  # bytes: many buckets

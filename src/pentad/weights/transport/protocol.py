@@ -20,6 +20,10 @@ class TransportTimeoutError(TimeoutError):
     """A peer did not send or take a tensor in time. The message names the tensor."""
 
 
+class TransportError(RuntimeError):
+    """Weights could not be moved. The message names the process, the phase and the last tensor."""
+
+
 class WeightChannel(Protocol):
     """One publication of a set of weights. It can be pickled and sent to the processes that use it."""
 

@@ -20,42 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pentad.weights.slice_sums import SliceTable, unsigned
-from pentad.weights.slices import Slice
+from pentad.weights.slice_sums import unsigned
 from pentad.weights.transport.memory import Memory, OpenBuffer
+from pentad.weights.transport.packing import Entry, PackedBucket
+from pentad.weights.transport.protocol import TransportError
 
-# Tensors begin at multiples of this, so that kernels may read them in wide words.
-_ALIGNMENT = 512
 _BUFFERS = 2
 _RETRY_S = 0.01
 _POLL_S = 0.2
 
 
-class TransportError(RuntimeError):
-    """Weights could not be moved. The message names the process, the phase and the last tensor."""
-
-
 CLOSED = "closed"
 """File beside the sockets that says why the publication has ended."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor in a bucket: its name, dtype, shape and first byte."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def bytes(self) -> int:
-        """Size of the tensor."""
-        return Slice.whole(self.shape).elements * self.dtype.itemsize
-
-    def view(self, data: Tensor) -> Tensor:
-        """The tensor in a bucket's data, uint8 `[bytes]`."""
-        return data[self.offset : self.offset + self.bytes].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -195,7 +171,7 @@ class BucketSender:
         names: list[str] = []
         sums: list[Tensor] = []
         number = 0
-        bucket = _Bucket(buffers[0])
+        bucket = PackedBucket(buffers[0])
         for name, tensor in tensors:
             self._phase, self._last = "packing", name
             source = tensor.detach().to(dtype)
@@ -205,7 +181,7 @@ class BucketSender:
             if not bucket.has_room(source):
                 self._dispatch(connections, number, bucket, names, sums)
                 number += 1
-                bucket = _Bucket(buffers[number % _BUFFERS])
+                bucket = PackedBucket(buffers[number % _BUFFERS])
                 self._wait_until_taken(connections, number)
             bucket.add(name, source)
         if bucket.entries:
@@ -220,7 +196,7 @@ class BucketSender:
         return checksums
 
     def _dispatch(
-        self, connections: list[Connection], number: int, bucket: "_Bucket", names: list[str], sums: list[Tensor]
+        self, connections: list[Connection], number: int, bucket: "PackedBucket", names: list[str], sums: list[Tensor]
     ) -> None:
         if self._certify:
             names += [entry.name for entry in bucket.entries]
@@ -243,27 +219,6 @@ class BucketSender:
 
     def _error(self, reason: str) -> TransportError:
         return TransportError(f"sending weights from {self._name}: {reason}; {self._phase}, after {self._last}")
-
-
-class _Bucket:
-    """Tensors that are being put into a buffer."""
-
-    def __init__(self, buffer: Tensor) -> None:
-        self.entries: list[Entry] = []
-        self._buffer, self._used = buffer, 0
-
-    def has_room(self, tensor: Tensor) -> bool:
-        return self._used + tensor.numel() * tensor.element_size() <= len(self._buffer)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        entry = Entry(name, tensor.dtype, tuple(tensor.shape), self._used)
-        entry.view(self._buffer).copy_(tensor)
-        self.entries.append(entry)
-        self._used = -(-(self._used + entry.bytes) // _ALIGNMENT) * _ALIGNMENT
-
-    def sums(self) -> Tensor:
-        memories = [entry.view(self._buffer) for entry in self.entries]
-        return SliceTable(memories, [Slice.whole(entry.shape) for entry in self.entries]).sums()
 
 
 class BucketReceiver:
