@@ -229,7 +229,7 @@ async def _start(
     policy = trainers.role("policy")
     if engines is not None:
         engines.revival.tell = terminal.message
-        transport = choose_transport(prepared, store, engines)
+        transport = choose_transport(prepared, store, engines, on_one_machine=cluster.on_one_machine)
         what = "weights"
         if settings.model.adapters is not None:
             alone = engines.features.adapters

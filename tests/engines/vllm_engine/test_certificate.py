@@ -231,6 +231,6 @@ def test_a_bucket_that_is_cut_short_is_refused_by_name(rig, monkeypatch):
     from pentad.weights.transport import memory
 
     read = memory.HostBuffer.read
-    monkeypatch.setattr(memory.HostBuffer, "read", lambda self: read(self)[:-400])
+    monkeypatch.setattr(memory.HostBuffer, "read", lambda self, size: read(self, size)[:-400])
     with pytest.raises(TransportError, match=r"the bucket ends before \S+ does"):
         rig.synchronize(checkpoint().items())

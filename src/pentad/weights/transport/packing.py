@@ -3,12 +3,14 @@
 Invariant: a tensor that is viewed through its entry is bit-equal to what was put in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pentad.weights.slice_sums import SliceTable
+from pentad.weights.checksum import checksum
+from pentad.weights.slice_sums import SliceTable, unsigned
 from pentad.weights.slices import Slice
 
 # Tensors begin at multiples of this, so that kernels may read them in wide words.
@@ -59,7 +61,35 @@ class PackedBucket:
         self.entries.append(entry)
         self._used = -(-(self._used + entry.bytes) // _ALIGNMENT) * _ALIGNMENT
 
-    def sums(self) -> Tensor:
-        """The checksum of each tensor, int64 `[tensors]` modulo 2^64, on the buffer's device."""
-        memories = [entry.view(self._buffer) for entry in self.entries]
-        return SliceTable(memories, [Slice.whole(entry.shape) for entry in self.entries]).sums()
+    @property
+    def used(self) -> int:
+        """Bytes up to the end of the last tensor."""
+        return end_of(self.entries)
+
+
+class Checksums:
+    """The checksums of tensors, of one bucket after the other; what a GPU computes is fetched once, at the end."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: list[Tensor] = []
+        self._found: dict[str, int] = {}
+
+    def add(self, entries: Sequence[Entry], buffer: Tensor) -> None:
+        """Take those of the tensors in a buffer."""
+        memories = [entry.view(buffer) for entry in entries]
+        if not buffer.is_cuda:
+            self._found |= {entry.name: checksum(memory) for entry, memory in zip(entries, memories, strict=True)}
+            return
+        self._names += [entry.name for entry in entries]
+        self._sums.append(SliceTable(memories, [Slice.whole(entry.shape) for entry in entries]).sums())
+
+    def collect(self) -> dict[str, int]:
+        """All of them, by name."""
+        values = torch.cat(self._sums).tolist() if self._sums else []
+        return self._found | {name: unsigned(value) for name, value in zip(self._names, values, strict=True)}
+
+
+def end_of(entries: Sequence[Entry]) -> int:
+    """Bytes of a buffer up to the end of the last tensor."""
+    return entries[-1].offset + entries[-1].bytes if entries else 0

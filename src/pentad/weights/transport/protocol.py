@@ -6,8 +6,8 @@ to what was sent, cast to the dtype that the channel was opened with.
 Example::
 
     channel = transport.open(version)
-    sent = channel.send(model.weights())            # in a trainer rank, while
-    engine.load(channel.receive())                  # in an engine
+    sent = channel.of_stage(stage).send(model.weights())     # in a trainer rank, while
+    engine.load(channel.receive())                          # in an engine
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +27,10 @@ class TransportError(RuntimeError):
 class WeightChannel(Protocol):
     """One publication of a set of weights. It can be pickled and sent to the processes that use it."""
 
+    def of_stage(self, stage: int) -> "WeightChannel":
+        """This channel, for the sender of a pipeline stage."""
+        ...
+
     def send(self, tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, int]:
         """Send whole tensors under their Hugging Face names; called by one trainer rank of each pipeline stage.
 
@@ -34,7 +38,7 @@ class WeightChannel(Protocol):
             the checksum of each tensor as it was sent.
 
         Raises:
-            TransportTimeoutError: the receivers did not take what was sent.
+            TransportError, TransportTimeoutError: the receivers did not take what was sent.
         """
         ...
 
@@ -42,7 +46,7 @@ class WeightChannel(Protocol):
         """All tensors of all senders, each valid until the next is taken. It blocks the thread that it runs in.
 
         Raises:
-            TransportTimeoutError: nothing more was sent, and it was not all.
+            TransportError, TransportTimeoutError: nothing more was sent, and it was not all.
         """
         ...
 

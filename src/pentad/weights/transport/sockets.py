@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pentad.weights.slice_sums import unsigned
 from pentad.weights.transport.memory import Memory, OpenBuffer
-from pentad.weights.transport.packing import Entry, PackedBucket
+from pentad.weights.transport.packing import Checksums, Entry, PackedBucket, end_of
 from pentad.weights.transport.protocol import TransportError
 
 _BUFFERS = 2
@@ -168,9 +167,7 @@ class BucketSender:
         buffers = [self._memory.allocate(self._bytes) for _ in range(_BUFFERS)]
         for connection in connections:
             connection.send(Opened(version, tuple(self._memory.share(buffer) for buffer in buffers)))
-        names: list[str] = []
-        sums: list[Tensor] = []
-        number = 0
+        sums, number = Checksums(), 0
         bucket = PackedBucket(buffers[0])
         for name, tensor in tensors:
             self._phase, self._last = "packing", name
@@ -179,28 +176,33 @@ class BucketSender:
                 size = source.numel() * source.element_size()
                 raise self._error(f"{name} has {size / 2**20:.0f} MiB, a buffer {self._bytes / 2**20:.0f}")
             if not bucket.has_room(source):
-                self._dispatch(connections, number, bucket, names, sums)
+                self._dispatch(connections, number, bucket, buffers, sums)
                 number += 1
                 bucket = PackedBucket(buffers[number % _BUFFERS])
                 self._wait_until_taken(connections, number)
             bucket.add(name, source)
         if bucket.entries:
-            self._dispatch(connections, number, bucket, names, sums)
+            self._dispatch(connections, number, bucket, buffers, sums)
             number += 1
         for last in range(max(0, number - _BUFFERS), number):
             self._wait_until_taken(connections, last + _BUFFERS)
-        values = torch.cat(sums).tolist() if sums else []
-        checksums = {name: unsigned(value) for name, value in zip(names, values, strict=True)} if values else {}
+        for buffer in buffers:
+            self._memory.release(buffer)
+        checksums = sums.collect()
         for connection in connections:
             connection.send(Ended(checksums))
         return checksums
 
     def _dispatch(
-        self, connections: list[Connection], number: int, bucket: "PackedBucket", names: list[str], sums: list[Tensor]
+        self,
+        connections: list[Connection],
+        number: int,
+        bucket: PackedBucket,
+        buffers: Sequence[Tensor],
+        sums: Checksums,
     ) -> None:
         if self._certify:
-            names += [entry.name for entry in bucket.entries]
-            sums.append(bucket.sums())
+            sums.add(bucket.entries, buffers[number % _BUFFERS])
         self._memory.finish()
         for connection in connections:
             connection.send(Filled(number % _BUFFERS, tuple(bucket.entries)))
@@ -271,7 +273,7 @@ class BucketReceiver:
                 return
             buffer = buffers[message.buffer]
             self._phase = "loading a bucket"
-            yield list(self._tensors(buffer.read(), message.entries))
+            yield list(self._tensors(buffer.read(end_of(message.entries)), message.entries))
             buffer.finish()
             connection.send(Taken(message.buffer))
 
@@ -318,9 +320,11 @@ def _expect(
 
 
 def _check_open(path: str, error: Callable[[str], TransportError]) -> None:
-    closed = os.path.join(os.path.dirname(path), CLOSED)
-    with contextlib.suppress(FileNotFoundError), open(closed) as file:
+    folder = os.path.dirname(path)
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, CLOSED)) as file:
         raise error(file.read())
+    if not os.path.isdir(folder):
+        raise error("the transport is closed")
 
 
 def _tell(connection: Connection, message: Any) -> None:
