@@ -17,7 +17,15 @@ from pentad.layout import parse_allocation
 from pentad.run.transport import choose_transport
 
 
-def choose(directory: Path, allocation: str, takes: set[str], engine: str | None = None, *, near: bool = True) -> Any:
+def choose(
+    directory: Path,
+    allocation: str,
+    takes: set[str],
+    engine: str | None = None,
+    *,
+    near: bool = True,
+    gpus: bool = False,
+) -> Any:
     settings = RunSettings.model_validate(
         {
             "experiment": {"name": "transport"},
@@ -33,7 +41,9 @@ def choose(directory: Path, allocation: str, takes: set[str], engine: str | None
         features=EngineFeatures(frozenset(takes)), names=["rollout engine 0"], dtype=torch.float32
     )
     actor: Any = None
-    return choose_transport(prepared, ObjectStore(actor, 60.0), engines, on_one_machine=near)
+    return choose_transport(
+        prepared, ObjectStore(actor, 60.0), engines, on_gpus=gpus, on_one_machine=near, host="127.0.0.1"
+    )
 
 
 def test_memory_of_one_device_is_shared_then_that_of_one_machine_and_all_else_goes_through_the_store(
@@ -51,6 +61,21 @@ def test_memory_of_one_device_is_shared_then_that_of_one_machine_and_all_else_go
     near.close()
     assert choose(tmp_path, "vllm:d1|megatron:d1", {"ipc", "shared", "store"}, near=False).name == "ipc"
     assert choose(tmp_path, "hf:d2+megatron:p3", {"shared", "store"}, near=False).name == "store"
+
+
+def test_gpus_that_are_apart_are_joined_by_nccl_and_nothing_else_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(builtin_config("llama")))
+    all_of_them = {"ipc", "nccl", "shared", "store"}
+    for near in (True, False):
+        apart = choose(tmp_path, "vllm:d2+megatron:p3", all_of_them, near=near, gpus=True)
+        channel = apart.open(7)
+        assert (apart.name, channel.stages, channel.version, channel.number) == ("nccl", 3, 7, 1)
+        apart.close()
+    # Sender and receiver may be on one GPU, which NCCL refuses.
+    assert choose(tmp_path, "vllm:d2|megatron:d2", all_of_them, gpus=True).name == "shared"
+    assert choose(tmp_path, "vllm:d2|megatron:d2", all_of_them, near=False, gpus=True).name == "store"
+    assert choose(tmp_path, "hf:d2+megatron:p3", all_of_them).name == "shared"
+    assert choose(tmp_path, "vllm:d1|megatron:d1", all_of_them, gpus=True).name == "ipc"
 
 
 @pytest.mark.parametrize(

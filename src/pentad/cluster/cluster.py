@@ -172,6 +172,11 @@ class Cluster:
         return gang
 
     @property
+    def host(self) -> str:
+        """Address at which the processes reach the driver's machine."""
+        return ray.util.get_node_ip_address()
+
+    @property
     def on_one_machine(self) -> bool:
         """Whether all processes that have a device are on the driver's machine, also those that replace one of them.
 

@@ -4,6 +4,8 @@ Invariant: a transport is chosen that the engines can receive from and the place
 taken last.
 """
 
+from typing import TypedDict
+
 import torch
 
 from pentad.cluster.engines import Engines
@@ -12,18 +14,23 @@ from pentad.errors import UserError
 from pentad.run.prepare import Prepared
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.source import load_config
-from pentad.weights.transport.channel import Kind, LocalTransport
+from pentad.weights.transport.channel import LocalTransport
+from pentad.weights.transport.collective import CollectiveTransport
 from pentad.weights.transport.protocol import Transport
 
-# Of two buffers a sender, unless a tensor is larger. Host memory is new in each publication, and the first touch costs.
-_BUFFER_BYTES = {"ipc": 1 << 30, "shared": 64 << 20}
+# Of two buffers a process, unless a tensor is larger. Host memory is new in each publication, and the first touch costs.
+_BUFFER_BYTES = {"ipc": 1 << 30, "nccl": 512 << 20, "shared": 64 << 20}
 
 
-def choose_transport(prepared: Prepared, store: ObjectStore, engines: Engines, *, on_one_machine: bool) -> Transport:
-    """CUDA IPC on one GPU, host memory on one machine, otherwise Ray's object store.
+def choose_transport(
+    prepared: Prepared, store: ObjectStore, engines: Engines, *, on_gpus: bool, on_one_machine: bool, host: str
+) -> Transport:
+    """CUDA IPC on one GPU, NCCL between GPUs, host memory on one machine, otherwise Ray's object store.
 
     Args:
+        on_gpus: every process that sends or receives has a GPU, or a part of one.
         on_one_machine: all processes that send or receive are on the driver's machine.
+        host: address of the driver's machine.
 
     Raises:
         UserError: the engines can receive from none of what the placement allows.
@@ -32,19 +39,30 @@ def choose_transport(prepared: Prepared, store: ObjectStore, engines: Engines, *
     layout = allocation.trainer.layout
     takes = engines.features.transports
     if allocation.world_size == 1 and "ipc" in takes:
-        return _local("ipc", prepared, engines)
+        return LocalTransport("ipc", **_terms("ipc", prepared, engines))
+    if on_gpus and not allocation.colocated and "nccl" in takes:
+        return CollectiveTransport("nccl", host, **_terms("nccl", prepared, engines))
     if on_one_machine and "shared" in takes:
-        return _local("shared", prepared, engines)
+        return LocalTransport("shared", **_terms("shared", prepared, engines))
     if "store" in takes:
         return StoreTransport(store, layout.pipeline, len(engines.names), engines.dtype)
     raise _none_fits(prepared, takes)
 
 
-def _local(kind: Kind, prepared: Prepared, engines: Engines) -> LocalTransport:
-    return LocalTransport(
-        kind,
-        engines.dtype,
-        max(_BUFFER_BYTES[kind], _largest_bytes(prepared, engines.dtype)),
+class _Terms(TypedDict):
+    """What transports with buffers are told, each in the same words."""
+
+    dtype: torch.dtype
+    bucket_bytes: int
+    stages: int
+    receivers: int
+    deadline_s: float
+
+
+def _terms(kind: str, prepared: Prepared, engines: Engines) -> _Terms:
+    return _Terms(
+        dtype=engines.dtype,
+        bucket_bytes=max(_BUFFER_BYTES[kind], _largest_bytes(prepared, engines.dtype)),
         stages=prepared.allocation.trainer.layout.pipeline,
         receivers=_receivers(prepared, engines),
         deadline_s=prepared.settings.trainer.deadline_s,

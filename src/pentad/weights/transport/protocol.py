@@ -11,8 +11,9 @@ Example::
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -52,6 +53,40 @@ class WeightChannel(Protocol):
 
     def close(self, reason: str) -> None:
         """End the publication; a process that still sends or receives fails with the reason. It does not wait."""
+        ...
+
+
+class Reception(Protocol):
+    """One publication, as a receiver sees it.
+
+    Attributes:
+        checksums: of the tensors as they were sent; those of a stage are there once it has ended.
+    """
+
+    checksums: dict[str, int]
+
+    def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """All tensors of all stages, some at a time, valid until the next are asked for.
+
+        Raises:
+            TransportError: a sender failed, or did not answer in time, or sends another version.
+        """
+        ...
+
+
+@runtime_checkable
+class DirectChannel(WeightChannel, Protocol):
+    """A channel that many processes of an engine can receive from, each on its own device.
+
+    Attributes:
+        certify: checksums are taken of what is sent.
+    """
+
+    @property
+    def certify(self) -> bool: ...
+
+    def reception(self, device: torch.device, name: str) -> Reception:
+        """The receiving side, on a device, for a process that errors call `name`."""
         ...
 
 
