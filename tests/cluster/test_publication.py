@@ -28,21 +28,27 @@ from pentad.weights.mapping import expected_shapes
 from pentad.weights.proof import SyncError
 from pentad.weights.source import load_config
 from pentad.weights.transport.channel import LocalTransport
+from pentad.weights.transport.collective import CollectiveTransport
 
 # Workers cannot import the folders of tests.
 cloudpickle.register_pickle_by_value(channels)
 LOSS = SFTLoss(SFTSettings())
 
 
-@pytest.fixture(params=["store", "shared"])
+@pytest.fixture(params=["store", "shared", "gloo"])
 def either(parts: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The parts, with each transport of one machine in turn."""
+    """The parts, with each transport that needs no GPU in turn."""
     if request.param == "store":
         yield parts
         return
     shapes = expected_shapes(load_config(parts.model))
     largest = 4 * max(math.prod(shape) for shape in shapes.values())
-    with closing(LocalTransport("shared", parts.engines.dtype, largest, stages=2, deadline_s=60.0)) as transport:
+    terms = {"dtype": parts.engines.dtype, "bucket_bytes": largest, "stages": 2, "deadline_s": 60.0}
+    if request.param == "gloo":
+        opened: Any = CollectiveTransport("gloo", "127.0.0.1", **terms)
+    else:
+        opened = LocalTransport("shared", **terms)
+    with closing(opened) as transport:
         yield replace(parts, transport=transport)
 
 

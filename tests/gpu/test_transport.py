@@ -156,7 +156,7 @@ def test_a_receiver_that_is_killed_leaves_the_sender_alive(way: CollectiveTransp
 
     threading.Thread(target=end).start()
     began = time.monotonic()
-    with pytest.raises(TransportError, match="stage 0 .*rank 0 of 2"):
+    with pytest.raises(TransportError, match=r"stage 0 .*rank 0 of 2"):
         channel.send(sent.items())
     assert time.monotonic() - began < 60
     # NCCL is told of a death by nobody; the process goes on, with a new group.

@@ -126,7 +126,7 @@ def test_a_receiver_that_stops_in_the_middle_is_late(receivers: list[Receiver]) 
         first, channel = way.open(0), replace(way.open(1), deadline_s=2.0)
         for one in receivers:
             one.ask(first)
-            one.ask(channel)
+            one.ask(replace(channel, deadline_s=PATIENCE_S))
         first.send(tensors().items())
         assert receivers[0].answer() == receivers[1].answer()
 

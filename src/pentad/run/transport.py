@@ -18,7 +18,7 @@ from pentad.weights.transport.channel import LocalTransport
 from pentad.weights.transport.collective import CollectiveTransport
 from pentad.weights.transport.protocol import Transport
 
-# Of two buffers a process, unless a tensor is larger. Host memory is new in each publication, and the first touch costs.
+# Of two buffers a process, unless a tensor is larger. Small ones let a small model travel while it is packed.
 _BUFFER_BYTES = {"ipc": 1 << 30, "nccl": 512 << 20, "shared": 64 << 20}
 
 
