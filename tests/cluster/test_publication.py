@@ -1,7 +1,12 @@
 """Real trainer ranks on two pipeline stages and a real engine: roles, publication and export."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import math
+import os
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +24,37 @@ from pentad.cluster.publication import PublishedPolicy
 from pentad.config.schema.algorithms import SFTSettings
 from pentad.errors import UserError
 from pentad.samples.batch import Batch
+from pentad.weights.mapping import expected_shapes
 from pentad.weights.proof import SyncError
+from pentad.weights.source import load_config
+from pentad.weights.transport.channel import LocalTransport
+from pentad.weights.transport.collective import CollectiveTransport
 
 # Workers cannot import the folders of tests.
 cloudpickle.register_pickle_by_value(channels)
 LOSS = SFTLoss(SFTSettings())
 
 
+@pytest.fixture(params=["store", "shared", "gloo"])
+def either(parts: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The parts, with each transport that needs no GPU in turn."""
+    if request.param == "store":
+        yield parts
+        return
+    shapes = expected_shapes(load_config(parts.model))
+    largest = 4 * max(math.prod(shape) for shape in shapes.values())
+    terms = {"dtype": parts.engines.dtype, "bucket_bytes": largest, "stages": 2, "deadline_s": 60.0}
+    if request.param == "gloo":
+        opened: Any = CollectiveTransport("gloo", "127.0.0.1", **terms)
+    else:
+        opened = LocalTransport("shared", **terms)
+    with closing(opened) as transport:
+        yield replace(parts, transport=transport)
+
+
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[Any, Path], None]:
-    def run(parts: Any, tmp_path: Path) -> None:
-        asyncio.run(test(parts, tmp_path))
+    def run(either: Any, tmp_path: Path) -> None:
+        asyncio.run(test(either, tmp_path))
 
     return run
 
@@ -98,3 +124,21 @@ async def test_an_export_that_cannot_be_written_ends_the_sending(parts: Any, fol
     assert len(asyncio.all_tasks()) == 1
     # The ranks were told, and work on.
     await policy.publish(4)
+
+
+@in_loop
+async def test_an_engine_that_dies_while_it_receives_is_replaced(parts: Any, folder: Path) -> None:
+    name, gang = "model.layers.0.mlp.down_proj.weight", parts.engines._gang
+    transport = FaultyTransport(parts.transport, "late", name, folder / "go on")
+    policy = PublishedPolicy(parts.trainers, parts.engines, transport)
+    before = parts.engines.revival.replaced[0]
+    publishing = asyncio.create_task(policy.publish(5))
+    while await gang.actors[0].activity.remote() != f"loading {name}":
+        await asyncio.sleep(0.1)
+    os.kill(gang.info(0).pid, signal.SIGKILL)
+    (folder / "go on").touch()
+    await publishing
+    assert parts.engines.revival.replaced[0] == before + 1
+    mine = await policy.logprobs(batch(), 1.0, silent)
+    scored = torch.cat((await parts.engines.logprobs(batch().tokens.split(batch().lengths), 1.0))[0])
+    assert float((scored * batch().loss_mask - mine).abs().max()) <= 1e-4

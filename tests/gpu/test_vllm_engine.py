@@ -22,7 +22,7 @@ from pentad.weights.mapping import expected_shapes
 from pentad.weights.proof import WeightMismatchError
 from pentad.weights.transport import sockets
 from pentad.weights.transport.channel import LocalTransport
-from pentad.weights.transport.sockets import TransportError
+from pentad.weights.transport.protocol import TransportError
 
 pytest.importorskip("vllm")
 MIB = 2**20

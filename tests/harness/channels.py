@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,9 @@ class FaultyChannel:
     fault: Literal["changed", "late"]
     tensor: str
     release: Path
+
+    def of_stage(self, stage: int) -> "FaultyChannel":
+        return replace(self, channel=self.channel.of_stage(stage))
 
     def send(self, tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, int]:
         return self.channel.send(tensors)

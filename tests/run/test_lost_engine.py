@@ -76,7 +76,7 @@ def test_an_engine_that_is_lost_too_often_ends_the_run(
     pentad: Callable[..., Command], quickstart: Path, tmp_path: Path
 ) -> None:
     command = pentad("train", str(configure(tmp_path, quickstart)), "rollout.max_engine_restarts=0")
-    command.wait_for("weights go to the engines")
+    command.wait_for("weights go to the engines by shared")
     command.worker("ray::EngineActor").kill()
     assert command.ends_within(300) == 1
     assert "its process died" in command.stderr

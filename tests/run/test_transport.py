@@ -15,10 +15,17 @@ from pentad.errors import UserError
 from pentad.families.builtin import builtin_config
 from pentad.layout import parse_allocation
 from pentad.run.transport import choose_transport
-from pentad.weights.transport.channel import LocalTransport
 
 
-def choose(directory: Path, allocation: str, takes: set[str], engine: str | None = None) -> Any:
+def choose(
+    directory: Path,
+    allocation: str,
+    takes: set[str],
+    engine: str | None = None,
+    *,
+    near: bool = True,
+    gpus: bool = False,
+) -> Any:
     settings = RunSettings.model_validate(
         {
             "experiment": {"name": "transport"},
@@ -34,21 +41,47 @@ def choose(directory: Path, allocation: str, takes: set[str], engine: str | None
         features=EngineFeatures(frozenset(takes)), names=["rollout engine 0"], dtype=torch.float32
     )
     actor: Any = None
-    return choose_transport(prepared, ObjectStore(actor, 60.0), engines)
+    return choose_transport(
+        prepared, ObjectStore(actor, 60.0), engines, on_gpus=gpus, on_one_machine=near, host="127.0.0.1"
+    )
 
 
-def test_memory_of_one_device_is_shared_and_all_else_goes_through_the_store(tmp_path: Path) -> None:
+def test_memory_of_one_device_is_shared_then_that_of_one_machine_and_all_else_goes_through_the_store(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(builtin_config("llama")))
     both = {"ipc", "store"}
-    assert isinstance(choose(tmp_path, "vllm:d1|megatron:d1", both), LocalTransport)
+    assert choose(tmp_path, "vllm:d1|megatron:d1", both).name == "ipc"
     assert isinstance(choose(tmp_path, "vllm:d1+megatron:d1", both), StoreTransport)
     assert isinstance(choose(tmp_path, "hf:d1|megatron:d1", {"store"}), StoreTransport)
+    near = choose(tmp_path, "hf:d2+megatron:p3", {"shared", "store"})
+    assert near.name == "shared"
+    channel = near.open(1)
+    assert (channel.stages, channel.receivers, channel.dtype) == (3, 1, torch.float32)
+    near.close()
+    assert choose(tmp_path, "vllm:d1|megatron:d1", {"ipc", "shared", "store"}, near=False).name == "ipc"
+    assert choose(tmp_path, "hf:d2+megatron:p3", {"shared", "store"}, near=False).name == "store"
+
+
+def test_gpus_that_are_apart_are_joined_by_nccl_and_nothing_else_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(builtin_config("llama")))
+    all_of_them = {"ipc", "nccl", "shared", "store"}
+    for near in (True, False):
+        apart = choose(tmp_path, "vllm:d2+megatron:p3", all_of_them, near=near, gpus=True)
+        channel = apart.open(7)
+        assert (apart.name, channel.stages, channel.version, channel.number) == ("nccl", 3, 7, 1)
+        apart.close()
+    # Sender and receiver may be on one GPU, which NCCL refuses.
+    assert choose(tmp_path, "vllm:d2|megatron:d2", all_of_them, gpus=True).name == "shared"
+    assert choose(tmp_path, "vllm:d2|megatron:d2", all_of_them, near=False, gpus=True).name == "store"
+    assert choose(tmp_path, "hf:d2+megatron:p3", all_of_them).name == "shared"
+    assert choose(tmp_path, "vllm:d1|megatron:d1", all_of_them, gpus=True).name == "ipc"
 
 
 @pytest.mark.parametrize(
     ("allocation", "takes", "listed"),
     [
-        ("hf:d1|megatron:d1", {"shared"}, "by shared;"),
+        ("hf:d1+megatron:d2", {"shared"}, "by shared;"),
         ("hf:d1+megatron:d1", {"ipc"}, "by ipc;"),
         ("hf:d1+megatron:d1", set(), "by none;"),
     ],
@@ -57,6 +90,6 @@ def test_an_engine_that_takes_no_such_transport_is_refused(
     tmp_path: Path, allocation: str, takes: set[str], listed: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        choose(tmp_path, allocation, takes, "mine:Engine")
+        choose(tmp_path, allocation, takes, "mine:Engine", near=False)
     assert refused.value.cause.startswith("rollout.engine=mine:Engine receives weights " + listed)
     assert "name store in EngineFeatures.transports" in refused.value.fix

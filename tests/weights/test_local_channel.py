@@ -1,7 +1,9 @@
 """Weights between processes of one machine arrive bit for bit, and every wait ends."""
 
 import multiprocessing
+import os
 import queue
+import signal
 import threading
 from contextlib import closing
 
@@ -10,7 +12,7 @@ import torch
 
 from pentad.weights.checksum import checksum
 from pentad.weights.transport.channel import LocalChannel, LocalTransport
-from pentad.weights.transport.sockets import TransportError
+from pentad.weights.transport.protocol import TransportError
 
 CPU = torch.device("cpu")
 
@@ -96,4 +98,35 @@ def test_a_sender_that_fails_tells_the_receiver():
         with pytest.raises(ValueError, match="the gather failed"):
             channel.send(broken())
         assert "the gather failed" in results.get(timeout=30)
+        process.join()
+
+
+def _receive_and_die(channel: LocalChannel, stop_after: int) -> None:
+    for number, _ in enumerate(channel.reception(CPU, "child").buckets()):
+        if number == stop_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _send_and_die(channel: LocalChannel) -> None:
+    def killed():
+        yield from list(tensors().items())[:30]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    channel.send(killed())
+
+
+def test_a_process_that_is_killed_is_noticed_on_the_other_side():
+    context = multiprocessing.get_context("spawn")
+    with closing(LocalTransport("shared", torch.float32, 2000, deadline_s=30)) as transport:
+        channel = transport.open(0)
+        process = context.Process(target=_receive_and_die, args=(channel, 1), daemon=True)
+        process.start()
+        with pytest.raises(TransportError, match=r"the engine went away \(.*after w\d+"):
+            channel.send(tensors().items())
+        process.join()
+        channel = transport.open(1)
+        process = context.Process(target=_send_and_die, args=(channel,), daemon=True)
+        process.start()
+        with pytest.raises(TransportError, match=r"the trainer went away \(.*after w\d+"):
+            list(channel.receive())
         process.join()

@@ -12,6 +12,7 @@ from typing import Any, Self
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import AuthenticationError
+from ray.util.client import ray as ray_client
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -59,6 +60,7 @@ class Cluster:
         self._group: PlacementGroup | None = None
         # Of each device.
         self._bundles: list[int] = []
+        self._placed: list[Gang] = []
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -165,7 +167,26 @@ class Cluster:
             return actor_class.options(**options).remote(rank, len(devices))
 
         actors = [start(rank) for rank in range(len(devices))]
-        return Gang(name, actors, self.processes, deadline_s, start if replaceable else None)
+        gang = Gang(name, actors, self.processes, deadline_s, start if replaceable else None)
+        self._placed.append(gang)
+        return gang
+
+    @property
+    def host(self) -> str:
+        """Address at which the processes reach the driver's machine."""
+        return ray.util.get_node_ip_address()
+
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether all processes that have a device are on the driver's machine, also those that replace one of them.
+
+        To be asked when they have started.
+        """
+        machines = {gang.info(rank).machine for gang in self._placed for rank in range(len(gang))}
+        if self._group is None:  # what replaces a process may start on any machine
+            machines |= {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        # A driver that came through Ray's client is on none of them.
+        return not ray_client.is_connected() and machines == {ray.get_runtime_context().get_node_id()}
 
     def spawn_one(self, actor_class: Any, name: str, deadline_s: float) -> Gang:
         """One process that needs no device; see `spawn`."""

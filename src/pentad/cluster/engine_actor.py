@@ -211,6 +211,9 @@ class _Noted:
     ) -> None:
         self._channel, self._note = channel, note
 
+    def of_stage(self, stage: int) -> WeightChannel:
+        return self._channel.of_stage(stage)
+
     def send(self, tensors: Iterable[NamedTensor]) -> Mapping[str, int]:
         return self._channel.send(tensors)
 

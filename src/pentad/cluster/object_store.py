@@ -40,6 +40,10 @@ class StoreChannel:
     bucket_bytes: int
     deadline_s: float
 
+    def of_stage(self, stage: int) -> "StoreChannel":
+        """The channel itself: the mailbox tells senders apart."""
+        return self
+
     def send(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
         """Send whole tensors; returns the checksum of each.
 

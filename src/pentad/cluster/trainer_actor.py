@@ -172,7 +172,7 @@ class TrainerActor(Process):
         tensors = self._noting("gathering", model.weights(what))
         if model.groups.tp.rank() == 0 and model.groups.dp_cp.rank() == 0:
             try:
-                return channel.send(tensors)
+                return channel.of_stage(model.groups.pp.rank()).send(tensors)
             except BaseException:
                 # The other ranks of the stage still gather with this one.
                 for _ in tensors:

@@ -229,7 +229,9 @@ async def _start(
     policy = trainers.role("policy")
     if engines is not None:
         engines.revival.tell = terminal.message
-        transport = choose_transport(prepared, store, engines)
+        transport = choose_transport(
+            prepared, store, engines, on_gpus=cluster.on_gpus, on_one_machine=cluster.on_one_machine, host=cluster.host
+        )
         what = "weights"
         if settings.model.adapters is not None:
             alone = engines.features.adapters

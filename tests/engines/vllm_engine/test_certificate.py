@@ -18,7 +18,7 @@ from pentad.weights.checksum import checksum
 from pentad.weights.proof import WeightMismatchError
 from pentad.weights.slices import Slice
 from pentad.weights.transport.channel import LocalTransport
-from pentad.weights.transport.sockets import TransportError
+from pentad.weights.transport.protocol import TransportError
 
 CPU = torch.device("cpu")
 BUCKET = 700  # bytes: many buckets
@@ -231,6 +231,6 @@ def test_a_bucket_that_is_cut_short_is_refused_by_name(rig, monkeypatch):
     from pentad.weights.transport import memory
 
     read = memory.HostBuffer.read
-    monkeypatch.setattr(memory.HostBuffer, "read", lambda self: read(self)[:-400])
+    monkeypatch.setattr(memory.HostBuffer, "read", lambda self, size: read(self, size)[:-400])
     with pytest.raises(TransportError, match=r"the bucket ends before \S+ does"):
         rig.synchronize(checkpoint().items())

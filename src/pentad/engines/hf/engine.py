@@ -45,7 +45,7 @@ class EmbeddedEngine:
         UserError: the model needs something that this engine cannot do.
     """
 
-    features = EngineFeatures(transports=frozenset({"store"}), adapters=True, tells_constants=True)
+    features = EngineFeatures(transports=frozenset({"nccl", "shared", "store"}), adapters=True, tells_constants=True)
 
     def __init__(
         self,

@@ -19,8 +19,7 @@ from pentad.engines.vllm.requests import Requests
 from pentad.engines.vllm.sampling import check_sampling, read_scores, scoring_params
 from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
-from pentad.weights.transport.channel import LocalChannel
-from pentad.weights.transport.protocol import WeightChannel
+from pentad.weights.transport.protocol import DirectChannel, WeightChannel
 
 _WANTED = {"head_dtype": "float32", "dtype": "bfloat16", "quantization": None}
 
@@ -42,7 +41,7 @@ class VllmEngine:
     """
 
     features = EngineFeatures(
-        transports=frozenset({"ipc", "shared", "store"}), scores_at_any_temperature=False, workers_receive=True
+        transports=frozenset({"ipc", "nccl", "shared", "store"}), scores_at_any_temperature=False, workers_receive=True
     )
 
     def __init__(
@@ -165,8 +164,8 @@ class VllmEngine:
     async def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
         """Take a whole set of weights.
 
-        The workers receive from a channel of this machine themselves; from another one this process receives, and hands
-        on through host memory.
+        The workers receive from a `DirectChannel` themselves; from another one this process receives, and hands on
+        through host memory.
 
         Returns:
             checksum of every tensor as the workers hold it; empty where the channel takes none.
@@ -179,7 +178,7 @@ class VllmEngine:
         """
         if version < 0:
             raise ValueError(f"weight version must not be negative: {version}")
-        if isinstance(channel, LocalChannel):
+        if isinstance(channel, DirectChannel):
             return await self._core.here(self._load(channel, version))
         with self._weights.relay(len(self._workers)) as relay:
             handed = relay.open(version)
@@ -194,7 +193,7 @@ class VllmEngine:
             await sending
             return held
 
-    async def _load(self, channel: LocalChannel, version: int) -> Mapping[str, int]:
+    async def _load(self, channel: DirectChannel, version: int) -> Mapping[str, int]:
         if self._requests.are_running or (self._asleep and not self._cache_asleep):
             raise RuntimeError(f"{self.name} must be paused and awake to take weights")
         self._loading, self._requests.version = True, NO_VERSION

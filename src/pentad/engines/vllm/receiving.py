@@ -13,7 +13,8 @@ from pentad.engines.vllm.certificate import Certificate
 from pentad.engines.vllm.core import VllmCore
 from pentad.engines.vllm.worker import Holding, Publication
 from pentad.weights.proof import WeightMismatchError
-from pentad.weights.transport.channel import LocalChannel, LocalTransport
+from pentad.weights.transport.channel import LocalTransport
+from pentad.weights.transport.protocol import DirectChannel
 
 _RELAY_BYTES = 512 << 20
 
@@ -35,7 +36,7 @@ class WorkerWeights:
         self._expected = {key: tuple(shape) for key, shape in expected.items()}
         self._certificate = Certificate(self._expected, core.name)
 
-    async def receive(self, channel: LocalChannel) -> Mapping[str, int]:
+    async def receive(self, channel: DirectChannel) -> Mapping[str, int]:
         """Have the workers take a whole set; on the core's loop.
 
         Returns:

@@ -22,8 +22,8 @@ from pentad.engines.vllm.certificate import HeldSlice
 from pentad.engines.vllm.lifetime import die_with_leader
 from pentad.engines.vllm.places import WeightPlaces
 from pentad.engines.vllm.recorder import CopyRecorder
-from pentad.weights.transport.channel import LocalChannel
 from pentad.weights.transport.memory import device_uuid
+from pentad.weights.transport.protocol import DirectChannel
 
 die_with_leader()
 
@@ -39,7 +39,7 @@ class Publication:
         certify: sum up what is held.
     """
 
-    channel: LocalChannel
+    channel: DirectChannel
     expected: Mapping[str, tuple[int, ...]]
     record: bool
     certify: bool = True

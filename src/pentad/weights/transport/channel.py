@@ -1,7 +1,8 @@
 """Channels between processes of one machine: CUDA IPC where both sides use the same GPU, host memory otherwise.
 
 Invariant: a receiver takes from the sender on its own GPU (`ipc`) or from the only one (`shared`) of every pipeline
-stage, in the order of the stages. Memory beside the model is two buffers of `bucket_bytes` a sender.
+stage, in the order of the stages. Memory beside the model is two buffers of `bucket_bytes` a sender, which keeps those
+in host memory for the next publication.
 """
 
 import contextlib
@@ -20,6 +21,9 @@ from pentad.weights.transport.memory import CudaMemory, HostMemory, device_uuid,
 from pentad.weights.transport.sockets import CLOSED, BucketReceiver, BucketSender
 
 Kind = Literal["ipc", "shared"]
+
+# What senders of this process have used, and may use again.
+_HOST: list[HostMemory] = []
 
 
 @dataclass(frozen=True)
@@ -66,17 +70,22 @@ class LocalChannel:
             TransportError: a receiver failed, or did not answer in time, or a tensor is larger than a buffer.
         """
         device = torch.device("cuda", torch.cuda.current_device()) if self.kind == "ipc" else torch.device("cpu")
+        # Of publications that failed, receivers may still read.
+        memory = CudaMemory(device) if self.kind == "ipc" else _HOST.pop() if _HOST else HostMemory()
         sender = BucketSender(
             self._path(device, self.stage),
             self.key,
-            CudaMemory(device) if self.kind == "ipc" else HostMemory(),
+            memory,
             self.bucket_bytes,
             receivers=self.receivers,
             deadline_s=self.deadline_s,
             certify=self.certify,
             name=f"pipeline stage {self.stage}",
         )
-        return sender.send(tensors, self.dtype, self.version)
+        sums = sender.send(tensors, self.dtype, self.version)
+        if isinstance(memory, HostMemory):
+            _HOST.append(memory)
+        return sums
 
     def receive(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors of all stages, on the current device, each valid until the next is taken."""

@@ -1,6 +1,7 @@
 """The buffers that weights travel through: GPU memory shared through CUDA IPC, or host memory.
 
-Invariant: a buffer belongs to the sender and goes with its process, however that ends; a receiver only maps it.
+Invariant: a buffer belongs to the sender and goes with its process, however that ends; a receiver only maps it. It is
+used again only after every receiver was done with it.
 """
 
 import mmap
@@ -37,12 +38,16 @@ class Memory(Protocol):
         """Wait until what was written can be read by other processes."""
         ...
 
+    def release(self, buffer: Tensor) -> None:
+        """All receivers are done with a buffer for good."""
+        ...
+
 
 class OpenBuffer(Protocol):
     """A sender's buffer, opened by a receiver."""
 
-    def read(self) -> Tensor:
-        """What it holds now, uint8 on the receiver's device."""
+    def read(self, size: int) -> Tensor:
+        """Its first bytes as they are now, uint8 `[size]` on the receiver's device."""
         ...
 
     def finish(self) -> None:
@@ -72,6 +77,9 @@ class CudaMemory:
         """Wait for the GPU."""
         torch.cuda.current_stream(self._device).synchronize()
 
+    def release(self, buffer: Tensor) -> None:
+        """It goes back to torch with its last reference."""
+
 
 @dataclass
 class CudaBuffer:
@@ -79,9 +87,9 @@ class CudaBuffer:
 
     data: Tensor
 
-    def read(self) -> Tensor:
+    def read(self, size: int) -> Tensor:
         """The buffer itself."""
-        return self.data
+        return self.data[:size]
 
     def finish(self) -> None:
         """Wait for the GPU."""
@@ -97,13 +105,23 @@ def open_cuda(shared: Any, device: torch.device) -> CudaBuffer:
 
 
 class HostMemory:
-    """Buffers in host memory that other processes of the same user can map."""
+    """Buffers in host memory that other processes of the same user can map.
+
+    Those that were released are kept for the next publication: the first touch of new memory costs ten times what a
+    copy does.
+    """
 
     def __init__(self) -> None:
         self._files: dict[int, tuple[int, int]] = {}
+        self._released: list[Tensor] = []
 
     def allocate(self, size: int) -> Tensor:
         """uint8 `[size]` on the CPU."""
+        while self._released:
+            buffer = self._released.pop()
+            if len(buffer) == size:
+                return buffer
+            os.close(self._files.pop(buffer.data_ptr())[0])
         descriptor = os.memfd_create("pentad-weights")
         os.ftruncate(descriptor, size)
         buffer = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
@@ -117,6 +135,10 @@ class HostMemory:
 
     def finish(self) -> None:
         """Copies from a GPU to such memory have waited already."""
+
+    def release(self, buffer: Tensor) -> None:
+        """Keep it."""
+        self._released.append(buffer)
 
     def __del__(self) -> None:
         if not sys.is_finalizing():
@@ -135,9 +157,9 @@ class HostBuffer:
     def __init__(self, data: Tensor, device: torch.device) -> None:
         self._data, self._device = data, device
 
-    def read(self) -> Tensor:
+    def read(self, size: int) -> Tensor:
         """A copy on the device; on the CPU, the buffer itself."""
-        return self._data.to(self._device)
+        return self._data[:size].to(self._device)
 
     def finish(self) -> None:
         """Copies from host memory have waited already; what reads the copy on the device may go on."""

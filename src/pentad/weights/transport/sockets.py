@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
@@ -20,42 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pentad.weights.slice_sums import SliceTable, unsigned
-from pentad.weights.slices import Slice
 from pentad.weights.transport.memory import Memory, OpenBuffer
+from pentad.weights.transport.packing import Checksums, Entry, PackedBucket, end_of
+from pentad.weights.transport.protocol import TransportError
 
-# Tensors begin at multiples of this, so that kernels may read them in wide words.
-_ALIGNMENT = 512
 _BUFFERS = 2
 _RETRY_S = 0.01
 _POLL_S = 0.2
 
 
-class TransportError(RuntimeError):
-    """Weights could not be moved. The message names the process, the phase and the last tensor."""
-
-
 CLOSED = "closed"
 """File beside the sockets that says why the publication has ended."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor in a bucket: its name, dtype, shape and first byte."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def bytes(self) -> int:
-        """Size of the tensor."""
-        return Slice.whole(self.shape).elements * self.dtype.itemsize
-
-    def view(self, data: Tensor) -> Tensor:
-        """The tensor in a bucket's data, uint8 `[bytes]`."""
-        return data[self.offset : self.offset + self.bytes].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -192,10 +167,8 @@ class BucketSender:
         buffers = [self._memory.allocate(self._bytes) for _ in range(_BUFFERS)]
         for connection in connections:
             connection.send(Opened(version, tuple(self._memory.share(buffer) for buffer in buffers)))
-        names: list[str] = []
-        sums: list[Tensor] = []
-        number = 0
-        bucket = _Bucket(buffers[0])
+        sums, number = Checksums(), 0
+        bucket = PackedBucket(buffers[0])
         for name, tensor in tensors:
             self._phase, self._last = "packing", name
             source = tensor.detach().to(dtype)
@@ -203,28 +176,33 @@ class BucketSender:
                 size = source.numel() * source.element_size()
                 raise self._error(f"{name} has {size / 2**20:.0f} MiB, a buffer {self._bytes / 2**20:.0f}")
             if not bucket.has_room(source):
-                self._dispatch(connections, number, bucket, names, sums)
+                self._dispatch(connections, number, bucket, buffers, sums)
                 number += 1
-                bucket = _Bucket(buffers[number % _BUFFERS])
+                bucket = PackedBucket(buffers[number % _BUFFERS])
                 self._wait_until_taken(connections, number)
             bucket.add(name, source)
         if bucket.entries:
-            self._dispatch(connections, number, bucket, names, sums)
+            self._dispatch(connections, number, bucket, buffers, sums)
             number += 1
         for last in range(max(0, number - _BUFFERS), number):
             self._wait_until_taken(connections, last + _BUFFERS)
-        values = torch.cat(sums).tolist() if sums else []
-        checksums = {name: unsigned(value) for name, value in zip(names, values, strict=True)} if values else {}
+        for buffer in buffers:
+            self._memory.release(buffer)
+        checksums = sums.collect()
         for connection in connections:
             connection.send(Ended(checksums))
         return checksums
 
     def _dispatch(
-        self, connections: list[Connection], number: int, bucket: "_Bucket", names: list[str], sums: list[Tensor]
+        self,
+        connections: list[Connection],
+        number: int,
+        bucket: PackedBucket,
+        buffers: Sequence[Tensor],
+        sums: Checksums,
     ) -> None:
         if self._certify:
-            names += [entry.name for entry in bucket.entries]
-            sums.append(bucket.sums())
+            sums.add(bucket.entries, buffers[number % _BUFFERS])
         self._memory.finish()
         for connection in connections:
             connection.send(Filled(number % _BUFFERS, tuple(bucket.entries)))
@@ -243,27 +221,6 @@ class BucketSender:
 
     def _error(self, reason: str) -> TransportError:
         return TransportError(f"sending weights from {self._name}: {reason}; {self._phase}, after {self._last}")
-
-
-class _Bucket:
-    """Tensors that are being put into a buffer."""
-
-    def __init__(self, buffer: Tensor) -> None:
-        self.entries: list[Entry] = []
-        self._buffer, self._used = buffer, 0
-
-    def has_room(self, tensor: Tensor) -> bool:
-        return self._used + tensor.numel() * tensor.element_size() <= len(self._buffer)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        entry = Entry(name, tensor.dtype, tuple(tensor.shape), self._used)
-        entry.view(self._buffer).copy_(tensor)
-        self.entries.append(entry)
-        self._used = -(-(self._used + entry.bytes) // _ALIGNMENT) * _ALIGNMENT
-
-    def sums(self) -> Tensor:
-        memories = [entry.view(self._buffer) for entry in self.entries]
-        return SliceTable(memories, [Slice.whole(entry.shape) for entry in self.entries]).sums()
 
 
 class BucketReceiver:
@@ -316,7 +273,7 @@ class BucketReceiver:
                 return
             buffer = buffers[message.buffer]
             self._phase = "loading a bucket"
-            yield list(self._tensors(buffer.read(), message.entries))
+            yield list(self._tensors(buffer.read(end_of(message.entries)), message.entries))
             buffer.finish()
             connection.send(Taken(message.buffer))
 
@@ -363,9 +320,11 @@ def _expect(
 
 
 def _check_open(path: str, error: Callable[[str], TransportError]) -> None:
-    closed = os.path.join(os.path.dirname(path), CLOSED)
-    with contextlib.suppress(FileNotFoundError), open(closed) as file:
+    folder = os.path.dirname(path)
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, CLOSED)) as file:
         raise error(file.read())
+    if not os.path.isdir(folder):
+        raise error("the transport is closed")
 
 
 def _tell(connection: Connection, message: Any) -> None:
