@@ -1,4 +1,4 @@
-"""Where keys are gathered over context-parallel ranks, kernels give each run of queries what the whole pack gives it."""
+"""Where keys are gathered over context-parallel ranks, kernels give runs of queries what the whole pack gives them."""
 
 import pytest
 import torch
