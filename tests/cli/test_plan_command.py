@@ -52,6 +52,24 @@ def test_layout(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert stage["peak_bytes"] == sum(stage["memory"].values())
 
 
+def test_how_context_parallel_ranks_share_attention_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    gathers = (
+        "c2 gathers keys and values (all-gather): 28 heads, 4 of keys and values, cannot be exchanged over 8 ranks"
+    )
+    said = {
+        "megatron:t4c2": (gathers, "all_gather"),
+        "megatron:d2t4p2c2": (gathers, "all_gather"),
+        "megatron:t2c2": ("c2 exchanges attention heads (all-to-all)", "a2a"),
+        "megatron:t4": ("", None),
+    }
+    for allocation, (line, method) in said.items():
+        code, out, err = plan(capsys, "--model", QWEN, "--allocation", allocation, "--json", file)
+        assert (code, err) == (0, "")
+        assert line in out and ("exchange" in out or "gathers" in out) is bool(line)
+        assert json.loads(file.read_text())["context_method"] == method
+
+
 def test_folded_interleaved_mixture(capsys: pytest.CaptureFixture[str]) -> None:
     allocation = "megatron:(attn:d2p4t2c2v2|ffn:e4t1)"
     code, out, _ = plan(capsys, "--model", "Qwen/Qwen3-30B-A3B", "--allocation", allocation)

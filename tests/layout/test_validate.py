@@ -40,6 +40,9 @@ LEGAL = [
     (SMOL, "d7"),
     (SMOL, "p30"),
     (SMOL, "c3"),
+    (SMOL, "c2"),  # 9 heads: keys are gathered
+    (QWEN, "t8c4"),
+    (replace(QWEN, num_heads=24, num_kv_heads=4), "t2c3"),
     (QWEN, "t8"),  # 2 key/value heads, each on 4 ranks
     (QWEN, "t2c2"),
     (replace(QWEN, vocab_size=151_937), "t16"),  # the vocabulary is padded
@@ -63,9 +66,7 @@ ILLEGAL = [
     (QWEN, "t32", "16 attention heads", "use t16"),
     (replace(QWEN, num_heads=12, num_kv_heads=4), "t6", "4 key/value heads of qwen2 can neither", "use t4 or t12"),
     (replace(QWEN, ffn_hidden_size=11009), "t2", "feed-forward width 11009", "use t1"),
-    (SMOL, "c2", "9 attention heads of llama cannot be spread over t1 * c2 = 2", "use c1 or c3"),
-    (QWEN, "t8c4", "16 attention heads of qwen2 cannot be spread over t8 * c4 = 32", "use c2"),
-    (replace(QWEN, num_heads=24, num_kv_heads=4), "t2c3", "4 key/value heads", "use c2 or c4"),
+    (SMOL, "t2c3", "9 attention heads of llama cannot be split by t2", "use t1 or t3"),
     (SMOL, "p31", "30 layers, too few for p31 stages", "use p30 or less"),
     (SMOL, "p15v3", "too few for p15 * v3 = 45 pieces", "use v2 or less"),
     (SMOL, "p16v2", "too few for p16 * v2 = 32 pieces", "leave v out"),

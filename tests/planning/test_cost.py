@@ -76,6 +76,17 @@ def test_recomputing_costs_time() -> None:
     assert full.parts["tensor"] > none.parts["tensor"]
 
 
+def test_context_parallel_ranks_exchange_heads_or_gather_keys() -> None:
+    seconds = {sizes: step("Qwen/Qwen2.5-7B", sizes).parts["context"] for sizes in ("t2c2", "t4c2")}
+    link, layers = H200.nvlink_gbs * 1e9 * 0.75, 28 * WORK.microbatches * 2
+    # Half of the tokens: queries, keys, values and the output of the attention; t2 has 14 heads and 2.
+    exchanged = 8192 * (2 * 14 + 2 * 2) * 128 * 2
+    # All tokens: keys and values; t4 has 1 head of each.
+    gathered = 16384 * 2 * 1 * 128 * 2
+    assert seconds["t2c2"] == pytest.approx(layers * (exchanged / 2 / link + 20e-6))
+    assert seconds["t4c2"] == pytest.approx(layers * (gathered / 2 / link + 20e-6))
+
+
 def test_faster_gpus_are_faster() -> None:
     times = [step("Qwen/Qwen2.5-7B", "d4t2", gpu=name).total for name in ("a100", "h100", "b200")]
     assert times == sorted(times, reverse=True)

@@ -86,6 +86,22 @@ def test_one_expert_layer_term_by_term() -> None:
     assert layer_activations(facts, Layout(), WORK, 0) == bytes_
 
 
+def test_gathered_keys_and_values_term_by_term() -> None:
+    """28 heads on t4c2: 7 heads of queries and 1 of keys on each rank, which has the keys of all tokens."""
+    facts, layout = MODELS["Qwen/Qwen2.5-7B"], Layout(tensor=4, context=2)
+    tokens, hidden, query, key, inner = 16384, 3584, 7 * 128, 128, 18944
+    own = 4 * hidden // 4 + 2 * query + query + 4 * 128 + 5 * inner // 4
+    expected = tokens // 2 * (2 * own + 4 * 7) + tokens * 2 * 2 * key
+    assert layer_activations(facts, layout, WORK, 0) == expected
+    # Recomputed, they are gathered again; the projections that go in are kept instead.
+    selective = layer_activations(facts, layout, replace(WORK, recompute="selective"), 0)
+    assert selective == tokens // 2 * 2 * (own - 4 * 128 + 2 * key)
+    # With one more key/value head on each rank, that much more.
+    wider = layer_activations(replace(facts, num_kv_heads=8, num_heads=36), layout, WORK, 0)
+    same = layer_activations(replace(facts, num_kv_heads=4, num_heads=36), layout, WORK, 0)
+    assert wider - same == tokens * 2 * 2 * key
+
+
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B", "meta-llama/Llama-3.1-70B", "Qwen/Qwen3-30B-A3B"])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_more_ranks_never_need_more(name: str, recompute: str) -> None:

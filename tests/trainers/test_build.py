@@ -44,6 +44,7 @@ REFUSED = [
     ("transformer", {"num_layers": 3}, "settled by model.path", "remove"),
     ("transformer", {"tensor_model_parallel_size": 2}, "settled by allocation", "remove"),
     ("transformer", {"sequence_parallel": False}, "settled by allocation", "remove"),
+    ("transformer", {"cp_comm_type": "p2p"}, "settled by the model's heads and the allocation", "remove"),
     ("transformer", {"bf16": True}, "settled by trainer.dtype", "remove"),
     ("transformer", {"calculate_per_token_loss": False}, "settled by", "remove"),
     ("optimizer", {"lr": 1.0}, "settled by trainer.optimizer.lr", "remove"),

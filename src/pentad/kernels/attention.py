@@ -7,6 +7,7 @@ queries, the last query stands beside the last key.
 for half precision on GPUs; the plain version takes the sequences one by one.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,23 +18,41 @@ from torch.nn.functional import scaled_dot_product_attention
 Version = Literal["varlen", "flash4"]
 
 
-def attention_plain(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float) -> Tensor:
-    """Each sequence by itself; queries and keys are of the same tokens.
+def attention_plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    key_lengths: Sequence[int] | None = None,
+) -> Tensor:
+    """Each sequence by itself.
 
     Args:
         query: `[t, heads, head_dim]`.
-        key, value: `[t, key/value heads, head_dim]`.
-        lengths: tokens of each sequence.
+        key, value: `[s, key/value heads, head_dim]`.
+        lengths: queries of each sequence.
+        key_lengths: keys of each sequence, no fewer than its queries; None where they are as many.
 
     Returns:
         `[t, heads, head_dim]`.
     """
-    outputs = []
-    for parts in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
-        q, k, v = (x.transpose(0, 1)[None] for x in parts)
-        output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        outputs.append(output[0].transpose(0, 1))
-    return torch.cat(outputs)
+    splits = lengths, key_lengths or lengths, key_lengths or lengths
+    parts = (x.split(list(each)) for x, each in zip((query, key, value), splits, strict=True))
+    return torch.cat([_attend(q, k, v, scale) for q, k, v in zip(*parts, strict=True)])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """One sequence."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+    mask, earlier = None, len(key) - len(query)
+    if earlier:
+        # torch's own mask would have the first query beside the first key.
+        mask = torch.ones(len(query), len(key), dtype=torch.bool, device=query.device).tril(earlier)
+    output = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return output[0].transpose(0, 1)
 
 
 def packed_attention(

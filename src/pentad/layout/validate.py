@@ -30,8 +30,11 @@ def refuse(problems: Sequence[Problem], subject: str) -> None:
 
 
 def check_layout(facts: ModelFacts, layout: Layout) -> list[Problem]:
-    """Everything that keeps the model from being trained on this layout; empty when all is well."""
-    return [*_tensor_and_context(facts, layout), *_pipeline(facts, layout), *_experts(facts, layout)]
+    """Everything that keeps the model from being trained on this layout; empty when all is well.
+
+    Any c does: where heads cannot be exchanged over it, keys are gathered (`layout.context`).
+    """
+    return [*_tensor(facts, layout), *_pipeline(facts, layout), *_experts(facts, layout)]
 
 
 def check_supported(allocation: Allocation) -> list[Problem]:
@@ -51,8 +54,8 @@ def check_supported(allocation: Allocation) -> list[Problem]:
     return problems
 
 
-def _tensor_and_context(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
-    tensor, context, heads, kv_heads = layout.tensor, layout.context, facts.num_heads, facts.num_kv_heads
+def _tensor(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
+    tensor, heads, kv_heads = layout.tensor, facts.num_heads, facts.num_kv_heads
     # The shared expert is split by t as a dense layer is; routed experts are split by x.
     widths = {"feed-forward": facts.ffn_hidden_size, "shared expert": facts.shared_ffn_hidden_size}
 
@@ -79,15 +82,6 @@ def _tensor_and_context(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:
     for name, width in widths.items():
         if width % tensor:
             yield Problem(f"the {name} width {width} of {facts.family} cannot be split by t{tensor}", fix_tensor())
-    if context == 1 or not heads_fit(tensor) or not kv_fits(tensor):
-        return
-    parts = tensor * context
-    if not heads_fit(parts) or not kv_fits(parts):
-        what = f"{heads} attention heads" if not heads_fit(parts) else f"{kv_heads} key/value heads"
-        fix = _nearest("c", context, heads, lambda size: heads_fit(tensor * size) and kv_fits(tensor * size))
-        yield Problem(
-            f"the {what} of {facts.family} cannot be spread over t{tensor} * c{context} = {parts} devices", fix
-        )
 
 
 def _pipeline(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:

@@ -32,7 +32,7 @@ class Coefficients:
     queries: float = 1
     keys_values: float = 2
     attention_output: float = 1
-    # The output again, back from the exchange of context-parallel ranks.
+    # The output again, back from the exchange of context-parallel ranks, or put together of two runs.
     context_output: float = 1
     # With norms of queries and keys: queries before the norm, and the whole projection, of which keys are a part.
     normed_queries: float = 1
@@ -78,7 +78,8 @@ class Coefficients:
     # Copies of the residual width: the gathered sequence (t > 1); sent and received between stages, split by t (p > 1).
     gathered: float = 1
     stage_exchange: float = 2
-    # Copies of the projections: the exchange between context-parallel ranks (c > 1).
+    # Copies of the projections, or of all keys and values: the exchange between context-parallel ranks (c > 1), or the
+    # gathering of keys and values and the reduction of their gradients.
     context_exchange: float = 2
 
     # Bytes for each sequence and token of the vocabulary while a rollout engine samples: logits, probabilities and a

@@ -7,6 +7,7 @@ not overlapped with computation, and every link is as fast as the slowest that i
 from dataclasses import dataclass, replace
 
 from pentad.families.facts import ModelFacts
+from pentad.layout.context import context_method
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk, distinct_stages, layer_kinds, pipeline_chunks
 from pentad.planning.coefficients import BYTES
@@ -168,8 +169,10 @@ def _layer(
         parts["tensor"] = pairs * gathers * one
     passes = 2 + (work.recompute == "full")
     if layout.context > 1:
-        # Queries, keys, values there; the attention's output back.
-        moved = tokens * (2 * query + 2 * key) / layout.tensor * width
+        # Queries, keys, values there and the attention's output back; or keys and values of all tokens.
+        gathers_keys = context_method(facts, layout) == "all_gather"
+        moved = work.tokens * 2 * key if gathers_keys else tokens * (2 * query + 2 * key)
+        moved *= width / layout.tensor
         parts["context"] = passes * _exchange(moved, layout.context, layout.tensor * layout.context, gpu, rates)
     if has_experts:
         rows = split * facts.experts_per_token * hidden * width

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pentad.families.facts import ModelFacts
+from pentad.layout.context import ContextMethod, context_method
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk
 from pentad.planning.coefficients import GIB
@@ -84,7 +85,7 @@ def _allocation(plan: LayoutPlan) -> str:
 
 
 def describe_layout(layout: Layout, facts: ModelFacts) -> list[str]:
-    """The dimensions of a layout in words, one line for the whole and one for the experts."""
+    """The dimensions of a layout in words: a line for the whole, one for context parallelism, one for the experts."""
     words = [
         (layout.pipeline, f"p{layout.pipeline} stages"),
         (layout.data, f"d{layout.data} replicas"),
@@ -95,6 +96,8 @@ def describe_layout(layout: Layout, facts: ModelFacts) -> list[str]:
     if layout.virtual > 1:
         line += f"; v{layout.virtual} chunks on each stage, interleaved"
     lines = [line]
+    if (method := context_method(facts, layout)) is not None:
+        lines.append(_context(layout, facts, method))
     if facts.num_experts is not None:
         experts = facts.num_experts // layout.expert
         text = f"experts: e{layout.expert} groups of {experts}"
@@ -102,6 +105,13 @@ def describe_layout(layout: Layout, facts: ModelFacts) -> list[str]:
             text += f", each expert in x{layout.expert_tensor} parts"
         lines.append(f"{text}, {layout.expert_data} replica{'s' if layout.expert_data > 1 else ''} of each")
     return lines
+
+
+def _context(layout: Layout, facts: ModelFacts, method: ContextMethod) -> str:
+    if method == "a2a":
+        return f"c{layout.context} exchanges attention heads (all-to-all)"
+    ranks, heads = layout.tensor * layout.context, f"{facts.num_heads} heads, {facts.num_kv_heads} of keys and values"
+    return f"c{layout.context} gathers keys and values (all-gather): {heads}, cannot be exchanged over {ranks} ranks"
 
 
 def _stages(plan: LayoutPlan) -> list[list[str]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from pentad.families.facts import ModelFacts
+from pentad.layout.context import context_method
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk, chunks_in_flight, distinct_stages, layer_kinds, pipeline_chunks
 from pentad.planning.adapters import AdapterParameters, AdapterWork, adapter_parameters
@@ -138,15 +139,16 @@ def _projections(facts: ModelFacts, layout: Layout) -> tuple[float, float]:
 def _attention(facts: ModelFacts, layout: Layout, work: Workload, table: Coefficients) -> float:
     width, tokens = BYTES[work.dtype], work.tokens / layout.context
     query, key = _projections(facts, layout)
-    # Exchanged over context-parallel ranks, a rank has all tokens of its own heads: as much, unless heads are repeated.
-    repeated = max(1.0, layout.tensor * layout.context / facts.num_kv_heads) if layout.context > 1 else 1.0
+    method = context_method(facts, layout)
+    # With all tokens of its own heads a rank has as many keys, unless heads are repeated; gathered, it has them all.
+    repeated = max(1.0, layout.tensor * layout.context / facts.num_kv_heads) if method == "a2a" else 1.0
     kept = (
         table.queries * query
-        + table.keys_values * key * min(repeated, layout.context)
+        + table.keys_values * key * (layout.context if method == "all_gather" else min(repeated, layout.context))
         + table.attention_output * query
-        + table.rotary * facts.head_dim * (layout.context if layout.context > 1 else 1)
+        + table.rotary * facts.head_dim * (layout.context if method == "a2a" else 1)
     )
-    if layout.context > 1:
+    if method is not None:
         kept += table.context_output * query
     if work.recompute == "selective":
         # What goes into the attention (queries, and the projection that keys and values are part of) and comes out.
@@ -231,8 +233,9 @@ def _exchanges(facts: ModelFacts, layout: Layout, work: Workload, table: Coeffic
         needed += table.gathered * residual
     if layout.pipeline > 1:
         needed += table.stage_exchange * residual / layout.tensor
-    if layout.context > 1:
-        needed += table.context_exchange * tokens * (query + 2 * key) * width
+    if (method := context_method(facts, layout)) is not None:
+        moved = query + 2 * key if method == "a2a" else 2 * key * layout.context
+        needed += table.context_exchange * tokens * moved * width
     return needed
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pentad.errors import UserError
 from pentad.families.facts import ModelFacts
 from pentad.layout.cluster_checks import check_cluster, check_dtype, check_microbatches, check_projections
+from pentad.layout.context import context_method
 from pentad.layout.layout import Allocation, Layout
 from pentad.layout.pipeline import Chunk, pipeline_chunks
 from pentad.layout.validate import check_layout, refuse
@@ -185,6 +186,7 @@ def plan_to_json(plan: LayoutPlan) -> dict[str, Any]:
         "allocation": str(plan.allocation),
         "gpus": plan.allocation.world_size,
         "trainer_gpus": plan.layout.world,
+        "context_method": context_method(plan.facts, plan.layout),
         "fits": plan.fits,
         "excess_bytes": plan.excess,
         "engine": _engine(plan),

@@ -116,6 +116,7 @@ SETTLED: Mapping[str, Mapping[str, str]] = {
         "virtual_pipeline_model_parallel_size": "allocation (size v)",
         "pipeline_model_parallel_layout": "allocation (size p)",
         "context_parallel_size": "allocation (size c)",
+        "cp_comm_type": "the model's heads and the allocation (sizes t and c)",
         "expert_model_parallel_size": "allocation (size e)",
         "expert_tensor_parallel_size": "allocation (size x)",
         "sequence_parallel": "allocation (size t)",

@@ -2,15 +2,16 @@
 
 Invariant: a token attends to itself and to earlier tokens of its own sequence, and to nothing else, whatever else
 is in the pack, and however the pack is split over context-parallel ranks. Grouped key/value heads are repeated only
-where there are fewer of them than context-parallel ranks.
+where heads are exchanged and there are fewer of them than context-parallel ranks.
 
-Context parallelism is by exchange of heads (https://arxiv.org/abs/2309.14509): each rank holds a run of the pack's
-tokens and gives it for all tokens of some of the heads.
+Context parallelism is by exchange of heads where these divide (`layout.context`; https://arxiv.org/abs/2309.14509):
+each rank holds a run of the pack's tokens and gives it for all tokens of some of the heads. Else keys and values are
+gathered (https://arxiv.org/abs/2407.21783, section 3.3.2): each rank keeps its own queries, of all heads.
 """
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import all_to_all
+from megatron.core.tensor_parallel.mappings import all_to_all, gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -21,6 +22,7 @@ from pentad.kernels.attention import attention_plain, packed_attention
 from pentad.kernels.rotary import rotate
 from pentad.kernels.selection import PLAIN, Kernels
 from pentad.trainers.megatron.packing import PackedInputs
+from pentad.trainers.megatron.runs import KeyBounds, in_order
 
 # A padded rectangle may hold this many times the tokens of the pack before sequences are taken one by one.
 _MOST_PADDING = 3.0
@@ -83,27 +85,68 @@ class PackedAttention(MegatronModule):
         if not isinstance(packed, PackedInputs) or packed.cos is None or packed.sin is None:
             raise TypeError("attention needs the PackedInputs of its microbatch")
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        if packed.runs:
+            return self._on_all_keys(query, key, value, packed).reshape(query.shape[0], 1, -1)
         if self.context.size() > 1:
             query = self._tokens_for_heads(query)
             key, value = self._tokens_for_heads(self._replicate(key)), self._tokens_for_heads(self._replicate(value))
-        query, key = (rotate(x, packed.cos, packed.sin, version=self.kernels.rotary) for x in (query, key))
+        query, key = self._rotate(query, packed), self._rotate(key, packed)
         if needs_padding(query.device, query.dtype):
             output = self._padded(query, key, value, packed)
         else:
-            output = packed_attention(
-                query,
-                key,
-                value,
-                cu_seqlens_q=packed.cu_seqlens_q,
-                cu_seqlens_k=packed.cu_seqlens_kv,
-                max_seqlen_q=packed.max_seqlen_q,
-                max_seqlen_k=packed.max_seqlen_kv,
-                scale=self.softmax_scale,
-                version="flash4" if self.kernels.attention == "flash4" else "varlen",
-            )
+            bounds = (packed.cu_seqlens_q, packed.cu_seqlens_kv, packed.max_seqlen_q, packed.max_seqlen_kv)
+            output = self._fast(query, key, value, *bounds)
         if self.context.size() > 1:
             output = self._heads_for_tokens(output)
         return output.reshape(output.shape[0], 1, -1)
+
+    def _on_all_keys(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedInputs) -> Tensor:
+        """Attention of this rank's queries, run by run, on the keys and values of all context-parallel ranks.
+
+        Keys are rotated before they are gathered, so each of them is once.
+        """
+        query, key = self._rotate(query, packed), self._gather(self._rotate(key, packed))
+        value = self._gather(value)
+        outputs = []
+        for part, run in zip(query.chunk(len(packed.runs)), packed.runs, strict=True):
+            seen = slice(run.keys.start, run.keys.stop)
+            outputs.append(self._on_run(part, key[seen], value[seen], run))
+        return torch.cat(outputs)
+
+    def _on_run(self, query: Tensor, key: Tensor, value: Tensor, run: KeyBounds) -> Tensor:
+        if needs_padding(query.device, query.dtype):
+            return attention_plain(query, key, value, run.query_lengths, self.softmax_scale, run.key_lengths)
+        longest = max(run.query_lengths), max(run.key_lengths)
+        return self._fast(query, key, value, run.cu_seqlens_q, run.cu_seqlens_k, *longest)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """`[T / context, heads, head_dim]` to `[T, heads, head_dim]`; gradients are summed over ranks and scattered."""
+        return in_order(gather_from_sequence_parallel_region(x, group=self.context), self.context.size())
+
+    def _rotate(self, x: Tensor, packed: PackedInputs) -> Tensor:
+        return rotate(x, packed.cos, packed.sin, version=self.kernels.rotary)
+
+    def _fast(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+    ) -> Tensor:
+        return packed_attention(
+            query,
+            key,
+            value,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
+            max_seqlen_q=max_seqlen_q,
+            max_seqlen_k=max_seqlen_k,
+            scale=self.softmax_scale,
+            version="flash4" if self.kernels.attention == "flash4" else "varlen",
+        )
 
     def _replicate(self, x: Tensor) -> Tensor:
         """Key/value heads, repeated so that every context-parallel rank gets the one that its queries use."""

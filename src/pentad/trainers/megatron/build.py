@@ -21,6 +21,7 @@ from pentad.families.facts import ModelFacts
 from pentad.families.hf_config import facts_from_config, transformer_fields
 from pentad.kernels.selection import PLAIN, Kernels
 from pentad.layout import Layout
+from pentad.layout.context import context_method
 from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.pipeline import stage_layers
 from pentad.layout.validate import refuse
@@ -74,6 +75,7 @@ def transformer_config(
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,
         "context_parallel_size": layout.context,
+        "cp_comm_type": context_method(facts, layout),
         "expert_model_parallel_size": layout.expert,
         "expert_tensor_parallel_size": layout.expert_tensor,
         "sequence_parallel": layout.sequence_parallel,

@@ -46,9 +46,9 @@ def logprobs_of(
     """
     if sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden, group=groups.tp)
-    first, targets = microbatch.start, _own_targets(microbatch, hidden.shape[0], groups)
+    targets = microbatch.targets
     logprobs, entropies = vocab_parallel_logprobs(
-        take_rows(hidden[:, 0], targets - 1 - first),
+        take_rows(hidden[:, 0], microbatch.rows),
         weight,
         microbatch.batch.tokens[targets],
         temperature=temperature,
@@ -83,9 +83,8 @@ def values_of(
     if sequence_parallel:
         # All ranks then compute the same loss, so a token's gradient is taken from one of them, and not summed.
         values = gather_from_sequence_parallel_region(values, tensor_parallel_output_grad=False, group=groups.tp)
-    first, targets = microbatch.start, _own_targets(microbatch, len(values), groups)
     places = torch.zeros(1, microbatch.batch.num_tokens, device=values.device)
-    places = places.index_copy(1, targets, values.index_select(0, targets - 1 - first)[None])
+    places = places.index_copy(1, microbatch.targets, values.index_select(0, microbatch.rows)[None])
     return reduce_from_tensor_model_parallel_region(places, group=groups.cp)
 
 
@@ -110,9 +109,3 @@ def place(found: Tensor, indices: Iterable[int], batch: Batch, whole: Tensor) ->
         end = offset + lengths[index]
         whole[:, starts[index] : starts[index + 1]] = found[:, offset:end]
         offset = end
-
-
-def _own_targets(microbatch: Microbatch, tokens: int, groups: ProcessGroupCollection) -> Tensor:
-    """Of the wanted tokens those that this context-parallel rank predicts: it has the token before each."""
-    first, targets = microbatch.start, microbatch.targets
-    return targets[(targets > first) & (targets <= first + tokens)] if groups.cp.size() > 1 else targets

@@ -26,6 +26,7 @@ from pentad.errors import UserError
 from pentad.families.lora import Targets, base_of
 from pentad.kernels.selection import select_kernels
 from pentad.layout import Layout
+from pentad.layout.context import context_method
 from pentad.platform.device import Platform
 from pentad.samples.batch import Batch
 from pentad.samples.packing import Plan
@@ -92,6 +93,7 @@ class Trainer:
         self.lora, self.seed = lora, seed
         self.mapping = WeightMapping(config, groups, lora and Targets(lora.targets, lora.exclude))
         self.is_critic = self.mapping.facts.value_head
+        self.context_method = context_method(self.mapping.facts, layout)
         self.megatron = transformer_config(config, layout, self.dtype, megatron)
         self.kernels = select_kernels(
             platform.device, self.dtype, settings.kernels, deterministic=megatron.use_deterministic_algorithms
@@ -322,6 +324,7 @@ class Trainer:
                         chosen,
                         tensor_ranks=self.groups.tp.size(),
                         context=(self.groups.cp.rank(), self.groups.cp.size()),
+                        method=self.context_method,
                         rotary=self.rotary,
                         device=self.platform.device,
                         dtype=self.dtype,
