@@ -25,6 +25,7 @@ def choose(
     *,
     near: bool = True,
     gpus: bool = False,
+    transport: str = "auto",
 ) -> Any:
     settings = RunSettings.model_validate(
         {
@@ -32,7 +33,7 @@ def choose(
             "model": {"path": str(directory)},
             "data": {"train": "none.jsonl"},
             "trainer": {"total_steps": 1},
-            "rollout": {"engine": engine},
+            "rollout": {"engine": engine, "transport": transport},
         }
     )
     # What the choice reads of a prepared run.
@@ -63,19 +64,24 @@ def test_memory_of_one_device_is_shared_then_that_of_one_machine_and_all_else_go
     assert choose(tmp_path, "hf:d2+megatron:p3", {"shared", "store"}, near=False).name == "store"
 
 
-def test_gpus_that_are_apart_are_joined_by_nccl_and_nothing_else_is(tmp_path: Path) -> None:
+def test_nccl_joins_gpus_that_are_apart_where_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(builtin_config("llama")))
     all_of_them = {"ipc", "nccl", "shared", "store"}
     for near in (True, False):
-        apart = choose(tmp_path, "vllm:d2+megatron:p3", all_of_them, near=near, gpus=True)
+        apart = choose(tmp_path, "vllm:d2+megatron:p3", all_of_them, near=near, gpus=True, transport="nccl")
         channel = apart.open(7)
         assert (apart.name, channel.stages, channel.version, channel.number) == ("nccl", 3, 7, 1)
         apart.close()
     # Sender and receiver may be on one GPU, which NCCL refuses.
+    for allocation, gpus in (("vllm:d2|megatron:d2", True), ("hf:d2+megatron:p3", False)):
+        with pytest.raises(UserError, match="needs GPUs, and engines on others than the trainer's"):
+            choose(tmp_path, allocation, all_of_them, gpus=gpus, transport="nccl")
     assert choose(tmp_path, "vllm:d2|megatron:d2", all_of_them, gpus=True).name == "shared"
     assert choose(tmp_path, "vllm:d2|megatron:d2", all_of_them, near=False, gpus=True).name == "store"
-    assert choose(tmp_path, "hf:d2+megatron:p3", all_of_them).name == "shared"
     assert choose(tmp_path, "vllm:d1|megatron:d1", all_of_them, gpus=True).name == "ipc"
+    assert choose(tmp_path, "vllm:d1|megatron:d1", all_of_them, gpus=True, transport="store").name == "store"
+    with pytest.raises(UserError, match=r"rollout.transport=shared is not among what the engine receives by: store"):
+        choose(tmp_path, "hf:d1+megatron:d1", {"store"}, transport="shared")
 
 
 @pytest.mark.parametrize(

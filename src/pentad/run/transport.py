@@ -25,7 +25,7 @@ _BUFFER_BYTES = {"ipc": 1 << 30, "nccl": 512 << 20, "shared": 64 << 20}
 def choose_transport(
     prepared: Prepared, store: ObjectStore, engines: Engines, *, on_gpus: bool, on_one_machine: bool, host: str
 ) -> Transport:
-    """CUDA IPC on one GPU, NCCL between GPUs, host memory on one machine, otherwise Ray's object store.
+    """CUDA IPC on one GPU, host memory on one machine, otherwise Ray's object store; or what `rollout.transport` names.
 
     Args:
         on_gpus: every process that sends or receives has a GPU, or a part of one.
@@ -33,20 +33,35 @@ def choose_transport(
         host: address of the driver's machine.
 
     Raises:
-        UserError: the engines can receive from none of what the placement allows.
+        UserError: the engines can receive from none of what the placement allows, or not from what is asked for.
     """
-    allocation = prepared.allocation
-    layout = allocation.trainer.layout
+    allocation, wanted = prepared.allocation, prepared.settings.rollout.transport
     takes = engines.features.transports
-    if allocation.world_size == 1 and "ipc" in takes:
-        return LocalTransport("ipc", **_terms("ipc", prepared, engines))
-    if on_gpus and not allocation.colocated and "nccl" in takes:
-        return CollectiveTransport("nccl", host, **_terms("nccl", prepared, engines))
-    if on_one_machine and "shared" in takes:
-        return LocalTransport("shared", **_terms("shared", prepared, engines))
-    if "store" in takes:
-        return StoreTransport(store, layout.pipeline, len(engines.names), engines.dtype)
-    raise _none_fits(prepared, takes)
+    # In order of preference. NCCL is taken where it is asked for: it has not been run on two GPUs yet.
+    fits = {
+        "ipc": (allocation.world_size == 1, "one GPU that trainer and engine share"),
+        "shared": (on_one_machine, "one machine"),
+        "store": (True, ""),
+        "nccl": (on_gpus and not allocation.colocated, "GPUs, and engines on others than the trainer's"),
+    }
+    if wanted == "auto":
+        names = [name for name, (fit, _) in fits.items() if fit and name in takes and name != "nccl"]
+        if not names:
+            raise _none_fits(prepared, takes)
+        name = names[0]
+    else:
+        name, (fit, needs) = wanted, fits[wanted]
+        if not fit or name not in takes:
+            reason = f"needs {needs}" if not fit else f"is not among what the engine receives by: {_listed(takes)}"
+            raise UserError(
+                f"rollout.transport={name} {reason} (allocation {allocation})", "set rollout.transport=auto"
+            )
+    if name == "store":
+        return StoreTransport(store, allocation.trainer.layout.pipeline, len(engines.names), engines.dtype)
+    terms = _terms(name, prepared, engines)
+    if name == "nccl":
+        return CollectiveTransport("nccl", host, **terms)
+    return LocalTransport("ipc" if name == "ipc" else "shared", **terms)
 
 
 class _Terms(TypedDict):
@@ -86,8 +101,11 @@ def _receivers(prepared: Prepared, engines: Engines) -> int:
 def _none_fits(prepared: Prepared, takes: frozenset[str]) -> UserError:
     component, engine = prepared.allocation.rollout, prepared.settings.rollout.engine
     name = f"rollout.engine={engine}" if engine or component is None else f"engine {component.backend}"
-    listed = ", ".join(sorted(takes)) or "none"
     return UserError(
-        f"{name} receives weights by {listed}; in allocation {prepared.allocation} they travel by store",
+        f"{name} receives weights by {_listed(takes)}; in allocation {prepared.allocation} they travel by store",
         "have its load_weights take the tensors of channel.receive(), and name store in EngineFeatures.transports",
     )
+
+
+def _listed(takes: frozenset[str]) -> str:
+    return ", ".join(sorted(takes)) or "none"

@@ -28,6 +28,11 @@ class RolloutSettings(Settings):
         default_factory=dict,
         description="with vllm: in allocation, arguments of vLLM's engine, as gpu_memory_utilization, enforce_eager",
     )
+    transport: Literal["auto", "ipc", "nccl", "shared", "store"] = Field(
+        "auto",
+        description="how weights travel to the engines: ipc on one GPU, shared (host memory) on one machine, store "
+        "(Ray's object store) anywhere, nccl between GPUs; auto takes the first of ipc, shared and store that fits",
+    )
     on_update: Literal["continue", "restart", "finish"] = Field(
         "continue",
         description="what becomes of responses that are being sampled when new weights come: continue under these, "

@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from functools import cache
 from typing import Any
 
@@ -92,7 +93,15 @@ class Party:
                 abort(held)
             self.phase = "joining the group"
             rank = 0 if self._key[2] else self.add("rank")
-            self._group = HELD[self._key] = self._make(rank)
+            made = _on_a_thread(
+                lambda: make_group(
+                    self._kind, self._address, self._name, rank, self._size, self._device, self._deadline_s
+                )
+            )
+            self._until(made.done)
+            if (error := made.exception()) is not None:
+                raise self.error(self._reason or str(error)) from error
+            self._group = HELD[self._key] = made.result()
         self._title += f" (rank {self._group.rank} of {self._size})"
 
     def leave(self) -> None:
@@ -161,38 +170,15 @@ class Party:
         """What goes wrong here."""
         return TransportError(f"{self._title}: {reason}; {self.phase}, after {self.last}")
 
-    def _make(self, rank: int) -> Group:
-        """Make a group on another thread: a process that never comes would hold this one for ever."""
-        made: list[Group] = []
-        failed: list[Exception] = []
-
-        def make() -> None:
-            try:
-                made.append(
-                    make_group(self._kind, self._address, self._name, rank, self._size, self._device, self._deadline_s)
-                )
-            except Exception as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=make, name=f"group {self._name}", daemon=True)
-        thread.start()
-        self._until(lambda: not thread.is_alive())
-        if failed:
-            raise self.error(self._reason or str(failed[0])) from failed[0]
-        return made[0]
-
     def _until(self, is_so: Callable[[], bool], longest_nap_s: float = _GPU_NAP_S) -> None:
         end_s, nap_s = time.monotonic() + self._deadline_s, 5e-5
         while not is_so():
-            self._check(end_s)
+            if self._reason is not None:
+                raise self.error(self._reason)
+            if time.monotonic() > end_s:
+                raise self.error(f"no answer within {self._deadline_s:g} s")
             time.sleep(nap_s)
             nap_s = min(nap_s * 1.2, longest_nap_s)
-
-    def _check(self, end_s: float) -> None:
-        if self._reason is not None:
-            raise self.error(self._reason)
-        if time.monotonic() > end_s:
-            raise self.error(f"no answer within {self._deadline_s:g} s")
 
     def _look(self) -> None:
         """On a thread of its own, as the main one may be held by a GPU that waits for a process which is gone."""
@@ -213,6 +199,20 @@ class Party:
             yield
         except DistError as error:
             raise self.error(self._reason or f"the driver's store went away ({error})") from error
+
+
+def _on_a_thread(make: Callable[[], Group]) -> Future[Group]:
+    """Make a group on a thread of its own: a process that never comes would hold this one for ever."""
+    made: Future[Group] = Future()
+
+    def work() -> None:
+        try:
+            made.set_result(make())
+        except Exception as error:
+            made.set_exception(error)
+
+    threading.Thread(target=work, name="making a group", daemon=True).start()
+    return made
 
 
 def end(store: Any, reason: str) -> None:
