@@ -8,26 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bad_runs import CASES, a_prompt_longer_than_the_model, missing_tensor, no_tokenizer, nothing, run_exists
+from bad_runs import a_prompt_longer_than_the_model, missing_tensor, no_tokenizer, nothing, run_exists
 from command import Command
 from spoiled_run import Bench, bench, check_refusal
 
 from pentad.cli.main import main
 
 __all__ = ["bench"]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_refused(bench: Bench, capfd: pytest.CaptureFixture[str], name: str) -> None:
-    spoil, overrides, texts = CASES[name]
-    if name == "wandb not installed" and _installed("wandb"):
-        pytest.skip("wandb is installed")
-    spoil(bench)
-    code = main(["train", str(bench.config), *overrides])
-    said = capfd.readouterr()
-    check_refusal(code, said.err, *texts)
-    assert "Warning" not in said.out
-    assert (bench.folder / "run").exists() == name.startswith("run "), "a refused run leaves nothing"
 
 
 def test_run_locked_by_another(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:

@@ -243,3 +243,39 @@ CASES: dict[str, tuple[Callable[[Bench], None], list[str], list[str]]] = {
     "warmup longer than the run": (nothing, ["trainer.schedule.warmup_steps=9"], ["warmup_steps", "2 or less"]),
     "wandb not installed": (nothing, ["trainer.logger=[wandb]"], ["wandb", "not installed", "pentad[wandb]"]),
 }
+
+
+def own_reward(bench: Bench) -> None:
+    (bench.folder / "mine.py").write_text("def length(response):\n    return float(len(response))\n")
+
+
+def examples(bench: Bench) -> None:
+    bench.data(*[{"prompt": "sort 4132=", "response": "1234"}] * 4)
+    _without_rollouts(bench)
+
+
+def pairs(bench: Bench) -> None:
+    bench.data(*[{"prompt": "sort 4132=", "chosen": "1234", "rejected": "4321"}] * 4)
+    _without_rollouts(bench)
+
+
+def _without_rollouts(bench: Bench) -> None:
+    del bench.settings["rollout"], bench.settings["reward"]
+    bench.write()
+
+
+_ALONE = "allocation=megatron:d1"
+
+# Runs that are started: what is done to the bench, and the overrides.
+ACCEPTED: dict[str, tuple[Callable[[Bench], None], list[str]]] = {
+    "as it is": (nothing, []),
+    "with an evaluation": (nothing, ["data.eval={mine: train.jsonl}", "data.eval_limit=4"]),
+    "with two tensor-parallel ranks": (nothing, ["allocation=hf:d1+megatron:t2"]),
+    "with a reward of one's own": (own_reward, ["reward.name=mine:length"]),
+    "with adapters": (nothing, ["model.lora.rank=4"]),
+    "with a critic": (nothing, ["algorithm.name=ppo"]),
+    "asynchronous": (nothing, ["allocation=hf:d1+megatron:d1", "trainer.max_staleness=1"]),
+    "over an earlier run": (run_exists, ["experiment.overwrite=true"]),
+    "supervised": (examples, ["algorithm.name=sft", _ALONE]),
+    "preferences": (pairs, ["algorithm.name=dpo", _ALONE]),
+}

@@ -19,6 +19,8 @@ from pentad.cli.report import report_failed_run, report_fault, report_interrupt,
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
 
+_DRY = "--dry-run"
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are `UserError`."""
@@ -69,11 +71,18 @@ def _run(arguments: list[str]) -> int:
         near = difflib.get_close_matches(arguments[0], names, n=1, cutoff=0.4)
         fix = f"did you mean `pentad {near[0]}`?" if near else f"use one of {', '.join(names)}"
         raise UserError(f"there is no command {arguments[0]!r}", fix)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_flag_first(arguments))
     if options.command is None:
         parser.print_help()
         return 2
     return options.call(options)
+
+
+def _flag_first(arguments: list[str]) -> list[str]:
+    """`--dry-run` may stand anywhere; argparse takes no settings after an option that follows the file."""
+    if arguments[:1] != ["train"] or _DRY not in arguments:
+        return arguments
+    return ["train", _DRY, *(argument for argument in arguments[1:] if argument != _DRY)]
 
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
@@ -83,7 +92,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     train = subparsers.add_parser("train", help="run a configuration", allow_abbrev=False)
     _add_configuration(train)
-    train.set_defaults(call=lambda options: commands.train(options.config, options.overrides))
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that can be checked, say what the run would do, and end",
+    )
+    train.set_defaults(call=lambda options: commands.train(options.config, options.overrides, dry=options.dry_run))
 
     config = subparsers.add_parser(
         "config", help="check a configuration and print the effective settings", allow_abbrev=False

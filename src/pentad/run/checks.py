@@ -36,12 +36,14 @@ class Checked:
     """A run of which nothing more can be known to be wrong before its processes start.
 
     Attributes:
+        settings_yaml: the effective settings.
         rewards: the reward's processes; None where nothing is scored.
         run_dir: reserved.
         resume: what the run goes on from; None to begin anew.
     """
 
     sources: Sources
+    settings_yaml: str
     rewards: RewardPool | None
     run_dir: RunDir
     prepared: "Prepared"
@@ -92,7 +94,7 @@ def check_run(loaded: LoadedSettings, stack: ExitStack) -> Checked | None:
     _print_notices(prepared.notices)
     resume = None if checkpoint is None else load_resume(checkpoint, prepared)
     check_reachable(settings.ray.address)
-    return Checked(sources, rewards, run_dir, prepared, resume)
+    return Checked(sources, yaml, rewards, run_dir, prepared, resume)
 
 
 def _print_notice(notice: str) -> None:

@@ -19,11 +19,12 @@ from pentad.run.restarts import Restarts
 from pentad.run.signals import StopSignals
 
 
-def run(loaded: LoadedSettings) -> int:
+def run(loaded: LoadedSettings, *, dry: bool = False) -> int:
     """Train as configured.
 
     Args:
         loaded: settings and where they came from.
+        dry: check all that is checked before the processes start, say what the run would do, and end.
 
     Returns:
         the exit code, 0.
@@ -41,8 +42,11 @@ def run(loaded: LoadedSettings) -> int:
         try:
             checked = check_run(loaded, stack)
             if checked is None:
-                return _finished(settings)
-            _train(checked, status, signals)
+                return _finished(settings, dry=dry)
+            if dry:
+                _tell(checked)
+            else:
+                _train(checked, status, signals)
         except KeyboardInterrupt as error:
             if signals.received is None:
                 raise
@@ -50,6 +54,13 @@ def run(loaded: LoadedSettings) -> int:
             text = f"by {signals.received.name} during {signals.during}"
             raise RunInterruptedError(text, facts, signals.exit_code) from None
     return 0
+
+
+def _tell(checked: Checked) -> None:
+    """Say what the run would do."""
+    from pentad.run.forecast import forecast
+
+    print(f"\n{forecast(checked)}", flush=True)
 
 
 def _train(checked: Checked, status: Status, signals: StopSignals) -> None:
@@ -93,10 +104,10 @@ def _train(checked: Checked, status: Status, signals: StopSignals) -> None:
     _report(run_dir)
 
 
-def _finished(settings: RunSettings) -> int:
+def _finished(settings: RunSettings, *, dry: bool) -> int:
     """Say that nothing is left to do; what a killed process has left undone is the report at most."""
     run_dir = RunDir(settings.experiment.run_dir)
-    if not run_dir.report.exists() and run_dir.metrics.exists():
+    if not dry and not run_dir.report.exists() and run_dir.metrics.exists():
         _report(run_dir)
     print(
         f"{run_dir.path} holds a run that has finished its {settings.trainer.total_steps} steps; nothing is left to do"

@@ -19,9 +19,14 @@ from pentad.weights.source import CRITIC
 
 
 def workload(
-    settings: RunSettings, facts: ModelFacts, allocation: Allocation
+    settings: RunSettings, facts: ModelFacts, allocation: Allocation, longest: int | None = None
 ) -> tuple[Workload, EngineWork | None, tuple[str, ...]]:
-    """The work of one optimizer step and of an engine under a configuration, and what had to be assumed."""
+    """The work of one optimizer step and of an engine under a configuration, and what had to be assumed.
+
+    Args:
+        longest: tokens of the longest sequence that is trained on, of a pair of one of the two; None where the data is
+            not read.
+    """
     trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
     rollouts = algorithm.trains_on == "rollouts"
     if rollouts:
@@ -32,8 +37,9 @@ def workload(
     else:
         bound, what, why = settings.data.max_prompt_tokens, "rows", "data.max_prompt_tokens"
         samples = trainer.prompts_per_step * (2 if algorithm.trains_on == "preferences" else 1)
-    longest = min(bound, facts.max_positions or bound)
-    if longest < bound:
+    if longest is not None:
+        why = "the longest that the data gives; shorter ones make fewer"
+    elif (longest := min(bound, facts.max_positions or bound)) < bound:
         # The settings are a bound, and often a default; a run looks at the prompts that it has.
         why = f"the model's positions; the settings would allow {bound:,}, and a run checks whether its prompts fit"
     notes = [f"microbatches are counted for {what} of {longest:,} tokens: {why}"]
