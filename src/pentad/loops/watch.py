@@ -1,11 +1,12 @@
-"""Says when nothing is learnt: each sign once, when it has held for several steps in a row.
+"""Says when nothing is learnt: each sign once, when the mean of the last steps shows it.
 
-Invariant: it reads the metrics of steps and changes nothing. A sign that holds for fewer steps, or of which a step has
-no metric, is not told. No torch.
+Invariant: it reads the metrics of steps and changes nothing. A sign is not told before there are as many steps as it is
+a mean over, nor where one of these steps has no such metric. No torch.
 
 The thresholds are those of `SIGNS`; docs/first-run.md lists them.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,24 @@ from pentad.config.schema.run import RunSettings
 
 Metrics = Mapping[str, float]
 
-# Shares that count as nearly all, most, and half.
-NEARLY_ALL, MOST, HALF = 0.95, 0.9, 0.5
+# Shares that count as nearly all, most, half, and as more clipping than is healthy.
+NEARLY_ALL, MOST, HALF, CLIPPED = 0.95, 0.9, 0.5, 0.3
+_UNTRAINED = "untrained"
+# The metrics that are read.
+_READ = (
+    "data/groups_dropped",
+    "data/samples_generated",
+    "reward/equal_groups",
+    "reward/failures",
+    "reward/mean",
+    "reward/std",
+    "rollout/truncated_fraction",
+    "train/clip_fraction",
+    "train/entropy",
+    "train/grad_norm",
+    "train/lr",
+    "train/skipped_updates",
+)
 # Nats per token below which a policy samples always the same.
 NO_ENTROPY = 0.01
 # A gradient norm below is rounding.
@@ -28,13 +45,11 @@ class Seen:
     """What is known of the run besides the metrics of a step.
 
     Attributes:
-        step: of the metrics.
         lowest: mean reward of a step so far; None before there is one.
         highest: the same.
     """
 
     settings: RunSettings
-    step: int = 0
     lowest: float | None = None
     highest: float | None = None
 
@@ -57,8 +72,8 @@ class Sign:
 
     Attributes:
         name: in warnings.jsonl.
-        steps: in a row for which it must hold.
-        holds: whether it does at a step.
+        steps: over which the metrics are averaged.
+        holds: whether their means show it.
         text: what it means, and what to change.
     """
 
@@ -77,7 +92,8 @@ class LearningWatch:
 
     def __init__(self, settings: RunSettings) -> None:
         self._seen = Seen(settings)
-        self._held: dict[str, int] = {}
+        # What is read of the last steps.
+        self._last: deque[dict[str, float]] = deque(maxlen=max(sign.steps for sign in SIGNS))
         self._told: set[str] = set()
 
     def see(self, step: int, metrics: Metrics) -> list[tuple[str, str]]:
@@ -87,29 +103,40 @@ class LearningWatch:
             name and text of each sign that is to be told now.
         """
         seen, new = self._seen, []
-        seen.step = step
+        untrained = "train/lr" not in metrics and step > seen.settings.critic_warmup
+        self._last.append({name: metrics[name] for name in _READ if name in metrics} | {_UNTRAINED: float(untrained)})
         if (reward := metrics.get("reward/mean")) is not None:
             seen.lowest = reward if seen.lowest is None else min(seen.lowest, reward)
             seen.highest = reward if seen.highest is None else max(seen.highest, reward)
         for sign in SIGNS:
-            held = self._held[sign.name] = self._held.get(sign.name, 0) + 1 if sign.holds(metrics, seen) else 0
-            if held >= sign.steps and sign.name not in self._told:
+            if sign.name in self._told or len(self._last) < sign.steps:
+                continue
+            means = self._means(sign.steps)
+            if sign.holds(means, seen):
                 self._told.add(sign.name)
-                new.append((sign.name, f"for {held} steps, {sign.text(metrics, seen)}"))
+                new.append((sign.name, f"over the last {sign.steps} steps, {sign.text(means, seen)}"))
         return new
+
+    def _means(self, steps: int) -> dict[str, float]:
+        """Of the metrics that each of the last steps has."""
+        rows = list(self._last)[-steps:]
+        names = [name for name in rows[0] if all(name in row for row in rows)]
+        return {name: sum(row[name] for row in rows) / steps for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of the steps so far."""
+        seen = self._seen
         return {
-            "held": dict(self._held),
+            "last": [dict(row) for row in self._last],
             "told": sorted(self._told),
-            "lowest": self._seen.lowest,
-            "highest": self._seen.highest,
+            "lowest": seen.lowest,
+            "highest": seen.highest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self._held, self._told = dict(state["held"]), set(state["told"])
+        self._last.extend(state["last"])
+        self._told = set(state["told"])
         self._seen.lowest, self._seen.highest = state["lowest"], state["highest"]
 
 
@@ -140,7 +167,7 @@ def _truncated_text(metrics: Metrics, seen: Seen) -> str:
 
 
 def _untrained(metrics: Metrics, seen: Seen) -> bool:
-    return "train/lr" not in metrics and seen.step > seen.settings.critic_warmup
+    return metrics[_UNTRAINED] == 1
 
 
 def _untrained_text(metrics: Metrics, seen: Seen) -> str:
@@ -155,7 +182,7 @@ def _untrained_text(metrics: Metrics, seen: Seen) -> str:
         why = "their rewards failed; `pentad reward try` shows the reward on rows of the data"
     else:
         why = "no token of them is in the loss mask; `pentad data show` shows which tokens are trained on"
-    return f"no sample is trained on: {why}"
+    return f"no sample was trained on: {why}"
 
 
 def _equal(metrics: Metrics, seen: Seen) -> bool:
@@ -189,7 +216,7 @@ def _equal_text(metrics: Metrics, seen: Seen) -> str:
         hint = (
             f"raise rollout.temperature (now {seen.settings.rollout.temperature:g}), at which responses hardly differ"
         )
-    share = metrics["reward/equal_groups"]
+    share = metrics.get("reward/equal_groups", 1.0)
     return f"in {share:.0%} of the groups all rewards are equal, so there is hardly anything to learn from; {hint}"
 
 
@@ -255,7 +282,7 @@ def _no_gradient_text(metrics: Metrics, seen: Seen) -> str:
 
 
 def _clipped(metrics: Metrics, seen: Seen) -> bool:
-    return metrics.get("train/clip_fraction", 0) >= HALF
+    return metrics.get("train/clip_fraction", 0) >= CLIPPED
 
 
 def _clipped_text(metrics: Metrics, seen: Seen) -> str:
