@@ -1,5 +1,7 @@
 """`pentad init`: what it writes is what the data and the machine say, replaces nothing, and passes a dry run."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.families.model_files import facts_of
 from pentad.planning.gpus import GPUS
+from pentad.record.machine import gpus_here
 from pentad.run.first_layout import choose_layout
 
 __all__ = ["bench"]
@@ -103,6 +106,43 @@ def test_refused(bench: Bench, capfd: pytest.CaptureFixture[str], arguments: lis
     assert not bench.config.exists()
 
 
+@pytest.fixture
+def gpus(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of four GPUs, as its driver's tool tells."""
+    folder = tmp_path_factory.mktemp("bin")
+    tool = folder / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nfor i in 1 2 3 4; do echo 'NVIDIA H100 80GB HBM3, 81559'; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_the_gpus_of_the_machine_are_used(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    bench.config.unlink()
+    bench.data(*[{"prompt": QUESTION, "answer": 12}] * 80)
+    assert main(["init", "model", "train.jsonl"]) == 0, capfd.readouterr().err
+    written = yaml.safe_load((bench.folder / "run.yaml").read_text())
+    assert written["allocation"].startswith("hf:d4|megatron:")
+    assert "on each of 4 x h100" in capfd.readouterr().out
+    assert main(["train", "run.yaml", "--dry-run"]) == 0, capfd.readouterr().err
+    told = capfd.readouterr().out
+    assert " of 79.6 GiB on each GPU (overhead " in told and "s a step, predicted for a h100)" in told
+    check_refusal(
+        main(["train", "run.yaml", "--dry-run", "allocation=hf:d8|megatron:d8"]),
+        capfd.readouterr().err,
+        "needs 8 GPUs; this machine has 4",
+        "choose an allocation of at most 4",
+    )
+
+
+def test_of_hidden_gpus_nothing_is_used(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [round(size) for _, size in gpus_here()] == [80] * 4
+    for visible, count in {"": 0, "-1": 0, "1,3": 2, "GPU-aaaa": 1}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert len(gpus_here()) == count
+
+
 def settings_for(model: str) -> RunSettings:
     return RunSettings.model_validate(
         {
@@ -121,6 +161,15 @@ def test_the_allocation_uses_all_gpus_and_fits(model: str, gpus: int) -> None:
     allocation, _, plan = choose_layout(settings_for(model), facts_of(model), gpu, gpus, 3000)
     assert plan.fits and plan.allocation.world_size == gpus and str(plan.allocation) == allocation
     assert plan.allocation.colocated
+
+
+def test_what_the_user_has_set_is_not_changed_to_fit() -> None:
+    """A model that fits on one GPU only where engines sleep."""
+    model, gpu = "Qwen/Qwen3-8B", replace(GPUS["h200"], memory_gib=210.0)
+    _, changes, plan = choose_layout(settings_for(model), facts_of(model), gpu, 1, 3000)
+    assert plan.fits and changes == {"rollout.sleep": True}
+    with pytest.raises(UserError, match="on no layout"):
+        choose_layout(settings_for(model), facts_of(model), gpu, 1, 3000, ["rollout.sleep"])
 
 
 def test_what_fits_nowhere_is_refused_with_the_nearest() -> None:

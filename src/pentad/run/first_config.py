@@ -5,7 +5,7 @@ rest is chosen to go with it. Nothing is written here.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,9 +232,19 @@ def _amounts(draft: Draft, rows: int, longest: int, big: bool) -> None:
 def _layout(draft: Draft, out: Path, facts: ModelFacts, gpus: list[tuple[str, float]], longest: int) -> str:
     """Settle the allocation and what makes it fit; returns what was chosen, in words."""
     gpu = gpu_of_machine(gpus)
-    allocation, changes, plan = choose_layout(draft.settings(out), facts, gpu, len(gpus), longest)
+    kept = [".".join(key) for key in _paths(draft.values)]
+    allocation, changes, plan = choose_layout(draft.settings(out), facts, gpu, len(gpus), longest, kept)
     needed = f"{plan.peak.total / 2**30:.1f} of {gpu.memory_gib:.1f} GiB"
     draft.propose("allocation", allocation, f"predicted: {needed} on each of {len(gpus)} x {gpu.name}")
     for key, value in changes.items():
         draft.propose(key, value, "needed for the memory")
     return f"allocation: {allocation}, predicted to take {needed} on each of {len(gpus)} x {gpu.name}"
+
+
+def _paths(values: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The keys of all values that are set."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _paths(value, (*above, name))
+        else:
+            yield (*above, name)

@@ -4,7 +4,7 @@ Invariant: what is chosen is legal for the model and within the GPUs' memory as 
 GPU it is one engine and one rank in turns.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +14,7 @@ from pentad.errors import UserError
 from pentad.families.facts import ModelFacts
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.cluster_checks import check_microbatches
+from pentad.layout.validate import check_supported
 from pentad.planning.gpus import GPUS, Gpu, gpu_called
 from pentad.planning.memory import Workload
 from pentad.planning.plan import LayoutPlan, make_plan
@@ -42,19 +43,22 @@ def gpu_of_machine(found: list[tuple[str, float]]) -> Gpu:
 
 
 def choose_layout(
-    settings: RunSettings, facts: ModelFacts, gpu: Gpu, gpus: int, longest: int
+    settings: RunSettings, facts: ModelFacts, gpu: Gpu, gpus: int, longest: int, kept: Collection[str] = ()
 ) -> tuple[str, Changes, LayoutPlan]:
     """The allocation, what else must be set for it to fit, and its plan.
 
     Args:
         settings: of the run, with any allocation.
         longest: tokens of the longest sequence that is trained on.
+        kept: settings that must stay as they are.
 
     Raises:
         UserError: nothing fits.
     """
     best = None
     for allocation, changes in _candidates(settings, facts, gpu, gpus, longest):
+        if list(check_supported(allocation)) or any(key in kept for key in changes):
+            continue
         layout = allocation.trainer.layout
         trained, sampled, notes = workload(_with(settings, changes), facts, allocation, longest)
         if check_microbatches(layout, trained.microbatches):
