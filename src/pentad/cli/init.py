@@ -46,8 +46,8 @@ def init(options: argparse.Namespace) -> int:
     for line in first.said:
         print(line)
     print(f"wrote {' and '.join(map(str, files))}")
-    if len(files) > 1:
-        print(f"write in {first.reward.file} what a response is worth; then:" if first.reward else "")
+    if first.reward is not None and first.reward.file is not None:
+        print(f"write in {first.reward.file} what a response is worth; then:")
     print(f"  pentad train {out} --dry-run\n  pentad train {out}")
     return 0
 

@@ -15,7 +15,6 @@ from pentad.config.loading.load import LoadedSettings
 from pentad.config.loading.notices import notices
 from pentad.config.loading.show import effective_yaml
 from pentad.errors import UserError
-from pentad.loops.scoring import reward_item
 from pentad.record.checkpoints import DIRECTORY, Checkpoints
 from pentad.record.metrics import check_loggers
 from pentad.record.run_dir import RunDir
@@ -154,6 +153,8 @@ def _rewards(sources: Sources, stack: ExitStack) -> RewardPool | None:
     """The reward processes, checked against every row; None where nothing is scored."""
     if not sources.scored:
         return None
+    from pentad.loops.scoring import reward_item  # imports torch
+
     pool = stack.enter_context(RewardPool(sources.settings.reward))
     for rows in sources.scored:
         pool.check(reward_item(row, "") for row in rows)
