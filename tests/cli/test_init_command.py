@@ -1,5 +1,6 @@
 """`pentad init`: what it writes is what the data and the machine say, replaces nothing, and passes a dry run."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,18 @@ def test_nothing_is_replaced(bench: Bench, capfd: pytest.CaptureFixture[str], na
     before = sorted(bench.folder.iterdir())
     check_refusal(init(bench), capfd.readouterr().err, f"{name} is there already", "--out")
     assert sorted(bench.folder.iterdir()) == before and (bench.folder / name).read_text() == "mine"
+
+
+def test_evaluations_may_have_longer_prompts(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    """As long as the model's positions allow; longer ones are left out."""
+    bench.config.unlink()
+    for length, dropped in ((30, False), (70, True)):
+        (bench.folder / "eval.jsonl").write_text(json.dumps({"prompt": "4" * length, "ground_truth": "4"}) + "\n")
+        with (bench.folder / "eval.jsonl").open("a") as file:
+            file.write(json.dumps({"prompt": QUESTION, "ground_truth": "4"}) + "\n")
+        assert init(bench, "--eval", "eval.jsonl", "--out", f"{length}.yaml", "reward.name=exact") == 0
+        assert ("too_long: drop" in (bench.folder / f"{length}.yaml").read_text()) == dropped
+        assert main(["train", f"{length}.yaml", "--dry-run"]) == 0, capfd.readouterr().err
 
 
 def test_what_the_user_sets_stays(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,10 @@ from pentad.config.loading.yaml_io import read_document, write_value
 from pentad.config.schema.data import DataSettings
 from pentad.config.schema.run import RunSettings
 from pentad.data.columns import PAIRS, choose_columns
-from pentad.data.dataset import load_rows
+from pentad.data.dataset import load_eval_rows, load_rows
 from pentad.data.procedural import PREFIX as PROCEDURAL
 from pentad.data.prompts import encode_prompts
-from pentad.data.rows import Rows
+from pentad.data.rows import PromptRow, Rows
 from pentad.errors import UserError
 from pentad.families.facts import ModelFacts
 from pentad.families.model_files import facts_of
@@ -141,7 +141,8 @@ def first_config(
     rows = load_rows(settings.data.sources[0], settings.data)
     facts = facts_of(str(resolve_model(settings.model.path, gguf_cache(settings.model.path))))
     _columns(draft, rows, settings.data)
-    longest = _lengths(draft, draft.settings(out), rows, facts, big)
+    asked = [*rows, *(row for others in load_eval_rows(settings.data).values() for row in others)]
+    longest = _lengths(draft, draft.settings(out), asked, facts, big)
     reward = choose_reward(rows, out, settings.data) if settings.reward == type(settings.reward)() else None
     if reward is not None:
         draft.propose("reward.name", reward.name, reward.why)
@@ -198,7 +199,7 @@ def _columns(draft: Draft, rows: Rows, data: DataSettings) -> None:
         draft.propose("data.ground_truth_column", columns.truth, comment)
 
 
-def _lengths(draft: Draft, settings: RunSettings, rows: Rows, facts: ModelFacts, big: bool) -> int:
+def _lengths(draft: Draft, settings: RunSettings, rows: Sequence[PromptRow], facts: ModelFacts, big: bool) -> int:
     """Settle the template and how long prompts and responses may be; returns tokens of the longest sample."""
     tokenizer = run_tokenizer(settings)
     if not tokenizer.chat_template:
@@ -206,7 +207,7 @@ def _lengths(draft: Draft, settings: RunSettings, rows: Rows, facts: ModelFacts,
     template = draft.values["data"].get("template", settings.data.template)
     limits = {"template": template, "max_prompt_tokens": 1 << 40, "max_tokens": None}
     data = settings.data.model_copy(update=limits)
-    longest = max(map(len, encode_prompts(rows.rows, tokenizer, data).tokens))
+    longest = max(map(len, encode_prompts(rows, tokenizer, data).tokens))
     positions = facts.max_positions or 1 << 40
     wanted = min(_RESPONSE[big], max(positions // 2, positions - longest))
     response = draft.propose("rollout.max_response_tokens", wanted)
