@@ -151,7 +151,7 @@ def test_allocation_for_supervised_training_needs_no_engine(config: Path) -> Non
 
 COMMANDS = {
     "misspelt command": (["trian", "x"], "there is no command 'trian'", "did you mean `pentad train`?"),
-    "unlike any command": (["quux"], "there is no command 'quux'", "use one of train, config, data, "),
+    "unlike any command": (["quux"], "there is no command 'quux'", "use one of train, init, config, data, "),
     "train without file": (["train"], "pentad train needs a configuration", "write `pentad train FILE.yaml`"),
     "config without file": (["config"], "no configuration is given", "pentad config FILE.yaml"),
     "keys and a file": (["config", "x.yaml", "--keys"], "reads no file", "leave the file out"),

@@ -22,6 +22,7 @@ from pentad.planning.memory import (
     predict_memory,
     predict_peak,
 )
+from pentad.record.machine import gpus_here
 from pentad.run.gpu_memory import check_gpus
 
 MODELS = known_models()
@@ -212,9 +213,9 @@ def test_least_memory_of_a_run() -> None:
 
 
 def test_a_run_that_cannot_fit_is_refused_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """nvidia-smi of a machine with GPUs of 16 GiB."""
+    """nvidia-smi of a machine with 40 GPUs, the last of 16,380 MiB."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nprintf '16384\\n16380\\n'\n")
+    tool.write_text("#!/bin/sh\nfor i in $(seq 39); do echo 'Tesla T4, 16384'; done; echo 'Tesla T4, 16380'\n")
     tool.chmod(0o755)
     settings = RunSettings.model_validate(
         {
@@ -225,7 +226,11 @@ def test_a_run_that_cannot_fit_is_refused_on_this_machine(monkeypatch: pytest.Mo
         }
     )
     facts, allocation = MODELS["Qwen/Qwen2.5-14B"], parse_allocation("hf:d1+megatron:t8p4")
-    check_gpus(settings, facts, allocation)  # there is no GPU here, or a large one
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if not gpus_here():
+        check_gpus(settings, facts, allocation)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UserError, match=r"needs at least .* GiB on each GPU, which have 16\.0 GiB"):
         check_gpus(settings, facts, allocation)
+    with pytest.raises(UserError, match=r"needs 41 GPUs; this machine has 40"):
+        check_gpus(settings, facts, parse_allocation("hf:d1+megatron:t8p5"))

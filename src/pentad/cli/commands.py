@@ -8,8 +8,8 @@ from pathlib import Path
 from pentad.errors import UserError
 
 
-def train(path: Path | None, overrides: Sequence[str]) -> int:
-    """Check a configuration and run it."""
+def train(path: Path | None, overrides: Sequence[str], *, dry: bool = False) -> int:
+    """Check a configuration, and run it or say what it would do."""
     if path is None:
         raise UserError(
             "pentad train needs a configuration",
@@ -20,7 +20,7 @@ def train(path: Path | None, overrides: Sequence[str]) -> int:
     loaded = load_run(path, overrides)
     from pentad.run.run import run
 
-    return run(loaded)
+    return run(loaded, dry=dry)
 
 
 def config(options: argparse.Namespace) -> int:

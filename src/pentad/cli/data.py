@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ def show(options: argparse.Namespace) -> int:
     from pentad.cli.loading import load_run
     from pentad.data.dataset import load_rows
     from pentad.data.prompts import encode_examples, encode_prompts
+    from pentad.run.rendering import example_parts, indented
     from pentad.run.tokenizer import run_tokenizer
 
     settings = load_run(options.config, options.overrides).settings
@@ -65,10 +65,10 @@ def show(options: argparse.Namespace) -> int:
         encoded: Any = (encode_examples if examples else encode_prompts)(rows.rows, tokenizer, data)
         for index, row in enumerate(encoded.rows):
             print(f"\n{row.id}" + (f"  data_source {row.data_source}" if row.data_source else ""))
-            parts = _example(encoded, index) if examples else iter([("prompt", encoded.tokens[index])])
+            parts = example_parts(encoded, index) if examples else iter([("prompt", encoded.tokens[index])])
             for title, tokens in parts:
                 text = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
-                print(f"  {title}, {len(tokens)} tokens:\n{_indented(str(text))}")
+                print(f"  {title}, {len(tokens)} tokens:\n{indented(str(text))}")
             length = len(encoded.examples[index][0] if examples else encoded.tokens[index])
             if length > settings.data.max_prompt_tokens:
                 limit = settings.data.max_prompt_tokens
@@ -76,22 +76,6 @@ def show(options: argparse.Namespace) -> int:
             if not examples:
                 print(f"  ground truth: {_value(row.ground_truth)}")
     return 0
-
-
-def _example(encoded: Any, index: int) -> Iterator[tuple[str, Any]]:
-    """An example in runs of tokens that are given or trained on."""
-    prompt, rest = encoded.examples[index]
-    mask = encoded.mask(index).tolist()
-    yield "given", prompt
-    begin = 0
-    for end in range(1, len(rest) + 1):
-        if end == len(rest) or mask[end] != mask[begin]:
-            yield "trained on" if mask[begin] else "given", rest[begin:end]
-            begin = end
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
 def _value(value: Any) -> str:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, convert, data, export, importing, plan, reward, verify
+from pentad.cli import checkpoint, commands, convert, data, export, importing, init, plan, reward, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -69,11 +69,21 @@ def _run(arguments: list[str]) -> int:
         near = difflib.get_close_matches(arguments[0], names, n=1, cutoff=0.4)
         fix = f"did you mean `pentad {near[0]}`?" if near else f"use one of {', '.join(names)}"
         raise UserError(f"there is no command {arguments[0]!r}", fix)
-    options = parser.parse_args(arguments)
+    options = _parse(parser, arguments)
     if options.command is None:
         parser.print_help()
         return 2
     return options.call(options)
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Settings, key=value, may stand before options and after them; argparse alone takes them before only."""
+    options, rest = parser.parse_known_args(arguments)
+    if other := [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]:
+        parser.error(f"unrecognized arguments: {' '.join(other)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
@@ -83,7 +93,22 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     train = subparsers.add_parser("train", help="run a configuration", allow_abbrev=False)
     _add_configuration(train)
-    train.set_defaults(call=lambda options: commands.train(options.config, options.overrides))
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that can be checked, say what the run would do, and end",
+    )
+    train.set_defaults(call=lambda options: commands.train(options.config, options.overrides, dry=options.dry_run))
+
+    first = subparsers.add_parser(
+        "init",
+        help="write a configuration for a model and a dataset",
+        epilog=init.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    init.add_arguments(first)
+    first.set_defaults(call=init.init)
 
     config = subparsers.add_parser(
         "config", help="check a configuration and print the effective settings", allow_abbrev=False

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pentad.errors import UserError
 
 if TYPE_CHECKING:
-    from pentad.config.schema.run import RunSettings
     from pentad.families.facts import ModelFacts
-    from pentad.layout import Allocation
-    from pentad.planning.engine import EngineWork
     from pentad.planning.memory import Workload
     from pentad.planning.plan import LayoutPlan
 
@@ -96,6 +93,7 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Layou
     from pentad.layout.validate import check_layout, check_supported, refuse
     from pentad.planning.gpus import gpu_of
     from pentad.planning.plan import make_plan
+    from pentad.run.workload import workload
 
     loaded = load_settings(path, overrides)
     settings = loaded.settings
@@ -103,7 +101,7 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Layou
     facts = facts_of(settings.model.path)
     if settings.algorithm.trains_on == "rollouts" or settings.data.eval:
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
-    work, engine, notes = _workload(settings, facts, allocation)
+    work, engine, notes = workload(settings, facts, allocation)
     notes += loaded.notices + tuple(item.cause for item in check_supported(allocation))
     layout = allocation.trainer.layout
     if not check_layout(facts, layout):  # else `make_plan` refuses it
@@ -192,90 +190,6 @@ def _rank(options: argparse.Namespace) -> int:
     sys.stdout.write(draw_ranking(*subject, top))
     _write(options.json, ranking_to_json(*subject))
     return 0
-
-
-def _workload(
-    settings: "RunSettings", facts: "ModelFacts", allocation: "Allocation"
-) -> "tuple[Workload, EngineWork | None, tuple[str, ...]]":
-    """The work of one optimizer step and of an engine under a configuration, and what had to be assumed."""
-    from pentad.layout import Layout
-    from pentad.layout.pipeline import pipeline_chunks
-    from pentad.planning.adapters import adapter_parameters, adapter_work
-    from pentad.planning.engine import EngineWork
-    from pentad.planning.memory import Workload
-    from pentad.planning.parameters import model_parameters
-
-    trainer, algorithm, layout = settings.trainer, settings.algorithm, allocation.trainer.layout
-    rollouts = algorithm.trains_on == "rollouts"
-    if rollouts:
-        bound, what = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens, "samples"
-        # Minibatches are of whole groups; the largest is planned.
-        samples = -(-trainer.prompts_per_step // algorithm.updates) * settings.rollout.n
-        why = "the longest; shorter ones make fewer"
-    else:
-        bound, what, why = settings.data.max_prompt_tokens, "rows", "data.max_prompt_tokens"
-        samples = trainer.prompts_per_step * (2 if algorithm.trains_on == "preferences" else 1)
-    longest = min(bound, facts.max_positions or bound)
-    if longest < bound:
-        # The settings are a bound, and often a default; a run looks at the prompts that it has.
-        why = f"the model's positions; the settings would allow {bound:,}, and a run checks whether its prompts fit"
-    notes = [f"microbatches are counted for {what} of {longest:,} tokens: {why}"]
-    together = max(1, trainer.tokens_per_microbatch // longest)
-    microbatches = max(1, -(-samples // (layout.data * together)))
-    if layout.virtual > 1:
-        microbatches = -(-microbatches // layout.pipeline) * layout.pipeline
-
-    adapters, adapted = None, 0
-    if (lora := settings.model.adapters) is not None:
-        adapters = adapter_work(lora, facts, layout)
-        whole = adapter_parameters(facts, Layout(), pipeline_chunks(facts, Layout())[0], adapters)
-        share, adapted = whole.total / model_parameters(facts), whole.base
-        notes.append(
-            f"LoRA of rank {adapters.rank}: {whole.total:,} parameters are trained, {share:.2%} of the model's"
-        )
-    engine = EngineWork(
-        adapted=adapted,
-        sequences=settings.rollout.batch_size,
-        tokens=longest if rollouts else _longest_evaluated(settings, facts),
-        dtype="fp32" if settings.rollout.dtype == "fp32" else "bf16",
-        sleeps=settings.rollout.sleep,
-    )
-    if allocation.rollout is not None and settings.rollout.engine is not None:
-        notes.append(f"the memory of rollout.engine={settings.rollout.engine} is not known, and not counted")
-    work = Workload(
-        tokens=trainer.tokens_per_microbatch,
-        microbatches=microbatches,
-        sequence=longest,
-        dtype="bf16" if trainer.dtype == "auto" else trainer.dtype,
-        recompute=_recompute(settings.megatron.transformer),
-        reference="reference" in algorithm.roles,
-        critic=_critic(settings, facts),
-        adapters=adapters,
-    )
-    return work, engine if settings.rollout.engine is None else None, tuple(notes)
-
-
-def _critic(settings: "RunSettings", policy: "ModelFacts") -> "ModelFacts | None":
-    from pentad.families.model_files import facts_of
-    from pentad.weights.source import CRITIC
-
-    if "critic" not in settings.algorithm.roles:
-        return None
-    if settings.critic.model is None:
-        return policy.as_critic()
-    own = Path(settings.critic.model).expanduser() / CRITIC
-    return facts_of(str(own) if (own / "config.json").is_file() else settings.critic.model).as_critic()
-
-
-def _longest_evaluated(settings: "RunSettings", facts: "ModelFacts") -> int:
-    """Tokens of the longest prompt and response of an evaluation."""
-    bound = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens
-    return min(bound, facts.max_positions or bound)
-
-
-def _recompute(transformer: dict[str, Any]) -> Any:
-    granularity = transformer.get("recompute_granularity")
-    return granularity if granularity in ("selective", "full") else "none"
 
 
 def _write(path: Path | None, content: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Invariant: leaving the context leaves no process of this run behind, whatever ha
 
 import logging
 import os
-import socket
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pentad.cluster.address import check_reachable, no_cluster
 from pentad.cluster.environment import process_environment
 from pentad.cluster.gang import Gang
 from pentad.cluster.placement import crossing_groups, place
@@ -31,7 +31,6 @@ from pentad.errors import UserError
 from pentad.layout import Allocation, Component
 
 _PLACEMENT_S = 60.0
-_CONNECT_S = 10.0
 
 
 class Cluster:
@@ -67,8 +66,7 @@ class Cluster:
         # Otherwise Ray hides GPUs from, or shows all of them to, actors that ask for none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self.settings.address is not None:
-            _check_reachable(self.settings.address)
+        check_reachable(self.settings.address)
         if self.settings.address is None:
             options |= {"address": "local", "include_dashboard": False}
         else:
@@ -88,7 +86,7 @@ class Cluster:
                     "export RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token",
                 ) from None
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise _no_cluster(self.settings.address or "on this machine", reason) from None
+            raise no_cluster(self.settings.address or "on this machine", reason) from None
         except Exception as error:  # Ray raises a bare one when it is late
             self.close()
             raise UserError(
@@ -193,17 +191,6 @@ class Cluster:
         return Gang(name, [actor_class.options(num_cpus=0).remote(0, 1)], self.processes, deadline_s)
 
 
-def _check_reachable(address: str) -> None:
-    """Knock at a cluster's door; Ray itself would try for minutes."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon:  # auto
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
-
-
 def _asks_for_token(error: BaseException) -> bool:
     """Ray puts its AuthenticationError into the text of another error."""
     chain: BaseException | None = error
@@ -212,7 +199,3 @@ def _asks_for_token(error: BaseException) -> bool:
             return True
         chain = chain.__cause__ or chain.__context__
     return False
-
-
-def _no_cluster(where: str, reason: str) -> UserError:
-    return UserError(f"ray.address: no Ray cluster {where}: {reason}", "start it, or unset ray.address")

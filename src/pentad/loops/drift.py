@@ -38,7 +38,7 @@ class DriftWatch:
     Args:
         dtype: the coarser of the trainer's and the engines'.
         temperature: of sampling; one below 1 enlarges what rounding does to log-probs.
-        warn: shows a line.
+        warn: is told what is to be warned of.
     """
 
     def __init__(self, dtype: torch.dtype, temperature: float, warn: Callable[[str], None]) -> None:
@@ -65,7 +65,7 @@ class DriftWatch:
         if kl > self._warned:
             self._tell(
                 "large",
-                f"warning: the engines' log-probs differ from the trainer's by more than is usual in {self._dtype}: "
+                f"the engines' log-probs differ from the trainer's by more than is usual in {self._dtype}: "
                 f"rollout/kl is {kl:.3g} nats a token, usual is below {self._warned:.3g}; the run is refused above "
                 f"{self._refused:.3g}",
             )
@@ -76,7 +76,7 @@ class DriftWatch:
         if self._grown >= _STEPS:
             self._tell(
                 "growing",
-                f"warning: rollout/kl has been more than {_GROWTH:g} times its first value ({self._first:.3g} nats a "
+                f"rollout/kl has been more than {_GROWTH:g} times its first value ({self._first:.3g} nats a "
                 f"token) for {_STEPS} steps, and is {kl:.3g}: engines and trainer drift apart",
             )
 

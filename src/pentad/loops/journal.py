@@ -16,13 +16,14 @@ from pentad.record.samples import SampleLog
 from pentad.record.spans import SpansLog
 from pentad.record.terminal import Terminal
 from pentad.record.timeline import Timeline, Window
+from pentad.record.warnings import WarningLog
 from pentad.rewards.builtin import truth_text
 
 _SHOWN = 4
 
 
 class Journal:
-    """Terminal, sinks and sample log of a run.
+    """Terminal, sinks, sample log and warnings of a run.
 
     Attributes:
         status: what is being done, for whoever reports the end of the run.
@@ -38,11 +39,12 @@ class Journal:
         tokenizer: PreTrainedTokenizerBase,
         timeline: Timeline,
         spans: SpansLog,
+        warnings: WarningLog,
     ) -> None:
         self._terminal, self._sinks, self._samples, self.status = terminal, sinks, samples, status
         self._tokenizer = tokenizer
         self._timer = Timer()
-        self.timeline, self._spans = timeline, spans
+        self.timeline, self._spans, self._warnings = timeline, spans, warnings
         # Of the step that was timed last and is not written yet.
         self._timed: tuple[Window, Lanes] | None = None
         self._step: int | None = None
@@ -93,6 +95,11 @@ class Journal:
     def message(self, text: str) -> None:
         """Show a line."""
         self._terminal.message(text)
+
+    def warn(self, step: int, name: str, text: str) -> None:
+        """Show a warning, and keep it with the run."""
+        self.message(f"warning: {text}")
+        self._warnings.write(step, name, text)
 
     def tell_failure(self, failure: str, message: str) -> None:
         """The first failure of a kind of the reward."""

@@ -31,6 +31,7 @@ from pentad.loops.sources import Source
 from pentad.loops.stages import SAMPLED_COLUMNS, compute_columns
 from pentad.loops.stopping import Stop, StopNow, StoppedError
 from pentad.loops.updates import join_updates
+from pentad.loops.watch import LearningWatch
 from pentad.record.metrics import merge
 from pentad.samples.batch import Batch
 from pentad.samples.packing import split_minibatches
@@ -52,6 +53,7 @@ class Parts:
         max_staleness: publications between sampling and training.
         correction: importance weights of what other weights have sampled; None: none.
         drift_watch: judges how far engines and trainer are apart; None where nothing is generated.
+        learning_watch: says when nothing is learnt.
         saver: writes checkpoints; None where none are asked for.
         critic_warmup: steps at the beginning in which the critic alone is trained.
         export: writes the model of a step as a Hugging Face directory; whether it replaces one that is there.
@@ -70,6 +72,7 @@ class Parts:
     max_staleness: int = 0
     correction: CorrectionSettings | None = None
     drift_watch: DriftWatch | None = None
+    learning_watch: LearningWatch | None = None
     saver: Saver | None = None
     critic_warmup: int = 0
     export: Callable[[int, bool], Awaitable[None]] | None = None
@@ -173,6 +176,7 @@ class Loop:
     async def _finish_step(self, metrics: dict[str, float], tokens: int) -> None:
         """Record, evaluate and save the step that was trained."""
         parts, journal, saver = self._parts, self._parts.journal, self._parts.saver
+        signs = [] if parts.learning_watch is None else parts.learning_watch.see(self.step, metrics)
         self._boundary = self.state_dict()
         if saver is not None and (saver.due(self.step) or self._stop.requested):
             await saver.stage(self.step, self.version)
@@ -181,6 +185,8 @@ class Loop:
         metrics["perf/tokens_per_s"] = tokens / metrics["time/step"]
         journal.write(self.step, metrics)
         self._last_metrics = metrics
+        for name, text in signs:
+            journal.warn(self.step, name, text)
         try:
             if self._evaluations.due(self.step):
                 metrics |= await self._evaluations.run(self.step)
@@ -260,7 +266,7 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the driver must know to go on after a step; models and engines keep their own."""
-        watch = self._parts.drift_watch
+        watch, learning = self._parts.drift_watch, self._parts.learning_watch
         return {
             "step": self.step,
             "version": self.version,
@@ -269,6 +275,7 @@ class Loop:
             "evaluated": self._evaluations.evaluated,
             "source": self._parts.source.state_dict(),
             "drift": None if watch is None else watch.state_dict(),
+            "learning": None if learning is None else learning.state_dict(),
             "skipped": self._skipped.state_dict(),
             "algorithm": algorithm_state(self._parts.algorithm),
         }
@@ -283,6 +290,8 @@ class Loop:
             self._parts.source.sample_again()
         if self._parts.drift_watch is not None and state["drift"] is not None:
             self._parts.drift_watch.load_state_dict(state["drift"])
+        if self._parts.learning_watch is not None and state.get("learning") is not None:
+            self._parts.learning_watch.load_state_dict(state["learning"])
         self._skipped.load_state_dict(state["skipped"])
         load_algorithm_state(self._parts.algorithm, state["algorithm"])
 

@@ -256,9 +256,12 @@ def _metrics(groups: Sequence[Group]) -> dict[str, float]:
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     reasons = [reason for group in groups for reason in group.finish_reasons]
     scores = torch.tensor([trajectory.reward for trajectory in trajectories if trajectory.status != "failed"])
+    of_groups = [[one.reward for one in group.trajectories if one.status != "failed"] for group in groups]
+    equal = [len(set(rewards)) == 1 for rewards in of_groups if len(rewards) > 1]
     return {
         "reward/mean": float(scores.mean()),
         "reward/std": float(scores.std(correction=0)),
+        **({"reward/equal_groups": fmean(equal)} if equal else {}),
         "rollout/response_length_mean": fmean(int(trajectory.sampled.sum()) for trajectory in trajectories),
         "rollout/truncated_fraction": fmean(reason == "length" for reason in reasons),
     }

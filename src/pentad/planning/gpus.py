@@ -1,7 +1,7 @@
 """What planning knows of GPUs. Published figures of the SXM variants."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pentad.errors import UserError
 
@@ -52,3 +52,10 @@ def gpu_of(name: str) -> Gpu:
         fix = f"did you mean {near[0]}? Known are {', '.join(GPUS)}" if near else f"use one of {', '.join(GPUS)}"
         raise UserError(f"gpu: {name!r} is not known", fix)
     return gpu
+
+
+def gpu_called(name: str, memory_gib: float, per_node: int) -> Gpu | None:
+    """A GPU as its driver calls it ("NVIDIA H100 80GB HBM3"); None for a kind that is not in the table."""
+    words = name.lower().replace("-", " ").split()
+    known = next((gpu for gpu in GPUS.values() if gpu.name in words), None)
+    return None if known is None else replace(known, memory_gib=memory_gib, per_node=per_node)

@@ -32,10 +32,16 @@ def seconds_since_start() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def smallest_gpu_gib() -> float | None:
-    """Memory of the smallest GPU of this machine, in GiB; None where there is none."""
-    sizes = [line for line in _query_gpus("memory.total", ",nounits") if line.strip().isdigit()]
-    return min(int(line) for line in sizes) / 1024 if sizes else None
+def gpus_here() -> list[tuple[str, float]]:
+    """Name and memory in GiB of each GPU that CUDA_VISIBLE_DEVICES leaves to the processes of this machine."""
+    rows = [line.rpartition(",") for line in _query_gpus("name,memory.total", ",nounits")]
+    found = [(name.strip(), int(size) / 1024) for name, _, size in rows if size.strip().isdigit()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    entries = [entry.strip() for entry in visible.split(",") if entry.strip() not in ("", "-1")]
+    # GPUs may be named by their UUIDs; parts of a GPU (MIG) are counted, and their sizes are not known here.
+    return found[:1] * len(entries) if any(entry.startswith("MIG") for entry in entries) else found[: len(entries)]
 
 
 def _query_gpus(fields: str, options: str = "") -> list[str]:

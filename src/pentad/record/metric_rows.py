@@ -289,6 +289,14 @@ BOOKKEEPING = (
         caption="Standard deviation. Near 0 there is nothing to learn from.",
     ),
     Metric(
+        "reward/equal_groups",
+        "groups whose rewards are all equal, of those that are trained on and have two samples or more",
+        "fraction",
+        "over the step's groups",
+        title="Groups of equal rewards",
+        caption="Their samples have no advantage over each other: near 1 there is nothing to learn from.",
+    ),
+    Metric(
         "train/grad_zeros",
         "elements of the gradient that are zero (megatron.optimizer.log_num_zeros_in_grad)",
         "elements",

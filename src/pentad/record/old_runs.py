@@ -23,6 +23,7 @@ NAMES = frozenset(
         "metrics.jsonl",
         "samples.jsonl",
         "spans.jsonl",
+        "warnings.jsonl",
         "lengths.json",
         "rewards.log",
         ".lengths.json",
@@ -49,6 +50,7 @@ NAMES = frozenset(
         ".metrics.jsonl.partial",
         ".samples.jsonl.partial",
         ".spans.jsonl.partial",
+        ".warnings.jsonl.partial",
         ".lock",
     }
 )

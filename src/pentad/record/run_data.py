@@ -18,6 +18,7 @@ from pentad.record.run_dir import RunDir
 from pentad.record.sample_groups import SampleGroup, group_samples
 from pentad.record.spans import Row, read_spans
 from pentad.record.terminal import duration
+from pentad.record.warnings import read_warnings
 
 
 @dataclass
@@ -100,7 +101,7 @@ def load_run(run_dir: RunDir | Path | str) -> RunData:
         data.lengths = _mapping(json.loads, run_dir.lengths.read_text(encoding="utf-8"), run_dir.lengths)
     if run_dir.outcome.is_file():
         data.outcome = _mapping(json.loads, run_dir.outcome.read_text(encoding="utf-8"), run_dir.outcome)
-    data.notes += _health(data)
+    data.notes = [*read_warnings(run_dir, data.notes), *data.notes, *_health(data)]
     return data
 
 

@@ -30,6 +30,7 @@ from pentad.loops.roles import Engines, Policy, Trainer
 from pentad.loops.sampler import GroupSampler
 from pentad.loops.scoring import Decode, Scorer
 from pentad.loops.sources import Examples, Preferences, Rollouts, Source
+from pentad.loops.watch import LearningWatch
 from pentad.record.phases import REWARDS
 from pentad.rewards.pool import RewardPool
 from pentad.run.prepare import Prepared
@@ -64,7 +65,7 @@ def assemble(
         stack.callback(scorer.close)
     publication = evaluation = drift_watch = None
     if engines is not None:
-        drift_watch = DriftWatch(dtype, settings.rollout.temperature, journal.message)
+        drift_watch = DriftWatch(dtype, settings.rollout.temperature, partial(_warn_of_drift, journal))
         publication = _publication(prepared, cast(Policy, policy), engines, journal, dtype)
         if prepared.eval and scorer is not None:
             evaluation = _evaluation(prepared, engines, scorer, journal)
@@ -81,9 +82,14 @@ def assemble(
         max_staleness=settings.trainer.max_staleness,
         correction=importance_of(settings.algorithm, settings.trainer.max_staleness),
         drift_watch=drift_watch,
+        learning_watch=LearningWatch(settings),
         critic_warmup=settings.critic_warmup,
         temperature=settings.rollout.temperature if settings.algorithm.trains_on == "rollouts" else 1.0,
     )
+
+
+def _warn_of_drift(journal: Journal, text: str) -> None:
+    journal.warn(journal.status.step, "drift", text)
 
 
 def _decoder(prepared: Prepared) -> Decode:

@@ -1,19 +1,20 @@
-"""Whether a run can fit on the GPUs of this machine, asked before anything is started."""
+"""Whether there are enough GPUs on this machine, and a run can fit on them, asked before anything is started."""
 
 from pentad.config.schema.run import RunSettings
+from pentad.errors import UserError
 from pentad.families.facts import ModelFacts
 from pentad.layout import Allocation
 from pentad.layout.validate import refuse
 from pentad.planning.adapters import adapter_work
 from pentad.planning.engine import EngineWork
 from pentad.planning.least import check_memory
-from pentad.record.machine import smallest_gpu_gib
+from pentad.record.machine import gpus_here
 
 
 def check_gpus(
     settings: RunSettings, facts: ModelFacts, allocation: Allocation, critic: ModelFacts | None = None
 ) -> None:
-    """Refuse a run whose weights, optimizer and caches exceed the memory of this machine's GPUs.
+    """Refuse a run of more GPUs than this machine has, or whose weights, optimizer and caches exceed their memory.
 
     Without a GPU here, or with a cluster of other machines (`ray.address`), nothing is known and nothing refused.
 
@@ -21,10 +22,16 @@ def check_gpus(
         critic: that is trained beside the policy.
 
     Raises:
-        UserError: it cannot fit.
+        UserError: there are too few, or it cannot fit.
     """
-    if settings.ray.address is not None or (memory := smallest_gpu_gib()) is None:
+    if settings.ray.address is not None or not (gpus := gpus_here()):
         return
+    if allocation.world_size > len(gpus):
+        raise UserError(
+            f"allocation {allocation} needs {allocation.world_size} GPUs; this machine has {len(gpus)}",
+            f"choose an allocation of at most {len(gpus)}, or name a cluster of more machines in ray.address",
+        )
+    memory = min(gib for _, gib in gpus)
     rollout = settings.rollout
     engine = EngineWork(
         sequences=rollout.batch_size,

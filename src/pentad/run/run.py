@@ -5,37 +5,26 @@ the caller gets. What can be refused at once is refused before the slow imports;
 an earlier run where it was.
 """
 
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from pathlib import Path
 
 from pentad.config.loading.load import LoadedSettings
-from pentad.config.loading.notices import notices
-from pentad.config.loading.show import effective_yaml
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
-from pentad.loops.scoring import reward_item
-from pentad.record.checkpoints import DIRECTORY, Checkpoint, Checkpoints
 from pentad.record.machine import seconds_since_start
-from pentad.record.metrics import check_loggers
 from pentad.record.outcome import RunFailedError, RunInterruptedError, Status
 from pentad.record.run_dir import RunDir
-from pentad.rewards.pool import RewardPool
-from pentad.run.choice import begins_again, choose_checkpoint, is_finished, is_own
+from pentad.run.checks import Checked, check_run
 from pentad.run.restarts import Restarts
 from pentad.run.signals import StopSignals
-from pentad.run.sources import Sources, find_sources
-
-# Metrics, samples and TensorBoard events of a long run.
-_LOG_BYTES = 64 << 20
 
 
-def run(loaded: LoadedSettings) -> int:
+def run(loaded: LoadedSettings, *, dry: bool = False) -> int:
     """Train as configured.
 
     Args:
         loaded: settings and where they came from.
+        dry: check all that is checked before the processes start, say what the run would do, and end.
 
     Returns:
         the exit code, 0.
@@ -51,27 +40,13 @@ def run(loaded: LoadedSettings) -> int:
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals(lambda: status))
         try:
-            check_loggers(settings.trainer.logger)
-            sources = find_sources(settings)
-            _print_lines(sources.said)
-            _print_notices([*loaded.notices, *notices(settings), *sources.notices])
-            directory = settings.experiment.run_dir
-            yaml = effective_yaml(loaded)
-            if is_finished(settings, yaml):
-                return _finished(settings)
-            found = Checkpoints(directory / DIRECTORY).steps()
-            checkpoint = choose_checkpoint(settings, _print_notice)
-            rewards = _rewards(sources, stack)
-            _print_lines(rewards.said if rewards is not None else ())
-            goes_on = is_own(checkpoint, directory) or begins_again(settings, yaml)
-            needed = _LOG_BYTES + sources.written_bytes
-            run_dir = stack.enter_context(
-                RunDir.reserve(directory, yaml, settings.experiment.overwrite, needed, goes_on=goes_on)
-            )
-            if Checkpoints(directory / DIRECTORY).steps() != found:  # by a process that held the lock until now
-                checkpoint = choose_checkpoint(settings, _print_notice)
-            _check_apart(sources, run_dir)
-            _train(sources, run_dir, rewards, status, signals, checkpoint)
+            checked = check_run(loaded, stack)
+            if checked is None:
+                return _finished(settings, dry=dry)
+            if dry:
+                _tell(checked)
+            else:
+                _train(checked, status, signals)
         except KeyboardInterrupt as error:
             if signals.received is None:
                 raise
@@ -81,32 +56,26 @@ def run(loaded: LoadedSettings) -> int:
     return 0
 
 
-def _train(
-    sources: Sources,
-    run_dir: RunDir,
-    rewards: RewardPool | None,
-    status: Status,
-    signals: StopSignals,
-    checkpoint: Checkpoint | None,
-) -> None:
-    """Train, and write the report of whatever came of it."""
-    restarts = Restarts(sources.settings.trainer.max_restarts, run_dir)
-    try:
-        # torch, transformers and Ray: seconds.
-        from pentad.algorithms.make import make_algorithm
-        from pentad.run.prepare import prepare
-        from pentad.run.resume import load_resume
-        from pentad.run.summary import summary
-        from pentad.run.training import train
+def _tell(checked: Checked) -> None:
+    """Say what the run would do."""
+    from pentad.run.forecast import forecast
 
-        prepared = prepare(sources)
-        _print_lines(summary(prepared))
-        _print_notices(prepared.notices)
+    print(f"\n{forecast(checked)}", flush=True)
+
+
+def _train(checked: Checked, status: Status, signals: StopSignals) -> None:
+    """Train, and write the report of whatever came of it."""
+    from pentad.algorithms.make import make_algorithm
+    from pentad.run.resume import load_resume
+    from pentad.run.training import train
+
+    prepared, resume, run_dir = checked.prepared, checked.resume, checked.run_dir
+    restarts = Restarts(prepared.settings.trainer.max_restarts, run_dir)
+    try:
         while True:
             signals.restarts = restarts.left
             try:
-                resume = None if checkpoint is None else load_resume(checkpoint, prepared)
-                train(prepared, run_dir, rewards, status, signals, resume)
+                train(prepared, run_dir, checked.rewards, status, signals, resume)
                 break
             except RunFailedError as error:
                 # The cause is kept in any case.
@@ -116,9 +85,10 @@ def _train(
                 # One of the user's may have changed since the checkpoint.
                 longest = prepared.settings.rollout.max_response_tokens
                 prepared = replace(prepared, algorithm=make_algorithm(prepared.settings.algorithm, longest))
-                checkpoint = restarts.checkpoint(checkpoint)
+                checkpoint = restarts.checkpoint(None if resume is None else resume.checkpoint)
                 after = "from the beginning" if checkpoint is None else f"from step {checkpoint.manifest.step}"
                 print(f"failed: {error}\nstarting again {after} ({restarts.left} restarts left)", flush=True)
+                resume = None if checkpoint is None else load_resume(checkpoint, prepared)
     except BaseException as error:
         signals.restarts = 0
         signals.ending(signals.exit_code if isinstance(error, KeyboardInterrupt) else 1)
@@ -134,10 +104,10 @@ def _train(
     _report(run_dir)
 
 
-def _finished(settings: RunSettings) -> int:
+def _finished(settings: RunSettings, *, dry: bool) -> int:
     """Say that nothing is left to do; what a killed process has left undone is the report at most."""
     run_dir = RunDir(settings.experiment.run_dir)
-    if not run_dir.report.exists() and run_dir.metrics.exists():
+    if not dry and not run_dir.report.exists() and run_dir.metrics.exists():
         _report(run_dir)
     print(
         f"{run_dir.path} holds a run that has finished its {settings.trainer.total_steps} steps; nothing is left to do"
@@ -145,20 +115,6 @@ def _finished(settings: RunSettings) -> int:
         "move the run aside and begin anew"
     )
     return 0
-
-
-def _print_notice(notice: str) -> None:
-    _print_notices([notice])
-
-
-def _print_notices(notices: Iterable[str]) -> None:
-    for notice in notices:
-        print(f"note: {notice}", flush=True)
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line, flush=True)
 
 
 def _report(run_dir: RunDir) -> None:
@@ -178,52 +134,3 @@ def _late_report(run_dir: RunDir) -> str:
     except (UserError, OSError) as error:
         return f"none: {error}"
     return str(run_dir.report)
-
-
-def _check_apart(sources: Sources, run_dir: RunDir) -> None:
-    """Refuse a run directory that holds what the run reads, where it is moved aside or is a directory of data.
-
-    Raises:
-        UserError: it does.
-    """
-    for setting, path in _inputs(sources):
-        if run_dir.moves_aside and path.is_relative_to(run_dir.path):
-            raise UserError(
-                f"{setting} = {path} lies in the run directory {run_dir.path}, "
-                "which experiment.overwrite=true moves aside",
-                "choose another experiment.name or experiment.dir, or copy it to a place of its own",
-            )
-        if path.is_dir() and (run_dir.path == path or (setting.startswith("data.") and path in run_dir.path.parents)):
-            raise UserError(
-                f"the run directory {run_dir.path} lies in {setting} = {path}, where the run's files do not belong",
-                "choose another experiment.name or experiment.dir",
-            )
-
-
-def _inputs(sources: Sources) -> Iterator[tuple[str, Path]]:
-    """Files and directories that the run reads, by the settings that name them; absolute, without links."""
-    settings = sources.settings
-    module, is_own, _ = settings.reward.name.rpartition(":")
-    file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
-    named: dict[str, str | Path | None] = {
-        "model.path": sources.directory,
-        "critic.model": None if settings.critic.model is None else sources.critic,
-        "model.tokenizer": settings.model.tokenizer,
-        "model.chat_template": settings.model.chat_template,
-        **{f"data.train{f'[{i}]' if i else ''}": source for i, source in enumerate(settings.data.sources)},
-        **{f"data.eval.{name}": source for name, source in settings.data.eval.items()},
-        "reward.name": file if is_own else None,
-    }
-    for setting, value in named.items():
-        if value is not None and (path := Path(value).expanduser()).exists():
-            yield setting, path.resolve()
-
-
-def _rewards(sources: Sources, stack: ExitStack) -> RewardPool | None:
-    """The reward processes, checked against every row; None where nothing is scored."""
-    if not sources.scored:
-        return None
-    pool = stack.enter_context(RewardPool(sources.settings.reward))
-    for rows in sources.scored:
-        pool.check(reward_item(row, "") for row in rows)
-    return pool

@@ -34,6 +34,7 @@ from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
 from pentad.record.spans import SpansLog
 from pentad.record.terminal import Terminal, duration
+from pentad.record.warnings import WarningLog
 from pentad.rewards.pool import RewardPool
 from pentad.run.assemble import assemble
 from pentad.run.begin import begin
@@ -126,7 +127,10 @@ async def _train(
     stack.callback(samples.close)
     spans = SpansLog(run_dir)
     stack.callback(spans.close)
-    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer, cluster.processes.timeline, spans)
+    warnings = WarningLog(run_dir)
+    stack.callback(warnings.close)
+    timeline = cluster.processes.timeline
+    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer, timeline, spans, warnings)
     loop = _make_loop(prepared, policy, trainers, engines, rewards, journal, run_dir, resume, stack)
     running = asyncio.get_running_loop()
 
@@ -254,5 +258,7 @@ def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, second
         facts["model"] = str(run_dir.model)
     if run_dir.critic.exists():
         facts["critic"] = str(run_dir.critic)
+    if run_dir.warnings.exists():
+        facts["warnings"] = str(run_dir.warnings)
     facts["report"] = str(run_dir.report)
     return facts
