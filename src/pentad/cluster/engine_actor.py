@@ -6,6 +6,7 @@ as a completion or as the reason why there is none.
 
 import asyncio
 import io
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,8 @@ class EngineActor(Process):
         shares_device: bool,
         deadline_s: float,
         lora: LoraSettings | None,
+        tensor: int,
+        further_gpus: Sequence[str],
         neighbours: int,
     ) -> tuple[torch.dtype, EngineFeatures]:
         """Make the engine, without weights; returns the dtype that it takes weights in, and what it can do.
@@ -71,6 +74,8 @@ class EngineActor(Process):
             shares_device: whether a trainer uses the same device.
             deadline_s: longest time of one call besides generation, in seconds.
             lora: adapters that the trainer trains, if it does.
+            tensor: devices that the engine splits the weights over.
+            further_gpus: numbers of those beside the one that Ray gave to this process.
             neighbours: engines on this machine, this one among them.
 
         Raises:
@@ -79,23 +84,17 @@ class EngineActor(Process):
         check_visible("model.path", directory)
         if Path(tokenizer).is_absolute():
             check_visible("model.tokenizer", Path(tokenizer))
+        if further_gpus:
+            # Before CUDA is used; the engine's own processes inherit it.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join([os.environ["CUDA_VISIBLE_DEVICES"], *further_gpus])
         platform = find_platform()
         if not platform.is_cuda:
             torch.set_num_threads(thread_share(neighbours))
         dtype = platform.dtype(settings.dtype)
         spec = EngineSpec(
-            directory,
-            tokenizer,
-            settings,
-            dtype,
-            platform.device,
-            seed,
-            self.rank,
-            longest,
-            shares_device,
-            deadline_s,
-            lora,
-        )
+            directory, tokenizer, settings, dtype, platform.device, seed, self.rank, longest, shares_device, deadline_s,
+            lora, tensor,
+        )  # fmt: skip
         # Imported here, because the driver, which imports this file, has no use for it.
         from pentad.engines.load import make_engine
 

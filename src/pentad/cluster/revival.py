@@ -23,7 +23,7 @@ class Revival:
 
     Args:
         gang: the engines.
-        arguments: of `EngineActor.build`, without the last.
+        arguments_of: gives those of `EngineActor.build`, for an engine's rank.
         left: how many may be replaced (`rollout.max_engine_restarts`).
 
     Attributes:
@@ -34,8 +34,8 @@ class Revival:
         replaced: how often the engine of each rank was.
     """
 
-    def __init__(self, gang: Gang, arguments: tuple[Any, ...], left: int) -> None:
-        self._gang, self._arguments, self._left = gang, arguments, left
+    def __init__(self, gang: Gang, arguments_of: Callable[[int], tuple[Any, ...]], left: int) -> None:
+        self._gang, self._arguments_of, self._left = gang, arguments_of, left
         self._recoveries: set[asyncio.Task[None]] = set()
         self.lock = asyncio.Lock()
         self.published = asyncio.Event()
@@ -84,8 +84,7 @@ class Revival:
             self.replaced[rank] += 1
             try:
                 await self._gang.replace(rank, _PHASE)
-                arguments = (*self._arguments, self._gang.neighbours(rank))
-                await self._gang.call_rank(rank, "build", *arguments, phase=_PHASE)
+                await self._gang.call_rank(rank, "build", *self._arguments_of(rank), phase=_PHASE)
                 return
             except Exception as error:
                 if not self._left or not self._gang.processes.is_lost(self._gang.names[rank], error):

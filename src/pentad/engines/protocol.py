@@ -167,6 +167,7 @@ class EngineSpec:
         shares_device: whether a trainer uses the same devices.
         deadline_s: longest time of one call besides `generate`, in seconds.
         lora: `model.lora`: what is trained are adapters; None: the model itself.
+        tensor: devices that this replica splits the weights over (t of the allocation); `device` is the first.
     """
 
     directory: Path
@@ -180,6 +181,7 @@ class EngineSpec:
     shares_device: bool = False
     deadline_s: float = 600.0
     lora: LoraSettings | None = None
+    tensor: int = 1
 
 
 class MakeEngine(Protocol):

@@ -16,7 +16,7 @@ from pentad.families.facts import ModelFacts
 from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
-from pentad.layout.validate import check_layout, refuse
+from pentad.layout.validate import check_engine, check_layout, refuse
 from pentad.planning.adapters import adapter_work, trained_parameters
 from pentad.planning.parameters import model_parameters
 from pentad.record.checkpoints import sound
@@ -149,6 +149,8 @@ def find_sources(settings: RunSettings) -> Sources:
             "name a language model; a critic may be named in critic.model",
         )
     refuse(check_layout(facts, layout), f"allocation {allocation}")
+    if allocation.rollout is not None:
+        refuse(check_engine(facts, allocation.rollout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
     if (lora := settings.model.adapters) is not None:
         adapter_work(lora, facts, layout)

@@ -50,6 +50,7 @@ def make_vllm(spec: EngineSpec) -> VllmEngine:
     setup = replace(
         setup_of(spec.settings, spec.directory, spec.tokenizer, spec.longest),
         is_mixture=facts_from_config(config.to_dict()).num_experts is not None,
+        tensor=spec.tensor,
         seed=spec.seed,
         shares_gpu=spec.shares_device,
     )
