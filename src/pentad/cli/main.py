@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, convert, data, export, importing, plan, reward, verify
+from pentad.cli import checkpoint, commands, convert, data, evaluate, export, importing, plan, reward, verify
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -93,6 +93,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     config.add_argument("--metrics", action="store_true", help="list every metric instead")
     config.add_argument("--markdown", action="store_true", help="with --keys or --metrics: as the reference page")
     config.set_defaults(call=commands.config)
+
+    evaluated = subparsers.add_parser(
+        "eval",
+        help="evaluate a model with the evaluation sets of a configuration",
+        description=evaluate.DESCRIPTION,
+        epilog=evaluate.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    evaluate.add_arguments(evaluated)
+    evaluated.set_defaults(call=evaluate.evaluate)
 
     datasets = subparsers.add_parser("data", help="prepare a dataset, or show rows of one", allow_abbrev=False)
     data.add_arguments(datasets, _Parser)

@@ -101,7 +101,7 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Layou
     settings = loaded.settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
-    if settings.algorithm.trains_on == "rollouts" or settings.data.eval:
+    if settings.algorithm.trains_on == "rollouts" or any(one.generates for one in settings.data.eval.values()):
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
     work, engine, notes = _workload(settings, facts, allocation)
     notes += loaded.notices + tuple(item.cause for item in check_supported(allocation))
@@ -269,7 +269,7 @@ def _critic(settings: "RunSettings", policy: "ModelFacts") -> "ModelFacts | None
 
 def _longest_evaluated(settings: "RunSettings", facts: "ModelFacts") -> int:
     """Tokens of the longest prompt and response of an evaluation."""
-    bound = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens
+    bound = settings.data.max_prompt_tokens + settings.longest_response
     return min(bound, facts.max_positions or bound)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from pentad.config.schema.data import is_eval_name
+from pentad.config.schema.evaluation import is_eval_name
 from pentad.extras import require
 from pentad.record.jsonl import JsonLines
 from pentad.record.run_dir import RunDir

@@ -15,15 +15,15 @@ from pentad.config.loading.notices import notices
 from pentad.config.loading.show import effective_yaml
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
-from pentad.loops.scoring import reward_item
 from pentad.record.checkpoints import DIRECTORY, Checkpoint, Checkpoints
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import check_loggers
 from pentad.record.outcome import RunFailedError, RunInterruptedError, Status
 from pentad.record.run_dir import RunDir
-from pentad.rewards.pool import RewardPool
+from pentad.rewards.pools import RewardPools
 from pentad.run.choice import begins_again, choose_checkpoint, is_finished, is_own
 from pentad.run.restarts import Restarts
+from pentad.run.rewards import open_rewards
 from pentad.run.signals import StopSignals
 from pentad.run.sources import Sources, find_sources
 
@@ -61,7 +61,7 @@ def run(loaded: LoadedSettings) -> int:
                 return _finished(settings)
             found = Checkpoints(directory / DIRECTORY).steps()
             checkpoint = choose_checkpoint(settings, _print_notice)
-            rewards = _rewards(sources, stack)
+            rewards = open_rewards(sources.settings, sources.scored, sources.eval, stack)
             _print_lines(rewards.said if rewards is not None else ())
             goes_on = is_own(checkpoint, directory) or begins_again(settings, yaml)
             needed = _LOG_BYTES + sources.written_bytes
@@ -84,7 +84,7 @@ def run(loaded: LoadedSettings) -> int:
 def _train(
     sources: Sources,
     run_dir: RunDir,
-    rewards: RewardPool | None,
+    rewards: RewardPools | None,
     status: Status,
     signals: StopSignals,
     checkpoint: Checkpoint | None,
@@ -211,19 +211,9 @@ def _inputs(sources: Sources) -> Iterator[tuple[str, Path]]:
         "model.tokenizer": settings.model.tokenizer,
         "model.chat_template": settings.model.chat_template,
         **{f"data.train{f'[{i}]' if i else ''}": source for i, source in enumerate(settings.data.sources)},
-        **{f"data.eval.{name}": source for name, source in settings.data.eval.items()},
+        **{f"data.eval.{name}": one.source for name, one in settings.data.eval.items()},
         "reward.name": file if is_own else None,
     }
     for setting, value in named.items():
         if value is not None and (path := Path(value).expanduser()).exists():
             yield setting, path.resolve()
-
-
-def _rewards(sources: Sources, stack: ExitStack) -> RewardPool | None:
-    """The reward processes, checked against every row; None where nothing is scored."""
-    if not sources.scored:
-        return None
-    pool = stack.enter_context(RewardPool(sources.settings.reward))
-    for rows in sources.scored:
-        pool.check(reward_item(row, "") for row in rows)
-    return pool

@@ -34,7 +34,7 @@ from pentad.record.run_dir import RunDir
 from pentad.record.samples import SampleLog
 from pentad.record.spans import SpansLog
 from pentad.record.terminal import Terminal, duration
-from pentad.rewards.pool import RewardPool
+from pentad.rewards.pools import RewardPools
 from pentad.run.assemble import assemble
 from pentad.run.begin import begin
 from pentad.run.exporting import export
@@ -49,7 +49,7 @@ from pentad.run.transport import choose_transport
 def train(
     prepared: Prepared,
     run_dir: RunDir,
-    rewards: RewardPool | None,
+    rewards: RewardPools | None,
     status: Status,
     signals: StopSignals,
     resume: Resume | None = None,
@@ -93,7 +93,7 @@ def train(
 async def _train(
     prepared: Prepared,
     run_dir: RunDir,
-    rewards: RewardPool | None,
+    rewards: RewardPools | None,
     status: Status,
     terminal: Terminal,
     cluster: Cluster,
@@ -166,7 +166,7 @@ def _make_loop(
     policy: RoleTrainer,
     trainers: Trainers,
     engines: Engines | None,
-    rewards: RewardPool | None,
+    rewards: RewardPools | None,
     journal: Journal,
     run_dir: RunDir,
     resume: Resume | None,
@@ -240,7 +240,7 @@ async def _start(
     return policy, trainers, engines
 
 
-def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, seconds: float) -> Mapping[str, str]:
+def _summary(run_dir: RunDir, exported: bool, rewards: RewardPools | None, seconds: float) -> Mapping[str, str]:
     facts: dict[str, str] = {"time": f"{duration(seconds)} (from the command's start)"}
     failures = {kind: count for kind, count in (rewards.failures if rewards else {}).items() if count}
     if rewards and failures:

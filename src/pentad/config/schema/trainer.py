@@ -70,7 +70,9 @@ class TrainerSettings(Settings):
     )
     max_ckpt_to_keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_best: str | None = Field(
-        None, description="metric of which the checkpoint with the highest value is kept besides, as eval/NAME/accuracy"
+        None,
+        description="metric of which the checkpoint with the highest value (of a loss on held-out rows, the lowest) is "
+        "kept besides, as eval/NAME/accuracy, eval/NAME/pass_at_4 or eval/NAME/loss",
     )
     resume_mode: str = Field(
         "auto",
