@@ -12,6 +12,7 @@ from run_dirs import begun
 
 from pentad.errors import UserError
 from pentad.record.charts import smoothed
+from pentad.record.distributions import DistributionLog
 from pentad.record.lengths import histogram, write_lengths
 from pentad.record.metrics import MetricsLog
 from pentad.record.report import write_report
@@ -116,7 +117,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "custom/tries" in page.text, "metrics that nobody foresaw are drawn too"
     assert "train/grad_norm was not finite at step 30." in page.text
     assert "Reward calls that failed and were scored 0: 1." in page.text
-    assert "Training, the same prompts at step 1 and step 60" in page.text
+    assert "Training, the same prompts at step 1, step 16, step 31, step 46 and step 60" in page.text
     assert "not reached its last step" not in page.text
     assert "rollout:\n  n: 8" in page.text
     assert page.fetched == [] and page.events == [] and "script" not in page.tags
@@ -268,6 +269,30 @@ def test_samples_of_the_first_and_last_step_are_of_the_same_prompts() -> None:
     assert [item[0]["prompt"] for item in (*first.items, *last.items)] == ["p", "r"]
     (only,) = group_samples(rows[:2])
     assert only.title == "Evaluation sort, step 0" and len(only.items) == 2
+
+
+def test_samples_between_the_first_and_the_last_step_are_spread_evenly() -> None:
+    """However long the run is; and what is kept while the file is read stays small."""
+    rows = (
+        {"step": step, "source": "e", "prompt": p, "response": str(step)} for step in range(0, 2001, 2) for p in "ab"
+    )
+    (group,) = group_samples(rows)
+    assert [[row["response"] for row in item] for item in group.items] == [["0", "512", "1024", "1536", "2000"]] * 2
+    (few,) = group_samples({"step": step, "source": "e", "prompt": "a", "response": ""} for step in (0, 5, 9))
+    assert few.title == "Evaluation e, the same prompts at step 0, step 5 and step 9"
+
+
+def test_distributions_are_drawn(tmp_path: Path) -> None:
+    run_dir = realistic_run(tmp_path / "run", 3, 3)
+    log = DistributionLog(run_dir)
+    for step in (1, 2, 3):
+        log.write(step, {"length": list(range(11 * step)), "entropy": [0.5, math.nan, 1.5]})
+    log.close()
+    data = load_run(run_dir)
+    assert data.distributions["length"][1] == [0, 1, 2.5, 5, 7.5, 9, 10]
+    assert data.distributions["entropy"][3] == pytest.approx([0.5, 0.6, 0.75, 1.0, 1.25, 1.4, 1.5])
+    text = Page(write_report(run_dir).read_text()).text
+    assert "Lengths of the responses" in text and "Entropies of the responses" in text
 
 
 def test_facts_begin_and_end_where_the_curves_do(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ class Rollouts:
         if stale:
             raise AssertionError(f"samples of weight versions {sorted(stale)}, expected {list(versions)}")
         self._journal.keep_samples(step, "train", groups)
+        self._journal.keep_distributions(step, groups)
         metrics = {
             **_components(groups),
             **_metrics(groups),

@@ -23,6 +23,7 @@ NAMES = frozenset(
         "metrics.jsonl",
         "samples.jsonl",
         "spans.jsonl",
+        "distributions.jsonl",
         "lengths.json",
         "rewards.log",
         ".lengths.json",

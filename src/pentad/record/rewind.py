@@ -11,7 +11,7 @@ from pentad.record.run_dir import RunDir
 
 
 def rewind(run_dir: RunDir, step: int) -> int:
-    """Cut metrics, samples and spans of steps after `step`.
+    """Cut metrics, samples, spans and distributions of steps after `step`.
 
     Returns:
         how many steps' metrics were cut.
@@ -23,6 +23,7 @@ def rewind(run_dir: RunDir, step: int) -> int:
         cut = _cut(run_dir.metrics, step)
         _cut(run_dir.samples, step)
         _cut(run_dir.spans, step)
+        _cut(run_dir.distributions, step)
         run_dir.outcome.unlink(missing_ok=True)
     return len(cut)
 

@@ -44,6 +44,7 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples.jsonl"
         self.spans = self.path / "spans.jsonl"
+        self.distributions = self.path / "distributions.jsonl"
         self.rewards_log = self.path / "rewards.log"
         self.lengths = self.path / "lengths.json"
         self.outcome = self.path / "outcome.json"

@@ -25,6 +25,7 @@ from pentad.loops.roles import Trainer
 from pentad.loops.saving import Saver
 from pentad.loops.stopping import StoppedError
 from pentad.record.checkpoints import Checkpoints
+from pentad.record.distributions import DistributionLog
 from pentad.record.lengths import write_lengths
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import Sinks, open_sinks
@@ -126,7 +127,10 @@ async def _train(
     stack.callback(samples.close)
     spans = SpansLog(run_dir)
     stack.callback(spans.close)
-    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer, cluster.processes.timeline, spans)
+    distributions = DistributionLog(run_dir)
+    stack.callback(distributions.close)
+    timeline = cluster.processes.timeline
+    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer, timeline, spans, distributions)
     loop = _make_loop(prepared, policy, trainers, engines, rewards, journal, run_dir, resume, stack)
     running = asyncio.get_running_loop()
 
