@@ -34,7 +34,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "custom/tries" in page.text, "metrics that nobody foresaw are drawn too"
     assert "train/grad_norm was not finite at step 30." in page.text
     assert "Reward calls that failed and were scored 0: 1." in page.text
-    assert "Training, the same prompts at step 1, step 16, step 31, step 46 and step 60" in page.text
+    assert "Training, the same prompts at step 1, step 17, step 29, step 45 and step 60" in page.text
     assert "not reached its last step" not in page.text
     assert "rollout:\n  n: 8" in page.text
     assert page.fetched == [] and page.events == [] and "script" not in page.tags
