@@ -53,6 +53,8 @@ class RunDir:
         self.critic = self.path / "critic"
         self.checkpoints = self.path / "checkpoints"
         self.wandb_id = self.path / "wandb.id"
+        self.mlflow_id = self.path / "mlflow.id"
+        self.swanlab_id = self.path / "swanlab.id"
         self.failures = self.path / "failures.jsonl"
         self.exports = self.path / "hf"
         self.begun = False

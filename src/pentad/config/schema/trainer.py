@@ -53,7 +53,7 @@ class TrainerSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     test_freq: int = Field(0, ge=0, description="evaluate every so many steps, and at the end; 0: only at the end")
     val_before_train: bool = Field(False, description="evaluate before the first step")
-    logger: list[Literal["console", "tensorboard", "wandb"]] = Field(
+    logger: list[Literal["console", "tensorboard", "wandb", "mlflow", "swanlab"]] = Field(
         ["console", "tensorboard"], description="where metrics go, besides the metrics file of the run"
     )
     deadline_s: float = Field(
