@@ -104,16 +104,19 @@ def list_runs(directory: Path) -> int:
 
 def compare(paths: Sequence[Path], target: Path) -> int:
     """Print what differs between runs, and write a page with their curves."""
-    from pentad.record.comparison import run_labels, write_comparison
+    from pentad.record.comparison import read_by_all, run_labels, write_comparison
     from pentad.record.run_data import load_run
     from pentad.record.run_list import describe_run
 
     differences = write_comparison(paths, target)
     labels = run_labels([load_run(path) for path in paths], paths)
-    if differences:
-        _print_table(("setting", *labels), [(name, *values) for name, values in differences.items()])
+    shown = read_by_all(differences)
+    if shown:
+        _print_table(("setting", *labels), [(name, *values) for name, values in shown.items()])
     else:
         print("no setting differs")
+    if others := len(differences) - len(shown):
+        print(f"{others} settings that not all of them have are on the page")
     described = [describe_run(path) for path in paths]
     names = dict.fromkeys(name for run in described for name in run.evals)
     rows = [

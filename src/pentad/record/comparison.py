@@ -4,7 +4,7 @@ Invariant: it is made from the files of the runs alone, which stay as they are; 
 markup.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -16,6 +16,8 @@ from pentad.record.report import template
 from pentad.record.run_data import RunData, load_run
 from pentad.record.run_list import different_settings, run_name
 
+# Characters of a label.
+_LONGEST = 36
 _BOOKKEEPING = ("time/", "perf/", "util/", "data/", "save/", "staleness/share_")
 
 
@@ -38,7 +40,8 @@ def write_comparison(paths: Sequence[Path], target: Path) -> dict[str, tuple[str
     names = list(dict.fromkeys(name for data in runs for name in data.names))
     html = template("compare.html.j2").render(
         runs=[{"label": label, "path": str(path)} for label, path in zip(labels, paths, strict=True)],
-        differences=differences,
+        differences=read_by_all(differences),
+        others={name: values for name, values in differences.items() if "" in values},
         charts=_charts(runs, labels, names),
         table=[(name, tuple(_latest(data, name) for data in runs)) for name in names],
     )
@@ -50,13 +53,23 @@ def write_comparison(paths: Sequence[Path], target: Path) -> dict[str, tuple[str
     return differences
 
 
+def read_by_all(differences: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Those of the settings that differ which every run has."""
+    return {name: values for name, values in differences.items() if "" not in values}
+
+
 def run_labels(runs: Sequence[RunData], paths: Sequence[Path]) -> list[str]:
     """What tells the runs apart: their names, or their directories where names are the same."""
     names = [run_name(data, path) for data, path in zip(runs, paths, strict=True)]
-    if len(set(names)) == len(names):
-        return names
-    directories = [path.absolute().name for path in paths]
-    return directories if len(set(directories)) == len(directories) else [str(path) for path in paths]
+    for labels in (names, [path.absolute().name for path in paths]):
+        # A legend has no room for the whole of a long name.
+        if len(set(short := [_shortened(label) for label in labels])) == len(labels):
+            return short
+    return [str(path) for path in paths]
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST // 2]}…{label[-_LONGEST // 2 :]}"
 
 
 def _charts(runs: Sequence[RunData], labels: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:

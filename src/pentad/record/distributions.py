@@ -19,12 +19,11 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 TITLES: Mapping[str, tuple[str, str]] = {
     "length": (
         "Lengths of the responses",
-        "Tokens of the step's responses: median, the middle half, the middle 80%, and the longest and shortest.",
+        "Tokens of the step's responses: median, middle half, middle 80%, and all.",
     ),
     "entropy": (
         "Entropies of the responses",
-        "Of each response the mean of -log p of its tokens as they were sampled, in nats, whose expectation is the "
-        "entropy a token: median, the middle half, the middle 80%, and the ends.",
+        "Mean of -log p of a response's tokens as sampled, in nats (expected value: the entropy); bands as of lengths.",
     ),
 }
 

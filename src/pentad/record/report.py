@@ -78,7 +78,7 @@ def render_report(run_dir: RunDir) -> str:
         ),
         facts=summarize(data),
         notes=data.notes,
-        charts=_charts(data) + _distribution_charts(data) + _length_charts(data),
+        charts=_charts(data) + _length_charts(data),
         timelines=[picture(row) for row in choose_rows(data.spans)],
         samples=[replace(group, items=group.items[:_SHOWN_SAMPLES]) for group in data.samples],
         versions={key: packages[key] for key in _KEY_PACKAGES if key in packages},
@@ -102,10 +102,9 @@ def _charts(data: RunData) -> list[dict[str, str]]:
     titled = sorted(curves.items(), key=lambda item: not item[1][0][0].title)
     done = [_chart(data, title, [name for _, name in pairs], pairs[0][0]) for title, pairs in titled]
     done += [_chart(data, name, [name]) for name in names if find_metric(name) is None]
-    for drawn in (_staleness_chart(data), _time_chart(data)):
-        if drawn:
-            done.insert(min(2, len(done)), drawn)
-    return done
+    first = [drawn for drawn in (_time_chart(data), _staleness_chart(data)) if drawn]
+    place = min(2, len(done))
+    return [*done[:place], *first, *_distribution_charts(data), *done[place:]]
 
 
 def _chart(data: RunData, title: str, names: list[str], metric: Metric | None = None) -> dict[str, str]:
