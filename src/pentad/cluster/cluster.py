@@ -139,6 +139,8 @@ class Cluster:
             )
         machines = placement_group_table(self._group)["bundles_to_node_id"]
         self._bundles = place(self.allocation, [machines[bundle] for bundle in range(world)])
+        if not self.allocation.has_trainer:
+            return
         ranks = self.allocation.devices(self.allocation.trainer)
         self.notes = crossing_groups(self.allocation, [machines[self._bundles[device]] for device in ranks])
 

@@ -32,6 +32,8 @@ def place(allocation: Allocation, machines: Sequence[str]) -> list[int]:
     sizes = Counter(machines)
     # Full machines first: groups whose sizes are powers of two then fit wherever they can.
     bundles = sorted(range(len(machines)), key=lambda index: (-sizes[machines[index]], machines[index], index))
+    if not allocation.has_trainer:
+        return bundles
     trainer = allocation.devices(allocation.trainer)
     others = [device for device in range(allocation.world_size) if device not in trainer]
     layout = allocation.trainer.layout

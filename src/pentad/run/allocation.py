@@ -31,12 +31,12 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
         if settings.algorithm.trains_on == "rollouts":
             name = settings.algorithm.name
             yield UserError(f"allocation: algorithm {name} generates samples, but there is no rollout engine", fix)
-        elif settings.data.eval:
+        elif generated := [name for name, one in settings.data.eval.items() if one.generates]:
             yield UserError(
-                "allocation: data.eval is evaluated by generating, but there is no rollout engine",
-                f"{fix}, or remove data.eval",
+                f"allocation: data.eval.{generated[0]} is evaluated by generating, but there is no rollout engine",
+                f"{fix}, set data.eval.{generated[0]}.measure=loss, or remove data.eval",
             )
-    elif settings.algorithm.trains_on != "rollouts" and not settings.data.eval:
+    elif settings.algorithm.trains_on != "rollouts" and not any(one.generates for one in settings.data.eval.values()):
         yield UserError(
             f"allocation: {allocation.rollout} would do nothing: algorithm {settings.algorithm.name} generates "
             "only for data.eval, which is empty",

@@ -80,8 +80,10 @@ class Sources:
 
     @property
     def scored(self) -> list[Rows]:
-        """What rewards are computed for."""
-        return [*self.eval.values(), *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
+        """What `reward.*` is computed for; not the evaluations that have rewards of their own."""
+        own = {name for name, one in self.settings.data.eval.items() if not one.generates or one.reward is not None}
+        evaluated = [rows for name, rows in self.eval.items() if name not in own]
+        return [*evaluated, *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
 
     @property
     def said(self) -> list[str]:
@@ -137,8 +139,9 @@ def find_sources(settings: RunSettings) -> Sources:
         raise join(problems, "allocation")
     allocation = parse_allocation(settings.allocation)
     chat_template = read_template(settings.model.chat_template)
-    evals = load_eval_rows(settings.data)
-    train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
+    with_response = settings.algorithm.trains_on == "examples"
+    evals = load_eval_rows(settings.data, with_response=with_response)
+    train = load_train_rows(settings.data, evals, with_response=with_response)
     directory = resolve_model(settings.model.path, gguf_cache(settings.model.path))
     if (checkpoint := checkpoint_of(directory)) is not None:
         sound(checkpoint)

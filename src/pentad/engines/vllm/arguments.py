@@ -127,10 +127,16 @@ class VllmSetup:
     passed: Mapping[str, Any] = field(default_factory=dict)
 
 
-def sampling_problems(temperature: float, top_p: float, eval_temperature: float) -> list[UserError]:
-    """Why vLLM cannot sample so, or cannot give log-probs of the temperature-scaled distribution before top-p."""
+def sampling_problems(
+    temperature: float, top_p: float, eval_temperature: float, setting: str = "rollout.eval_temperature"
+) -> list[UserError]:
+    """Why vLLM cannot sample so, or cannot give log-probs of the temperature-scaled distribution before top-p.
+
+    Args:
+        setting: that says the temperature of the evaluation.
+    """
     found = []
-    for name, value in (("rollout.temperature", temperature), ("rollout.eval_temperature", eval_temperature)):
+    for name, value in (("rollout.temperature", temperature), (setting, eval_temperature)):
         if 0 < value < _LOWEST_TEMPERATURE or value > _HIGHEST_TEMPERATURE:
             found.append(
                 UserError(
@@ -151,8 +157,8 @@ def sampling_problems(temperature: float, top_p: float, eval_temperature: float)
         found.append(
             UserError(
                 f"rollout.top_p is {top_p:g}, for which vLLM's log-probs are taken before the temperature; "
-                f"rollout.eval_temperature is {eval_temperature:g}",
-                "set rollout.eval_temperature to 0 or 1, or rollout.top_p to 1",
+                f"{setting} is {eval_temperature:g}",
+                f"set {setting} to 0 or 1, or rollout.top_p to 1",
             )
         )
     return found
