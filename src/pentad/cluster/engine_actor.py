@@ -19,7 +19,7 @@ from torch import Tensor
 from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.rollout import RolloutSettings
-from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec, TellsConstants
+from pentad.engines.protocol import Engine, EngineFailedError, EngineFeatures, EngineSpec, TellsConstants
 from pentad.errors import UserError
 from pentad.platform.device import find_platform
 from pentad.samples.completion import Completion
@@ -182,6 +182,8 @@ class EngineActor(Process):
 
 def _portable(error: BaseException) -> Exception:
     """The error if the driver can read it, else one that says the same. The driver may lack the user's modules."""
+    if isinstance(error, EngineFailedError):  # perhaps of a class of the user's
+        return EngineFailedError(str(error))
     if isinstance(error, Exception):
         try:
             _DriverUnpickler(io.BytesIO(pickle.dumps(error))).load()

@@ -27,6 +27,9 @@ from pentad.samples.request import GenerateRequest
 from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
 
+# Of the deadline of a call, what an engine has for it.
+_ENGINE_SHARE = 0.8
+
 
 class Engines:
     """All engines of a run.
@@ -68,7 +71,8 @@ class Engines:
             Path.cwd(),
             longest,
             cluster.allocation.colocated,
-            settings.trainer.deadline_s,
+            # An engine that hangs says so itself, before it is late: it can be replaced then.
+            _ENGINE_SHARE * settings.trainer.deadline_s,
             settings.model.adapters,
             component.layout.tensor,
         )
@@ -78,6 +82,7 @@ class Engines:
             Replica(self._gang, rank, late, revival.recover, lambda: sum(revival.replaced))
             for rank in range(len(self._gang))
         ]
+        revival.replicas = self._replicas
         # Further GPUs of the engines, by their numbers on the engines' machines.
         self._gpus: list[str] = []
         self._arrived: list[Order] = []

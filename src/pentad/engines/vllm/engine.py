@@ -199,17 +199,22 @@ class VllmEngine:
         self._loading, self._requests.version = True, NO_VERSION
         self._open_or_shut()
         try:
-            held = await self._weights.receive(channel)
-            if self._cache_asleep:
-                await self._core.call(self._core.llm.wake_up(["kv_cache"]), "waking the cache")
-                self._cache_asleep = self._asleep = False
-            if not await self._core.call(self._core.llm.reset_prefix_cache(), "clearing the prefix cache"):
-                raise EngineFailedError(f"{self.name} could not clear its prefix cache, which is of older weights")
+            # One deadline for all of it.
+            held = await self._core.call(self._take(channel), "taking weights")
             self._requests.version = version
             return held
         finally:
             self._loading = False
             self._open_or_shut()
+
+    async def _take(self, channel: DirectChannel) -> Mapping[str, int]:
+        held = await self._weights.receive(channel)
+        if self._cache_asleep:
+            await self._core.llm.wake_up(["kv_cache"])
+            self._cache_asleep = self._asleep = False
+        if not await self._core.llm.reset_prefix_cache():
+            raise EngineFailedError(f"{self.name} could not clear its prefix cache, which is of older weights")
+        return held
 
     async def sleep(self) -> None:
         """Release the GPU's memory, that of the weights too.

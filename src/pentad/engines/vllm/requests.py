@@ -91,8 +91,10 @@ class Requests:
         try:
             async for output in self._core.llm.generate(TokensPrompt(prompt_token_ids=prompt), params, number):
                 last = output
-        except (EngineDeadError, EngineGenerateError) as error:
+        except EngineDeadError as error:
             raise EngineFailedError(f"{engine} died while it generated ({type(error).__name__})") from error
+        except EngineGenerateError as error:  # of this request alone
+            raise RuntimeError(f"{engine} could not answer request {name}: {error.__cause__ or error}") from error
         finally:
             self._in_flight.discard(number)
             if not self._in_flight:
