@@ -56,6 +56,9 @@ def either(parts: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[Any, Path], None]:
     def run(either: Any, tmp_path: Path) -> None:
+        # A run has one event loop; a lock that was waited for belongs to it.
+        either.engines.revival.lock = asyncio.Lock()
+        either.engines.revival._left = 3
         asyncio.run(test(either, tmp_path))
 
     return run
