@@ -41,10 +41,6 @@ class VllmEngine:
         EngineFailedError: its workers do not compute as they should.
     """
 
-    features = EngineFeatures(
-        transports=frozenset({"ipc", "shared", "store"}), scores_at_any_temperature=False, workers_receive=True
-    )
-
     def __init__(
         self,
         setup: VllmSetup,
@@ -62,9 +58,11 @@ class VllmEngine:
         self._paused = self._asleep = self._loading = False
         self._cache_asleep = False
         weight_bytes = sum(torch.Size(shape).numel() for shape in expected.values()) * torch.bfloat16.itemsize
+        if setup.lora:
+            weight_bytes += setup.lora.elements * torch.bfloat16.itemsize
         arguments = engine_arguments(setup, weight_bytes, gpu_bytes)
         self._core = VllmCore(arguments, environment(setup), name, deadline_s)
-        self._weights = WorkerWeights(self._core, expected)
+        self._weights = WorkerWeights(self._core, expected, setup.lora)
         self._requests = Requests(self._core, setup.seed, sorted(set(eos)))
         try:
             self._workers: list[dict[str, Any]] = self._core.wait(self._core.workers("start-up", "pentad_describe"))
@@ -80,6 +78,17 @@ class VllmEngine:
     def version(self) -> int:
         """Version of the weights in use; -1 while there are none, or while they are incomplete."""
         return self._requests.version
+
+    @property
+    def features(self) -> EngineFeatures:
+        """What it can do; adapters alone where it was made for them."""
+        return EngineFeatures(
+            transports=frozenset({"ipc", "shared", "store"}),
+            adapters=self._setup.lora is not None,
+            merges_because=self._setup.merges_because,
+            scores_at_any_temperature=False,
+            workers_receive=True,
+        )
 
     @property
     def timings(self) -> Mapping[str, float]:
@@ -163,7 +172,7 @@ class VllmEngine:
             self._requests.open.set()
 
     async def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
-        """Take a whole set of weights.
+        """Take a whole set of weights, adapters among them if it was made for some, or adapters alone after that.
 
         The workers receive from a channel of this machine themselves; from another one this process receives, and hands
         on through host memory.
@@ -199,6 +208,7 @@ class VllmEngine:
         self._open_or_shut()
         try:
             held = await self._weights.receive(channel)
+            self._requests.adapter = self._weights.adapters and self._weights.adapters.request
             if self._cache_asleep:
                 await self._core.call(self._core.llm.wake_up(["kv_cache"]), "waking the cache")
                 self._cache_asleep = self._asleep = False
@@ -222,7 +232,9 @@ class VllmEngine:
                 raise RuntimeError(f"{self.name} must be paused to sleep")
             self._asleep, self._requests.version = True, NO_VERSION
             self._open_or_shut()
-            await self._core.llm.sleep(level=2, mode="abort")
+            # Weights that will not come again are kept in the machine's memory.
+            await self._core.llm.sleep(level=2 if self._setup.lora is None else 1, mode="abort")
+            self._weights.doubt()
             self._cache_asleep = False
 
         if not self._setup.sleeps:
