@@ -34,7 +34,9 @@ CONFIG = LlamaConfig(
     hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9, num_key_value_heads=3,
     vocab_size=8192, max_position_embeddings=1024, tie_word_embeddings=True, architectures=["LlamaForCausalLM"],
 )  # fmt: skip
-LORA = LoraSettings(rank=6, alpha=10, rslora=True, targets=["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+LORA = LoraSettings(
+    rank=6, alpha=10, rslora=True, targets=["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+)
 QUERY, VALUE = (f"model.layers.1.self_attn.{name}.lora_A.weight" for name in ("q_proj", "v_proj"))
 
 

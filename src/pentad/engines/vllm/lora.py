@@ -1,7 +1,7 @@
 """Which adapters vLLM takes beside its weights, and what it has to be told for that.
 
-Invariant: where `choose` gives a `HotLora`, every adapter of the run is one that vLLM computes and that can be read back
-from its buffers; otherwise it says why not, and the engine is sent merged weights. vLLM is not imported.
+Invariant: where `choose` gives a `HotLora`, every adapter of the run is one that vLLM computes and that can be read
+back from its buffers; otherwise it says why not, and the engine is sent merged weights. vLLM is not imported.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pentad.config.schema.lora import LoraSettings
-from pentad.families.lora import A, Targets
+from pentad.families.lora import Targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

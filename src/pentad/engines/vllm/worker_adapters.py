@@ -1,4 +1,4 @@
-"""The adapters of one vLLM worker: taken from the trainer, and compared with what the worker's layers then compute with.
+"""The adapters of one vLLM worker: taken from the trainer, and compared with what its layers then compute with.
 
 Invariant: `problems` is empty only where the buffers of every layer hold, bit for bit, the worker's part of what the
 trainer sent, and zeros elsewhere.
