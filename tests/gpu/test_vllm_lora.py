@@ -110,8 +110,8 @@ def engine(trainer: Trainer, tmp_path_factory) -> Iterator[VllmEngine]:
     lora = choose(CONFIG, LORA)
     assert isinstance(lora, HotLora)
     setup = VllmSetup(
-        directory, None, longest=512, batch_size=64, seed=3, shares_gpu=True, sleeps=True, lora=lora,
-        passed={"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30},
+        directory, None, longest=512, batch_size=16, seed=3, shares_gpu=True, sleeps=True, lora=lora,
+        passed={"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "max_num_batched_tokens": 1024},
     )  # fmt: skip
     total = torch.cuda.mem_get_info()[1]
     made = VllmEngine(setup, expected_shapes(CONFIG), total, deadline_s=120)

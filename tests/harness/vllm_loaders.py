@@ -3,9 +3,12 @@
     python vllm_loaders.py RANK RANKS PORT FOLDER
 
 Dense models do so again with layers that have adapters, which are taken from the folder and proven, too.
-vLLM's CPU build is not needed: nothing is computed, so the operations that its modules look up may be mere names.
+vLLM's CPU build is not needed, but will do: nothing is computed, so the operations that its modules look up may be mere
+names.
 """
 
+import contextlib
+import importlib
 import os
 import sys
 import tempfile
@@ -53,6 +56,8 @@ def use_cpu() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     vllm.platforms._current_platform = CpuPlatform()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("vllm._C")
     for name in ("silu_and_mul", "rms_norm", "fused_add_rms_norm", "rotary_embedding"):
         if not hasattr(torch.ops._C, name):
             _NAMES.define(f"{name}(Tensor a) -> Tensor")
@@ -153,6 +158,7 @@ def certify_adapters(model: torch.nn.Module, loader: Any, lora: HotLora, folder:
 
 if __name__ == "__main__":
     mine, world = int(sys.argv[1]), int(sys.argv[2])
+    os.environ["VLLM_DIST_IDENT"] = f"loaders-{sys.argv[3]}"  # its CPU build's ranks meet under that name
     use_cpu()
     for family, wanted in CONFIGS.items():
         certify(wanted, make_model(wanted, mine, world, sys.argv[3])[0], world)
