@@ -40,7 +40,7 @@ class WorkerWeights:
         self._core = core
         self._expected = {key: tuple(shape) for key, shape in expected.items()}
         self._certificate = Certificate(self._expected, core.name)
-        # What was sent when all weights came last, and whether the memory has been given back since.
+        # What was sent when all weights came last, and whether they may have changed since.
         self._sent: dict[str, int] = {}
         self._doubted = False
 
@@ -59,23 +59,24 @@ class WorkerWeights:
             EngineFailedError: the core died.
         """
         order = self.adapters.order() if self.adapters else None
-        publication = Publication(
-            channel, self._expected, not self._certificate.is_learnt, channel.certify, order, self._doubted
-        )
+        # What fails may leave weights half written.
+        doubted, self._doubted = self._doubted, True
+        record = not self._certificate.is_learnt
+        publication = Publication(channel, self._expected, record, channel.certify, order, doubted)
         answers = await self._core.workers("receiving weights", "pentad_receive", pickle.dumps(publication))
         holdings: list[Holding] = [pickle.loads(answer) for answer in answers]
         self.timings = {key: max(holding.seconds[key] for holding in holdings) for key in holdings[0].seconds}
         held: dict[str, int] = {}
-        alone = self.adapters and self._certificate.is_learnt and all(is_adapter(n) for h in holdings for n in h.sent)
-        if not alone or self._doubted:
+        alone = self.adapters is not None and not record and all(is_adapter(n) for h in holdings for n in h.sent)
+        if not alone or doubted:
             try:
-                held = self._certify(holdings, channel.certify, alone=bool(alone))
+                held = self._certify(holdings, channel.certify, alone=alone)
             except WeightMismatchError:
                 self._certificate.forget()
                 raise
-            self._doubted = False
         if self.adapters:
             held |= await self.adapters.use(holdings, channel.certify)
+        self._doubted = False
         return held
 
     def _certify(self, holdings: Sequence[Holding], certify: bool, *, alone: bool) -> dict[str, int]:
