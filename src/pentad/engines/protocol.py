@@ -44,6 +44,7 @@ class EngineFeatures:
         transports: names of the weight transports that it can receive from.
         adapters: where `EngineSpec.lora` is given it takes all weights once, adapters among them, and then adapters
             alone. Other engines are sent the model with its adapters merged into it, every time.
+        merges_because: why it does not take adapters; empty where it takes them, or knows none.
         routed_experts: completions say which experts each token was sent to.
         scores_at_any_temperature: `logprobs` takes temperatures other than 1.
         tells_constants: it satisfies `TellsConstants`.
@@ -52,6 +53,7 @@ class EngineFeatures:
 
     transports: frozenset[str]
     adapters: bool = False
+    merges_because: str = ""
     routed_experts: bool = False
     scores_at_any_temperature: bool = True
     tells_constants: bool = False

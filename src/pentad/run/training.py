@@ -239,11 +239,12 @@ async def _start(
         transport = choose_transport(
             prepared, store, engines, on_gpus=cluster.on_gpus, on_one_machine=cluster.on_one_machine, host=cluster.host
         )
-        what = "weights"
+        what, why = "weights", ""
         if settings.model.adapters is not None:
             alone = engines.features.adapters
             what = "adapters (and once the base)" if alone else "weights with the adapters merged into them"
-        terminal.message(f"{what} go to the engines by {transport.name}")
+            why = f": {reason}" if (reason := engines.features.merges_because) else ""
+        terminal.message(f"{what} go to the engines by {transport.name}{why}")
         restart = settings.rollout.on_update == "restart"
         policy = PublishedPolicy(trainers, engines, transport, restart=restart)
     return policy, trainers, engines

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pentad.engines.vllm.lora import HotLora
 from pentad.errors import UserError
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
@@ -80,13 +81,15 @@ _SETTLED = {
     "hf_overrides": "Pentad, which keeps the output layer in float32",
     "moe_backend": "Pentad: the others rearrange the weights, and then no checksum can be taken of them",
     "generation_config": "rollout.*",
+    "enable_lora": "model.lora",
+    "max_lora_rank": "model.lora.rank",
+    "lora_target_modules": "model.lora.targets",
     "max_logprobs": "Pentad, which asks for those of the sampled tokens",
 }
 # What would compute something else, or what Pentad could not vouch for.
 _UNSUPPORTED = {
     "quantization": "quantised weights are not the trainer's, so no checksum can vouch for them",
     "kv_cache_dtype": "a cache of another precision than the trainer's moves the log-probs",
-    "enable_lora": "Pentad's engines take whole weights",
     "speculative_config": "Pentad has not shown that its log-probs are those of the sampled tokens",
     "weight_transfer_config": "Pentad has a transport of its own",
     "cpu_offload_gb": "the weights would not be where they are certified",
@@ -110,6 +113,8 @@ class VllmSetup:
         shares_gpu: whether a trainer uses the same GPUs.
         sleeps: whether memory is released while the trainer works.
         passed: `rollout.vllm`.
+        lora: adapters that it takes beside the weights.
+        merges_because: why it does not, though adapters are trained.
     """
 
     directory: Path
@@ -125,6 +130,8 @@ class VllmSetup:
     shares_gpu: bool = False
     sleeps: bool = False
     passed: Mapping[str, Any] = field(default_factory=dict)
+    lora: HotLora | None = None
+    merges_because: str = ""
 
 
 def sampling_problems(
@@ -258,6 +265,8 @@ def engine_arguments(setup: VllmSetup, weight_bytes: int, gpu_bytes: int) -> dic
         "enable_sleep_mode": setup.sleeps,
         "disable_log_stats": True,
     }
+    if setup.lora is not None:
+        arguments |= setup.lora.arguments()
     return arguments | dict(setup.passed) | _memory(setup, weight_bytes, gpu_bytes)
 
 
