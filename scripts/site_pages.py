@@ -22,8 +22,14 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """In code in tables, GitHub needs a bar escaped, and MkDocs would show the backslash."""
+    rows = re.compile(r"^\|.*$", re.MULTILINE)
+    return rows.sub(lambda row: re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), row[0]), markdown)
+
+
 def site_text(text: str) -> str:
-    """The text of a file in the root with links as a page of the site has them. A file that is no page loses its link."""
+    """The text of a file in the root, with links as the site has them. What leads to no page loses its link."""
 
     def replace(link: re.Match[str]) -> str:
         text, target = link.groups()
