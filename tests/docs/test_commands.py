@@ -114,7 +114,7 @@ def test_commands_of_a_script_are_found() -> None:
     assert simple_commands(text) == [["a", "b"], ["[", "$c", "-eq", "2", "]"], ["d", "e|f", "g"]]
 
 
-@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_commands_in_sentences_exist(path: Path) -> None:
     for line, text in spans(path.read_text()):
         if re.match(r"(pentad|make) \w", text):
@@ -141,7 +141,7 @@ def unknown_setting(text: str) -> bool:
     return name not in keys and name not in section_names() and not within
 
 
-@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_settings_in_sentences_exist(path: Path) -> None:
     text = path.read_text()
     if path.name == "coming-from.md":  # the first column is of other systems, and what is said to be verl's

@@ -1,11 +1,12 @@
 """The pages hold together: every link leads somewhere, and every page is in the navigation. MkDocs is not needed."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
-from pages import DOCS, REPOSITORY, anchors, links, pages
+from pages import DOCS, REPOSITORY, anchors, links, pages, prose
 
 # Made by scripts/site_pages.py.
 _MADE = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
@@ -27,9 +28,19 @@ def broken(path: Any) -> Iterator[str]:
             yield f"{link}: there is no such heading"
 
 
-@pytest.mark.parametrize("path", [*pages(), REPOSITORY / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*pages(), REPOSITORY / "CHANGELOG.md"], ids=lambda path: str(path.relative_to(REPOSITORY))
+)
 def test_links_lead_somewhere(path: Any) -> None:
     assert list(broken(path)) == []
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_lists_are_lists_on_the_site_too(path: Any) -> None:
+    """GitHub needs neither an empty line before a list nor four spaces before one in a list; MkDocs does."""
+    text = prose(path.read_text())
+    assert re.findall(r"^[^-\s#|<].*\n- .*", text, re.MULTILINE) == []
+    assert re.findall(r"^ {1,3}- .*", text, re.MULTILINE) == []
 
 
 def test_a_broken_link_is_found(tmp_path: Any) -> None:

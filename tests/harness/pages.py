@@ -31,8 +31,9 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """docs/*.md, README.md and CONTRIBUTING.md."""
-    return [*sorted(DOCS.glob("*.md")), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
+    """docs/*.md, README.md, CONTRIBUTING.md, and what examples say of themselves."""
+    examples = sorted((REPOSITORY / "examples").rglob("README.md"))
+    return [*sorted(DOCS.glob("*.md")), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *examples]
 
 
 def blocks(text: str, page: str) -> list[Block]:
