@@ -64,10 +64,15 @@ REFUSED = {
         "sglang is not available yet",
         "write vllm:d1",
     ),
+    "weights cannot go so": (
+        ["allocation=hf:d1|megatron:d1", "rollout.transport=nccl"],
+        "rollout.transport=nccl needs engines on other GPUs than the trainer's",
+        "rollout.transport=auto",
+    ),
     "no engine": (["allocation=megatron:t2"], "no rollout engine", "hf:d2|megatron:t2 (same devices)"),
     "no engine to evaluate with": (
         ["algorithm.name=sft", "allocation=megatron:t2", "data.eval={a: b}"],
-        "data.eval is evaluated by generating",
+        "is evaluated by generating",
         "remove data.eval",
     ),
     "idle engine": (["algorithm.name=sft", "allocation=hf:d1+megatron:t2"], "do nothing", "write megatron:t2"),

@@ -24,6 +24,9 @@ from pentad.layout import Layout, parse_allocation
         # What makes no whole group on a machine is left to the engines.
         ("hf:d1+megatron:d2t2", "aaabb", [2, 0, 1, 3, 4]),
         ("hf:d2+megatron:(attn:d2t2|ffn:t4)", "aaaaab", [4, 5, 0, 1, 2, 3]),
+        # The GPUs of an engine are on one machine.
+        ("vllm:d2t2+megatron:d1", "aaabb", [1, 2, 3, 4, 0]),
+        ("vllm:d2t2|megatron:p4", "abba", [0, 3, 1, 2]),
     ],
 )
 def test_trainer_ranks_fill_machines(allocation: str, machines: str, expected: list[int]) -> None:
@@ -35,6 +38,7 @@ def test_trainer_ranks_fill_machines(allocation: str, machines: str, expected: l
     [
         ("hf:d1+megatron:t4", "aabba", "groups of t4 would cross machines (of 3, 1 GPUs for the trainer)", "use t1"),
         ("hf:d2+megatron:t4", "aabbcc", "groups of t4 would cross machines (of 2, 2 GPUs for the trainer)", "use t2"),
+        ("vllm:t2+megatron:d2", "aaab", "an engine of t2 would be on more than one machine", "a smaller t"),
         ("hf:d4|megatron:(attn:d4|ffn:t4)", "aabb", "groups of x4 would cross machines", "use x2"),
     ],
 )
@@ -103,6 +107,9 @@ class Where(Process):
     def machine(self):
         return ray.get_runtime_context().get_node_id()
 
+    def gpus(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
     def environment(self):
         return [os.environ.get(name) for name in ("NCCL_DEBUG", "HF_HUB_OFFLINE", "GIVEN", "PASSED_ON", "OWN")]
 
@@ -115,6 +122,13 @@ with Cluster(RaySettings(address=machines.address, env={"GIVEN": 5, "PASSED_ON":
     where = [asyncio.run(gang.call("machine", phase="asking")) for gang in (trainer, engines)]
     print([len(set(machines)) for machines in where], len({*where[0], *where[1]}))
     print(asyncio.run(engines.call("environment", phase="asking"))[1], cluster.notes)
+allocation = parse_allocation("vllm:d2t2+megatron:d1")
+with Cluster(RaySettings(address=machines.address), allocation) as cluster:
+    engines = cluster.spawn(Where, "engine", allocation.rollout, 60, devices_each=2)
+    own = asyncio.run(engines.call("gpus", phase="asking"))
+    further = asyncio.run(engines.reserved.call("gpu", phase="asking"))
+    machines_of = asyncio.run(engines.call("machine", phase="asking"))
+    print("GPUs of engines:", len(own), len({(m, gpu) for m, a, b in zip(machines_of, own, further) for gpu in (a, b)}))
 with Cluster(RaySettings(address=machines.address), parse_allocation("megatron:d1c6")) as cluster:
     print(cluster.notes)
 try:
@@ -130,6 +144,7 @@ def test_on_two_machines() -> None:
     lines = done.stdout.splitlines()
     assert "[1, 1] 2" in lines, done.stdout
     assert "['WARN', '1', '5', 'secret', None] []" in lines, done.stdout
+    assert "GPUs of engines: 2 4" in lines, done.stdout
     assert "context-parallel groups (c6) cross machines" in done.stdout
     assert "ranks 0, 1, 2, 3, 4, 5 on 2 machines" in done.stdout
     assert "groups of t5 would cross machines" in done.stdout

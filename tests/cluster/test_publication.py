@@ -23,7 +23,9 @@ from pentad.cluster.processes import DeadlineError
 from pentad.cluster.publication import PublishedPolicy
 from pentad.config.schema.algorithms import SFTSettings
 from pentad.errors import UserError
+from pentad.record.outcome import RunFailedError
 from pentad.samples.batch import Batch
+from pentad.samples.request import GenerateRequest, SamplingParams
 from pentad.weights.mapping import expected_shapes
 from pentad.weights.proof import SyncError
 from pentad.weights.source import load_config
@@ -54,6 +56,9 @@ def either(parts: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[Any, Path], None]:
     def run(either: Any, tmp_path: Path) -> None:
+        # A run has one event loop; a lock that was waited for belongs to it.
+        either.engines.revival.lock = asyncio.Lock()
+        either.engines.revival._left = 3
         asyncio.run(test(either, tmp_path))
 
     return run
@@ -137,8 +142,39 @@ async def test_an_engine_that_dies_while_it_receives_is_replaced(parts: Any, fol
         await asyncio.sleep(0.1)
     os.kill(gang.info(0).pid, signal.SIGKILL)
     (folder / "go on").touch()
+    # A request that comes while the engine has no successor, or one without weights, waits until it has them.
+    while parts.engines.revival.replaced[0] == before:
+        await asyncio.sleep(0.05)
+    prompt = batch().tokens[:5]
+    asked = asyncio.create_task(parts.engines.generate(GenerateRequest(prompt, "early", SamplingParams(max_tokens=4))))
     await publishing
     assert parts.engines.revival.replaced[0] == before + 1
+    async with asyncio.timeout(60):
+        assert set((await asked).versions.tolist()) == {5}
     mine = await policy.logprobs(batch(), 1.0, silent)
     scored = torch.cat((await parts.engines.logprobs(batch().tokens.split(batch().lengths), 1.0))[0])
     assert float((scored * batch().loss_mask - mine).abs().max()) <= 1e-4
+
+
+@in_loop
+async def test_an_engine_that_was_replaced_meanwhile_is_not_replaced_again(parts: Any, folder: Path) -> None:
+    """Two waits learn of one death; the later one only asks again."""
+    policy = PublishedPolicy(parts.trainers, parts.engines, parts.transport)
+    await policy.publish(6)
+    revival, gang = parts.engines.revival, parts.engines._gang
+    before, asked = revival.replaced[0], 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            return "answered"
+        error = RunFailedError("rollout engine 0 failed during rollout: EngineFailedError: gone")
+        error.died = gang.names[0]
+        async with revival.lock:  # another wait was first
+            assert await revival.revive(error)
+            await revival.publish_again()
+        raise error
+
+    assert await revival.asked(ask) == "answered"
+    assert (asked, revival.replaced[0]) == (2, before + 1)

@@ -6,6 +6,7 @@ import pytest
 
 from pentad.config.dialects.foreign import is_ours, targets, translate
 from pentad.config.loading.load import load_settings
+from pentad.config.loading.show import plain
 from pentad.errors import UserError
 
 BASE = """\
@@ -100,7 +101,7 @@ SCHEMA_FAULTS = {
     "text for a list": ("", ["rollout.stop=END"], "expected a list (text), got END (text)", "write [END]"),
     "list too long": ("", ["trainer.optimizer.betas=[0.9, 0.95, 0.99]"], "expected a list of 2", "[0.9, 0.95]"),
     "item out of range": ("", ["trainer.optimizer.betas=[0.9, 1]"], "betas[1]", "the default is [0.9, 0.95]"),
-    "list for a mapping": ("", ["data.eval=[a]"], "expected a mapping of names to text", "the default is {}"),
+    "list for a mapping": ("", ["data.eval=[a]"], "expected a mapping of names to sources", "the default is {}"),
     "wrong value in a mapping": ("", ["data.eval={gsm: 5}"], "data.eval.gsm (command line)", '"5" in quotes'),
     "bad name": ("", ["experiment.name=a/b"], "matching ^[A-Za-z0-9]", "give text"),
     "empty section": ("rollout:\n", [], "rollout (run.yaml:9): expected a section", "remove the line rollout:"),
@@ -268,7 +269,7 @@ def test_values_and_their_origins(tmp_path: Path) -> None:
     optimizer = loaded.settings.trainer.optimizer
     assert (optimizer.lr, optimizer.weight_decay, optimizer.betas, optimizer.eps) == (1e-6, 1e-2, (0.8, 0.1), 1e-8)
     assert loaded.settings.data.system_prompt == "Answer after #### please"
-    assert loaded.settings.data.eval == {"gsm8k": "a.jsonl", "math": "b.jsonl"}
+    assert plain(loaded.settings.data.eval) == {"gsm8k": "a.jsonl", "math": "b.jsonl"}
     expected = {
         "trainer.optimizer.lr": "run.yaml:10",
         "trainer.schedule.warmup_steps": "run.yaml:11",
@@ -286,9 +287,10 @@ def test_override_replaces_a_mapping_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(BASE.replace("train.jsonl\n", "train.jsonl\n  eval: {old: o.jsonl}\n"))
     loaded = load_settings(path, ["data.eval={new: n.jsonl}"])
-    assert loaded.settings.data.eval == {"new": "n.jsonl"}
+    assert plain(loaded.settings.data.eval) == {"new": "n.jsonl"}
     assert "data.eval.old" not in loaded.origins
-    assert load_settings(path, ["data.eval.new=n.jsonl"]).settings.data.eval == {"old": "o.jsonl", "new": "n.jsonl"}
+    both = load_settings(path, ["data.eval.new=n.jsonl"]).settings.data.eval
+    assert plain(both) == {"old": "o.jsonl", "new": "n.jsonl"}
 
 
 def test_interpolation_takes_the_overridden_value_and_its_type(tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_interpolation_takes_the_overridden_value_and_its_type(tmp_path: Path) -
     overrides = ["trainer.total_steps=4", "data.eval={t: '${data.train}'}", r"data.system_prompt=a \${b}"]
     settings = load_settings(path, overrides).settings
     assert settings.trainer.test_freq == 4
-    assert settings.data.eval == {"t": "train.jsonl"}
+    assert plain(settings.data.eval) == {"t": "train.jsonl"}
     assert settings.data.system_prompt == "a ${b}"
 
 

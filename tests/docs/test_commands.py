@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from doc_commands import RUN_BY, UNCHECKED, mentioned, problems_of, simple_commands
+from doc_commands import OWN_CONFIGS, RUN_BY, UNCHECKED, mentioned, problems_of, simple_commands
 from pages import REPOSITORY, Block, all_blocks, blocks, pages, prose, spans
 
 from pentad.config.loading.keys import known_keys, section_names
@@ -29,8 +29,10 @@ OWN = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reader's folder: a configuration, and the files that pages show (`# NAME.py` in the first line)."""
     made = tmp_path_factory.mktemp("reader")
-    (made / "run.yaml").write_text(yaml.safe_dump(OWN))
-    (made / "CONFIG").write_text(yaml.safe_dump(OWN))
+    for name in OWN_CONFIGS:
+        (made / name).write_text(yaml.safe_dump(OWN))
+    evaluated = {**OWN, "data": {**OWN["data"], "eval": {"hard": "hard.jsonl"}}}
+    (made / "mine.yaml").write_text(yaml.safe_dump(evaluated))
     for block in all_blocks():
         if block.language == "python" and (name := re.match(r"# (\w+\.py)\n", block.text)):
             (made / name[1]).write_text(block.text)

@@ -23,7 +23,7 @@ from pentad.layout.validate import check_layout, check_supported
 NEEDS = frozenset({"gpu", "network"})
 
 # What a page calls the reader's own configuration.
-OWN_CONFIGS = ("CONFIG", "FILE", "run.yaml")
+OWN_CONFIGS = ("CONFIG", "FILE", "mine.yaml", "run.yaml")
 
 # Subcommand, with its own subcommand -> the tests that run it.
 RUN_BY = {
@@ -31,6 +31,9 @@ RUN_BY = {
     "config": "tests/cli/test_config_command.py",
     "init": "tests/cli/test_init_command.py",
     "plan": "tests/cli/test_plan_command.py",
+    "report": "tests/record/test_report.py",
+    "runs": "tests/record/test_run_list.py",
+    "eval": "tests/run/test_evaluation.py",
     "doctor": "tests/cli/test_doctor.py",
     "import": "tests/cli/test_import_command.py",
     "data show": "tests/cli/test_data_and_reward_commands.py",
@@ -89,7 +92,7 @@ def needed(words: list[str]) -> frozenset[str]:
             needs.add("gpu")
         if words[1] == "data" and words[2] != "show" and "--source" not in words:
             needs.add("network")
-        if words[1] in ("init", "train", "convert", "reward") and any(map(_HUB_ID.match, words)):
+        if words[1] in ("init", "train", "eval", "convert", "reward") and any(map(_HUB_ID.match, words)):
             needs.add("network")
     return frozenset(needs)
 
@@ -137,12 +140,13 @@ def check_pentad(arguments: list[str], folder: Path) -> None:
     name += "".join(f" {getattr(options, part)}" for part in ("dataset", "action", "subject") if hasattr(options, part))
     assert (REPOSITORY / RUN_BY[name]).exists(), f"pentad {name}: no test runs it"
     config = getattr(options, "config", None)
-    overrides = list(getattr(options, "overrides", []))
+    # `pentad eval` takes a model among the settings.
+    overrides = [*getattr(options, "overrides", []), *(word for word in getattr(options, "rest", []) if "=" in word)]
     if config is not None and str(config) not in OWN_CONFIGS:
         assert (REPOSITORY / config).is_file(), f"there is no {config}"
         load_run(REPOSITORY / config, overrides)
     elif config is not None or overrides:
-        load_run(folder / "run.yaml", overrides)
+        load_run(folder / (config or "run.yaml"), overrides)
     _check_layouts(options)
     if name == "plan":
         assert options.call(options) == 0

@@ -136,6 +136,9 @@ class Journal:
     def keep_samples(self, *arguments: Any) -> None:
         pass
 
+    def keep_distributions(self, *arguments: Any) -> None:
+        pass
+
 
 class World:
     """A loop and everything around it."""

@@ -110,7 +110,7 @@ def test_independent_problems_are_all_found() -> None:
     assert (error.value.cause, error.value.fix) == ("it: a", "b")
 
 
-@pytest.mark.parametrize("text", ["megatron:d2t2", "hf:d4|megatron:d2t2", "hf:d1+megatron:t2", "vllm:d2+megatron:t2"])
+@pytest.mark.parametrize("text", ["megatron:d2t2", "hf:d4|megatron:d2t2", "hf:d1+megatron:t2", "vllm:d2t2+megatron:t2"])
 def test_supported(text: str) -> None:
     assert check_supported(parse_allocation(text)) == []
 
@@ -118,9 +118,9 @@ def test_supported(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "causes", "fix"),
     [
-        ("hf:t2|megatron:d2", ["t2 is not possible; an engine is one device"], "write hf:d2"),
+        ("hf:t2|megatron:d2", ["t2 is not possible; hf engines have only d"], "write hf:d2"),
         ("hf:p2|megatron:d2", ["p2 is not possible"], "write hf:d2"),
-        ("vllm:t2|megatron:d2", ["t2 is not possible; an engine is one device"], "write vllm:d2"),
+        ("vllm:p2|megatron:d2", ["p2 is not possible; vllm engines have only d and t"], "write vllm:d2"),
         ("sglang:d1+megatron:d2", ["backend sglang is not available yet"], "write vllm:d1"),
     ],
 )

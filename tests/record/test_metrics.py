@@ -196,10 +196,11 @@ def test_without_loggers_only_the_file_is_written(run_dir: RunDir) -> None:
     assert run_dir.metrics.exists() and not run_dir.tensorboard.exists()
 
 
-def test_wandb_that_is_not_installed(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # what an import of a package that is not there sees
-    with pytest.raises(UserError, match=r"not installed\n.*pentad\[wandb\]"):
-        open_sinks(run_dir, ["wandb"], console=None, name="test", settings={})
+@pytest.mark.parametrize("package", ["wandb", "mlflow", "swanlab"])
+def test_logger_that_is_not_installed(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # what an import of a package that is not there sees
+    with pytest.raises(UserError, match=rf"not installed\n.*pentad\[{package}\]"):
+        open_sinks(run_dir, [package], console=None, name="test", settings={})
 
 
 def test_wandb_offline(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +210,49 @@ def test_wandb_offline(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None
     sinks.write(1, {"train/loss": 0.5})
     sinks.close()
     assert list(run_dir.path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_mlflow_in_files(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics and settings are there under their names, and a run that goes on is the same run."""
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    many = {f"train/m{number}": number / 7 for number in range(250)}
+    for step in (1, 2):
+        sinks = open_sinks(
+            run_dir, ["mlflow"], console=None, name="test", settings={"trainer": {"lr": 0.1, "on": True}}
+        )
+        sinks.write(step, {"train/loss": step / 2, "eval/x/pass_at_4": 0.5, **many})
+        sinks.close()
+    client = MlflowClient((run_dir.path / "mlruns").as_uri())
+    (experiment,) = [each for each in client.search_experiments() if each.name == "pentad"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("test", "FINISHED")
+    assert run.data.params == {"trainer.lr": "0.1", "trainer.on": "true"}
+    assert run.data.metrics["train/m249"] == pytest.approx(249 / 7)
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 1.0)]
+    assert run_dir.mlflow_id.read_text().strip() == run.info.run_id
+
+
+def test_mlflow_whose_server_is_not_there(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"mlflow does not start.*\n.*MLFLOW_TRACKING_URI"):
+        open_sinks(run_dir, ["mlflow"], console=None, name="test", settings={})
+
+
+def test_swanlab_offline(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("swanlab")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    sinks = open_sinks(run_dir, ["swanlab"], console=None, name="test", settings={"a": {"b": 1}})
+    sinks.write(1, {"train/loss": 0.5, "eval/x/pass_at_4": 0.25})
+    sinks.write(1, {"eval/x/accuracy": 0.25})
+    sinks.close()
+    files = [path for path in (run_dir.path / "swanlog").rglob("*") if path.is_file()]
+    assert any(b"train/loss" in path.read_bytes() for path in files)
 
 
 def test_samples_keep_any_text_and_a_handful_a_step(run_dir: RunDir) -> None:

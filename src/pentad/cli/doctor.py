@@ -26,6 +26,8 @@ _NEEDED = {
 _OPTIONAL = {
     "reasoning-gym": "reasoning_gym",
     "wandb": "wandb",
+    "mlflow-skinny": "mlflow",
+    "swanlab": "swanlab",
     "vllm": "vllm",
     "quack-kernels": "quack",
     "flash-attn-4": "flash_attn.cute",

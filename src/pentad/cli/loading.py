@@ -8,6 +8,7 @@ from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 from pentad.layout import parse_allocation
 from pentad.rewards.pool import check_rewards
+from pentad.rewards.pools import check_own_rewards
 from pentad.run.allocation import check_allocation
 
 
@@ -28,6 +29,7 @@ def check_reward(settings: RunSettings) -> Iterator[UserError]:
         check_rewards(settings.reward)
     except UserError as problem:
         yield problem
+    yield from check_own_rewards(settings)
 
 
 CHECKS = (check_allocation, check_reward)

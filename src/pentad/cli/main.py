@@ -14,7 +14,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pentad.cli import checkpoint, commands, convert, data, export, importing, init, plan, reward, verify
+from pentad.cli import (
+    checkpoint,
+    commands,
+    convert,
+    data,
+    evaluate,
+    export,
+    importing,
+    init,
+    plan,
+    reward,
+    runs,
+    verify,
+)
 from pentad.cli.report import report_failed_run, report_fault, report_interrupt, report_user_error, user_error_in
 from pentad.errors import UserError
 from pentad.record.outcome import RunFailedError
@@ -139,8 +152,37 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     importing.add_arguments(imported)
     imported.set_defaults(call=importing.import_file)
 
+    _add_results(subparsers)
     _add_models(subparsers)
     return parser, list(subparsers.choices)
+
+
+def _add_results(subparsers: Any) -> None:
+    """The commands about what models can do, and what runs have done."""
+    evaluated = subparsers.add_parser(
+        "eval",
+        help="evaluate a model with the evaluation sets of a configuration",
+        description=evaluate.DESCRIPTION,
+        epilog=evaluate.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    evaluate.add_arguments(evaluated)
+    evaluated.set_defaults(call=evaluate.evaluate)
+
+    reported = subparsers.add_parser("report", help="write or serve the report of a run", allow_abbrev=False)
+    runs.add_report_arguments(reported)
+    reported.set_defaults(call=runs.report)
+
+    listed = subparsers.add_parser(
+        "runs",
+        help="list runs, or compare some",
+        epilog=runs.RUNS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    runs.add_runs_arguments(listed)
+    listed.set_defaults(call=runs.runs)
 
 
 def _add_models(subparsers: Any) -> None:

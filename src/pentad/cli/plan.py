@@ -99,7 +99,7 @@ def plan_configuration(path: Path, overrides: Sequence[str], gpu: str) -> "Layou
     settings = loaded.settings
     allocation = parse_allocation(settings.allocation)
     facts = facts_of(settings.model.path)
-    if settings.algorithm.trains_on == "rollouts" or settings.data.eval:
+    if settings.algorithm.trains_on == "rollouts" or any(one.generates for one in settings.data.eval.values()):
         refuse(check_response(facts, settings.rollout.max_response_tokens), settings.model.path)
     work, engine, notes = workload(settings, facts, allocation)
     notes += loaded.notices + tuple(item.cause for item in check_supported(allocation))

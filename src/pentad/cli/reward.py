@@ -60,8 +60,7 @@ def _rows(settings: Any, name: str | None, limit: int) -> Any:
         if name not in data.eval:
             known = ", ".join(data.eval) or "none"
             raise UserError(f"--eval {name}: data.eval has no {name}; it has {known}", "name one of them")
-        data = data.model_copy(update={"eval_limit": limit})
-        return load_rows(data.eval[name], data, role="eval", setting=f"data.eval.{name}")
+        return load_rows(data.eval[name].source, data, role="eval", setting=f"data.eval.{name}", limit=limit)
     setting = "data.train" if len(data.sources) == 1 else "data.train[0]"
     return load_rows(data.sources[0], data, setting=setting, limit=limit)
 

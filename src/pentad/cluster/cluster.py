@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pentad.cluster.address import check_reachable, no_cluster
 from pentad.cluster.environment import process_environment
 from pentad.cluster.gang import Gang
+from pentad.cluster.holder import Holder
 from pentad.cluster.placement import crossing_groups, place
 from pentad.cluster.processes import Processes
 from pentad.cluster.ray_session import RaySession
@@ -138,35 +139,53 @@ class Cluster:
             )
         machines = placement_group_table(self._group)["bundles_to_node_id"]
         self._bundles = place(self.allocation, [machines[bundle] for bundle in range(world)])
+        if not self.allocation.has_trainer:
+            return
         ranks = self.allocation.devices(self.allocation.trainer)
         self.notes = crossing_groups(self.allocation, [machines[self._bundles[device]] for device in ranks])
 
     def spawn(
-        self, actor_class: Any, name: str, component: Component, deadline_s: float, *, replaceable: bool = False
+        self,
+        actor_class: Any,
+        name: str,
+        component: Component,
+        deadline_s: float,
+        *,
+        devices_each: int = 1,
+        replaceable: bool = False,
     ) -> Gang:
-        """One process on each device of a component.
+        """One process on each device of a component, or on each so many; these are on one machine.
 
         Args:
             actor_class: a Ray actor class with `pentad.cluster.process.Process` as its base.
             name: of one process, as in "trainer rank".
             deadline_s: longest time of one call, in seconds.
+            devices_each: of a process; Ray gives it the first, and `Gang.reserved` the others.
             replaceable: a process that is lost can be replaced, and the run goes on.
         """
         devices = self.allocation.devices(component)
         sharing = next(len(group) for group in self.allocation.groups if component in group)
 
-        def start(rank: int) -> ActorHandle:
+        def start(kind: Any, rank: int, world_size: int, device: int) -> ActorHandle:
             options: dict[str, Any] = {"num_cpus": 0}
             if self._group is not None:
                 options["num_gpus"] = 1.0 / sharing
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                    placement_group=self._group, placement_group_bundle_index=self._bundles[devices[rank]]
+                    placement_group=self._group, placement_group_bundle_index=self._bundles[device]
                 )
-            return actor_class.options(**options).remote(rank, len(devices))
+            return kind.options(**options).remote(rank, world_size)
 
-        actors = [start(rank) for rank in range(len(devices))]
-        gang = Gang(name, actors, self.processes, deadline_s, start if replaceable else None)
+        def start_one(rank: int) -> ActorHandle:
+            return start(actor_class, rank, size, devices[rank * devices_each])
+
+        size = len(devices) // devices_each
+        actors = [start_one(rank) for rank in range(size)]
+        gang = Gang(name, actors, self.processes, deadline_s, start_one if replaceable else None)
         self._placed.append(gang)
+        if devices_each > 1 and self._group is not None:
+            others = [device for place, device in enumerate(devices) if place % devices_each]
+            holders = [start(Holder, rank, len(others), device) for rank, device in enumerate(others)]
+            gang.reserved = Gang(f"GPU of a {name}", holders, self.processes, deadline_s)
         return gang
 
     @property

@@ -6,6 +6,7 @@ as a completion or as the reason why there is none.
 
 import asyncio
 import io
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from pentad.cluster.process import GROUPS, Process, check_visible, thread_share
 from pentad.config.schema.lora import LoraSettings
 from pentad.config.schema.rollout import RolloutSettings
-from pentad.engines.protocol import Engine, EngineFeatures, EngineSpec, TellsConstants
+from pentad.engines.protocol import Engine, EngineFailedError, EngineFeatures, EngineSpec, TellsConstants
 from pentad.errors import UserError
 from pentad.platform.device import find_platform
 from pentad.samples.completion import Completion
@@ -58,6 +59,8 @@ class EngineActor(Process):
         shares_device: bool,
         deadline_s: float,
         lora: LoraSettings | None,
+        tensor: int,
+        further_gpus: Sequence[str],
         neighbours: int,
     ) -> tuple[torch.dtype, EngineFeatures]:
         """Make the engine, without weights; returns the dtype that it takes weights in, and what it can do.
@@ -71,6 +74,8 @@ class EngineActor(Process):
             shares_device: whether a trainer uses the same device.
             deadline_s: longest time of one call besides generation, in seconds.
             lora: adapters that the trainer trains, if it does.
+            tensor: devices that the engine splits the weights over.
+            further_gpus: numbers of those beside the one that Ray gave to this process.
             neighbours: engines on this machine, this one among them.
 
         Raises:
@@ -79,23 +84,17 @@ class EngineActor(Process):
         check_visible("model.path", directory)
         if Path(tokenizer).is_absolute():
             check_visible("model.tokenizer", Path(tokenizer))
+        if further_gpus:
+            # Before CUDA is used; the engine's own processes inherit it.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join([os.environ["CUDA_VISIBLE_DEVICES"], *further_gpus])
         platform = find_platform()
         if not platform.is_cuda:
             torch.set_num_threads(thread_share(neighbours))
         dtype = platform.dtype(settings.dtype)
         spec = EngineSpec(
-            directory,
-            tokenizer,
-            settings,
-            dtype,
-            platform.device,
-            seed,
-            self.rank,
-            longest,
-            shares_device,
-            deadline_s,
-            lora,
-        )
+            directory, tokenizer, settings, dtype, platform.device, seed, self.rank, longest, shares_device, deadline_s,
+            lora, tensor,
+        )  # fmt: skip
         # Imported here, because the driver, which imports this file, has no use for it.
         from pentad.engines.load import make_engine
 
@@ -183,6 +182,8 @@ class EngineActor(Process):
 
 def _portable(error: BaseException) -> Exception:
     """The error if the driver can read it, else one that says the same. The driver may lack the user's modules."""
+    if isinstance(error, EngineFailedError):  # perhaps of a class of the user's
+        return EngineFailedError(str(error))
     if isinstance(error, Exception):
         try:
             _DriverUnpickler(io.BytesIO(pickle.dumps(error))).load()

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 from pentad.weights.constants import ModelConstants
 from pentad.weights.transport.protocol import WeightChannel
+
+# Of the deadline of a call, what an engine has for it.
+_ENGINE_SHARE = 0.8
 
 
 class Engines:
@@ -50,7 +54,12 @@ class Engines:
         if component is None:
             raise UserError(f"allocation {cluster.allocation} has no rollout engines")
         self._gang = cluster.spawn(
-            EngineActor, "rollout engine", component, settings.trainer.deadline_s, replaceable=True
+            EngineActor,
+            "rollout engine",
+            component,
+            settings.trainer.deadline_s,
+            devices_each=component.layout.tensor,
+            replaceable=True,
         )
         self._sleeps = settings.rollout.sleep
         self._arguments = (
@@ -62,15 +71,20 @@ class Engines:
             Path.cwd(),
             longest,
             cluster.allocation.colocated,
-            settings.trainer.deadline_s,
+            # An engine that hangs says so itself, before it is late: it can be replaced then.
+            _ENGINE_SHARE * settings.trainer.deadline_s,
             settings.model.adapters,
+            component.layout.tensor,
         )
-        self.revival = Revival(self._gang, self._arguments, settings.rollout.max_engine_restarts)
+        self.revival = Revival(self._gang, self._arguments_of, settings.rollout.max_engine_restarts)
         late, revival = settings.rollout.deadline_s, self.revival
         self._replicas = [
             Replica(self._gang, rank, late, revival.recover, lambda: sum(revival.replaced))
             for rank in range(len(self._gang))
         ]
+        revival.replicas = self._replicas
+        # Further GPUs of the engines, by their numbers on the engines' machines.
+        self._gpus: list[str] = []
         self._arrived: list[Order] = []
         # Spans of engines that have released their memory.
         self._asleep: list[int] = []
@@ -79,8 +93,15 @@ class Engines:
 
     async def build(self) -> None:
         """Have the engines made, without weights, once their processes run."""
-        arguments = [(*self._arguments, self._gang.neighbours(rank)) for rank in range(len(self._gang))]
+        if (reserved := self._gang.reserved) is not None:
+            self._gpus = await reserved.call("gpu", phase="start-up")
+        arguments = [self._arguments_of(rank) for rank in range(len(self._gang))]
         self.dtype, self.features = (await self._gang.call_each("build", arguments, "start-up"))[0]
+
+    def _arguments_of(self, rank: int) -> tuple[Any, ...]:
+        """Of `EngineActor.build`, for the engine of a rank."""
+        each = len(self._gpus) // len(self._gang)
+        return (*self._arguments, self._gpus[rank * each : (rank + 1) * each], self._gang.neighbours(rank))
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Sample one response, on the engine with the least load in flight; samples of a prompt go to one engine.

@@ -29,6 +29,7 @@ _ECHOES = (
     "distbackenderror",
     "rendezvous",
     "the other side",
+    "went away",
 )
 
 

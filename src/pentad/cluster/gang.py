@@ -32,6 +32,9 @@ class Gang:
         processes: all processes of the run; those of the gang join them.
         deadline_s: longest time of one call, in seconds.
         spawn: starts the process of a rank, where one that is lost can be replaced.
+
+    Attributes:
+        reserved: processes that hold further GPUs for those of this gang, the same number for each; None: none do.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Gang:
         self.deadline_s = deadline_s
         self.names = tuple(f"{name} {rank}" for rank in range(len(actors)))
         self._spawn = spawn
+        self.reserved: Gang | None = None
         for process, actor in zip(self.names, self.actors, strict=True):
             processes.add(process, actor, replaceable=spawn is not None)
 

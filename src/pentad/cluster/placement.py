@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pentad.errors import UserError
-from pentad.layout import Allocation, Layout
+from pentad.layout import Allocation, Component, Layout
 
 # Groups that a message names.
 _SHOWN = 4
@@ -27,17 +27,25 @@ def place(allocation: Allocation, machines: Sequence[str]) -> list[int]:
         for each device of the allocation the index of its bundle; each bundle once.
 
     Raises:
-        UserError: a group of tensor-parallel ranks would be on more than one machine.
+        UserError: a group of tensor-parallel ranks, or an engine, would be on more than one machine.
     """
     sizes = Counter(machines)
     # Full machines first: groups whose sizes are powers of two then fit wherever they can.
     bundles = sorted(range(len(machines)), key=lambda index: (-sizes[machines[index]], machines[index], index))
+    if not allocation.has_trainer:
+        return bundles
     trainer = allocation.devices(allocation.trainer)
     others = [device for device in range(allocation.world_size) if device not in trainer]
     layout = allocation.trainer.layout
-    bundles = _whole_groups_first(bundles, machines, math.lcm(layout.tensor, layout.expert_tensor))
+    rollout = allocation.rollout
+    engine = 1 if rollout is None else rollout.layout.tensor
+    together = engine if allocation.colocated else 1
+    bundles = _whole_groups_first(bundles, machines, math.lcm(layout.tensor, layout.expert_tensor, together))
+    bundles[len(trainer) :] = _whole_groups_first(bundles[len(trainer) :], machines, engine)
     found = dict(zip([*trainer, *others], bundles, strict=True))
     _check(allocation, [machines[found[device]] for device in trainer])
+    if rollout is not None:
+        _check_engines(allocation, rollout, [machines[found[device]] for device in allocation.devices(rollout)])
     return [found[device] for device in range(allocation.world_size)]
 
 
@@ -82,7 +90,8 @@ def _spread(machines: Sequence[str], group: Sequence[int]) -> int:
 
 def _whole_groups_first(bundles: Sequence[int], machines: Sequence[str], size: int) -> list[int]:
     """Of each machine as many bundles as make whole groups of `size`, in the given order; then what is over."""
-    left = {machine: count // size * size for machine, count in Counter(machines).items()}
+    counts = Counter(machines[bundle] for bundle in bundles)
+    left = {machine: count // size * size for machine, count in counts.items()}
     first, over = [], []
     for bundle in bundles:
         machine = machines[bundle]
@@ -102,6 +111,15 @@ def _check(allocation: Allocation, machines: Sequence[str]) -> None:
         raise UserError(
             f"allocation {allocation}: groups of {letter}{size} would cross machines (of {gpus} GPUs for the trainer)",
             f"use {letter}{fits}, with p, c or d between the machines",
+        )
+
+
+def _check_engines(allocation: Allocation, rollout: Component, machines: Sequence[str]) -> None:
+    """The GPUs of one engine follow each other."""
+    if _crosses(machines, size := rollout.layout.tensor):
+        raise UserError(
+            f"allocation {allocation}: an engine of t{size} would be on more than one machine",
+            "use a smaller t for the engines, or machines with as many free GPUs",
         )
 
 

@@ -163,7 +163,7 @@ class Replica:
         try:
             await self._gang.call_rank(self.rank, "submit", requests, phase=_PHASE)
         except Exception as error:
-            self._fail(error)
+            self.lose(error)
 
     async def _collect(self) -> None:
         try:
@@ -181,9 +181,10 @@ class Replica:
                         raise self._named(answer)
                     self._answer(ticket, answer if isinstance(answer, Completion) else self._named(answer))
         except Exception as error:
-            self._fail(error)
+            self.lose(error)
 
-    def _fail(self, error: Exception) -> None:
+    def lose(self, error: Exception) -> None:
+        """The engine was lost; nothing is sent until it is known what is done about it."""
         if not self.failed:
             self.failed = True
             self._note()

@@ -71,10 +71,21 @@ def _without_evaluated(rows: Rows, evals: Mapping[str, Rows], setting: str) -> R
 
 
 def load_eval_rows(settings: DataSettings, *, with_response: bool = False) -> dict[str, Rows]:
-    """The rows of each source of `data.eval` by its name, at most `data.eval_limit` of each; see `load_rows`."""
+    """The rows of each evaluation by its name, at most as many as its limit; see `load_rows`.
+
+    Args:
+        with_response: of what is not generated, read wanted responses (supervised training).
+    """
     return {
-        name: load_rows(source, settings, role="eval", setting=f"data.eval.{name}", with_response=with_response)
-        for name, source in settings.eval.items()
+        name: load_rows(
+            one.source,
+            settings,
+            role="eval",
+            setting=f"data.eval.{name}",
+            with_response=with_response and not one.generates,
+            limit=one.limit,
+        )
+        for name, one in settings.eval.items()
     }
 
 
@@ -102,8 +113,8 @@ def load_rows(
     Args:
         source: as `data.train` names one.
         settings: columns, options and limits.
-        role: `eval` stops after `data.eval_limit` rows, and takes the test or validation split of a hub dataset
-            and fresh seeds of reasoning_gym where the source does not say.
+        role: `eval` stops after `data.eval_limit` rows unless `limit` is given, and takes the test or validation split
+            of a hub dataset and fresh seeds of reasoning_gym where the source does not say.
         setting: names the setting that holds `source`, for messages.
         with_response: read wanted responses or whole conversations (supervised training).
         limit: read only the first so many rows.
@@ -113,10 +124,10 @@ def load_rows(
     Raises:
         UserError: the source is missing, unreadable, empty or lacks a column, or a row is of a wrong type.
     """
-    if role == "eval":
+    if role == "eval" and limit is None:
         limit = settings.eval_limit
     procedural = source.startswith(PROCEDURAL)
-    if settings.options and not any(s.startswith(PROCEDURAL) for s in (*settings.sources, *settings.eval.values())):
+    if settings.options and not any(s.startswith(PROCEDURAL) for s in settings.all_sources):
         raise UserError("data.options is set, but only reasoning_gym sources have options", "remove data.options")
     if procedural:
         if with_response:

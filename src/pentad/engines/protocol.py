@@ -44,6 +44,7 @@ class EngineFeatures:
         transports: names of the weight transports that it can receive from.
         adapters: where `EngineSpec.lora` is given it takes all weights once, adapters among them, and then adapters
             alone. Other engines are sent the model with its adapters merged into it, every time.
+        merges_because: why it does not take adapters; empty where it takes them, or knows none.
         routed_experts: completions say which experts each token was sent to.
         scores_at_any_temperature: `logprobs` takes temperatures other than 1.
         tells_constants: it satisfies `TellsConstants`.
@@ -52,6 +53,7 @@ class EngineFeatures:
 
     transports: frozenset[str]
     adapters: bool = False
+    merges_because: str = ""
     routed_experts: bool = False
     scores_at_any_temperature: bool = True
     tells_constants: bool = False
@@ -167,6 +169,7 @@ class EngineSpec:
         shares_device: whether a trainer uses the same devices.
         deadline_s: longest time of one call besides `generate`, in seconds.
         lora: `model.lora`: what is trained are adapters; None: the model itself.
+        tensor: devices that this replica splits the weights over (t of the allocation); `device` is the first.
     """
 
     directory: Path
@@ -180,6 +183,7 @@ class EngineSpec:
     shares_device: bool = False
     deadline_s: float = 600.0
     lora: LoraSettings | None = None
+    tensor: int = 1
 
 
 class MakeEngine(Protocol):

@@ -103,16 +103,18 @@ class Component:
 class Allocation:
     """All components of a run. Components of one group share its devices; groups follow each other.
 
+    There is one trainer, but for an evaluation that needs none (`engines_alone`).
+
     Raises:
-        ValueError: not exactly one trainer; more than one rollout; a group whose components differ in size.
+        ValueError: no component; more than one trainer; more than one rollout; a group whose components differ in size.
     """
 
     groups: tuple[tuple[Component, ...], ...]
 
     def __post_init__(self) -> None:
         trainers = sum(component.is_trainer for component in self.components)
-        if trainers != 1 or len(self.components) - trainers > 1:
-            raise ValueError("an allocation has one trainer and at most one rollout component")
+        if trainers > 1 or len(self.components) - trainers > 1 or not self.components:
+            raise ValueError("an allocation has at most one trainer and at most one rollout component")
         if any(len({component.layout.world for component in group}) != 1 for group in self.groups):
             raise ValueError("components that share devices must have the same number of them")
 
@@ -130,6 +132,21 @@ class Allocation:
     def rollout(self) -> Component | None:
         """The rollout engines, if there are any."""
         return next((component for component in self.components if not component.is_trainer), None)
+
+    @property
+    def has_trainer(self) -> bool:
+        """Whether there is a trainer."""
+        return any(component.is_trainer for component in self.components)
+
+    def engines_alone(self) -> "Allocation":
+        """The rollout engines on devices of their own, without a trainer.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.rollout is None:
+            raise ValueError(f"{self} has no rollout engines")
+        return Allocation(((self.rollout,),))
 
     @property
     def world_size(self) -> int:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from pentad.errors import UserError
 from pentad.families.facts import ModelFacts
-from pentad.layout.layout import Allocation, Layout
+from pentad.layout.layout import Allocation, Component, Layout
+
+# Of each engine: the letters that it can have, and what to write instead of others.
+_ENGINE_LETTERS = {
+    "hf": ("d", "write hf:d{world}"),
+    "vllm": ("d and t", "write vllm:d{world}, or t for a model that is too large for one GPU"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,26 @@ def check_supported(allocation: Allocation) -> list[Problem]:
         cause = f"{rollout}: backend {rollout.backend} is not available yet; this version generates with vllm or hf"
         return [Problem(cause, f"write vllm:d{rollout.layout.world}")]
     problems = []
+    allowed, fix = _ENGINE_LETTERS[rollout.backend]
     for name, letter in {"tensor": "t", "pipeline": "p", "context": "c"}.items():
-        if (size := getattr(rollout.layout, name)) > 1:
-            cause = (
-                f"{rollout}: {letter}{size} is not possible; an engine is one device in this version, and has only d"
-            )
-            problems.append(Problem(cause, f"write {rollout.backend}:d{rollout.layout.world}"))
+        if (size := getattr(rollout.layout, name)) > 1 and letter not in allowed:
+            cause = f"{rollout}: {letter}{size} is not possible; {rollout.backend} engines have only {allowed}"
+            problems.append(Problem(cause, fix.format(world=rollout.layout.world)))
     return problems
+
+
+def check_engine(facts: ModelFacts, engine: Component) -> list[Problem]:
+    """Everything that keeps the engines of a component from holding the model; empty when all is well."""
+    parts, heads, kv_heads = engine.layout.tensor, facts.num_heads, facts.num_kv_heads
+
+    def fits(size: int) -> bool:
+        return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+
+    if fits(parts):
+        return []
+    what = f"{heads} attention heads" if heads % parts else f"{kv_heads} key/value heads"
+    cause = f"the {what} of {facts.family} cannot be split by t{parts} of {engine}"
+    return [Problem(cause, _nearest("t", parts, heads, fits))]
 
 
 def _tensor(facts: ModelFacts, layout: Layout) -> Iterator[Problem]:

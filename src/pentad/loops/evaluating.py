@@ -53,7 +53,8 @@ class Evaluations:
     async def _evaluate(self, step: int) -> dict[str, float]:
         if self._evaluation is None:
             return {}
-        await self._publish()
+        if self._evaluation.generates:
+            await self._publish()
         metrics = await self._evaluation.run(step)
         self.evaluated = step
         return metrics

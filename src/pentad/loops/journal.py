@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from transformers import PreTrainedTokenizerBase
 
 from pentad.loops.group import Group
+from pentad.record.distributions import DistributionLog
 from pentad.record.metrics import Sinks, Timer
 from pentad.record.occupancy import Lanes, lanes_of, utilisation
 from pentad.record.outcome import Status
@@ -40,11 +41,13 @@ class Journal:
         timeline: Timeline,
         spans: SpansLog,
         warnings: WarningLog,
+        distributions: DistributionLog | None = None,
     ) -> None:
         self._terminal, self._sinks, self._samples, self.status = terminal, sinks, samples, status
         self._tokenizer = tokenizer
         self._timer = Timer()
         self.timeline, self._spans, self._warnings = timeline, spans, warnings
+        self._distributions = distributions
         # Of the step that was timed last and is not written yet.
         self._timed: tuple[Window, Lanes] | None = None
         self._step: int | None = None
@@ -104,6 +107,14 @@ class Journal:
     def tell_failure(self, failure: str, message: str) -> None:
         """The first failure of a kind of the reward."""
         self.message(f"reward failed ({failure}): {message}; further ones are only counted")
+
+    def keep_distributions(self, step: int, groups: Iterable[Group]) -> None:
+        """Keep how long the responses of a step are, and how sure of its tokens the policy was."""
+        if self._distributions is None:
+            return
+        sampled = [one.logprobs[one.sampled] for group in groups for one in group.trajectories]
+        entropies = [-float(logprobs.double().mean()) for logprobs in sampled if len(logprobs)]
+        self._distributions.write(step, {"length": list(map(len, sampled)), "entropy": entropies})
 
     def keep_samples(self, step: int, source: str, groups: Iterable[Group]) -> None:
         """Keep a few completions as text."""

@@ -21,6 +21,7 @@ from pentad.errors import UserError
 from pentad.loops.journal import Journal
 from pentad.record.checkpoints import Checkpoints
 from pentad.record.manifest import FileRecord, Manifest, record_file, sync
+from pentad.record.metric_table import find_metric
 
 DRIVER_STATE = "driver.pt"
 
@@ -176,7 +177,10 @@ class Saver:
             self._journal.message(f"an older checkpoint could not be removed: {error.strerror or error}")
 
     def _best(self, metrics: Mapping[str, float | None]) -> float | None:
-        return None if self._settings.keep_best is None else metrics.get(self._settings.keep_best)
+        """What is highest for the best checkpoint."""
+        if (name := self._settings.keep_best) is None or (value := metrics.get(name)) is None:
+            return None
+        return -value if (metric := find_metric(name)) is not None and metric.lower else value
 
     async def _failed(self, step: int, partial: Path | None, error: Exception) -> None:
         self.failures += 1

@@ -6,7 +6,6 @@ Invariant: each batch is given once; a source that generates needs the engines a
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from pentad.data.prompts import EncodedExamples
 from pentad.data.sampler import Order
 from pentad.loops.experience import Experience
 from pentad.loops.group import Group
+from pentad.loops.held_out import example_batch, pair_batch
 from pentad.loops.journal import Journal
 from pentad.loops.sampler import GroupSampler
 from pentad.loops.scoring import Scorer
@@ -128,6 +128,7 @@ class Rollouts:
         if stale:
             raise AssertionError(f"samples of weight versions {sorted(stale)}, expected {list(versions)}")
         self._journal.keep_samples(step, "train", groups)
+        self._journal.keep_distributions(step, groups)
         metrics = {
             **_components(groups),
             **_metrics(groups),
@@ -196,11 +197,7 @@ class Examples:
 
     async def take(self, step: int, versions: Sequence[int]) -> tuple[Batch, dict[str, float]]:
         chosen = self._order.next(self._per_step)
-        batch = Batch.from_sequences([self._examples.examples[index] for index in chosen])
-        if self._examples.masks:
-            masks = [(torch.zeros(len(self._examples.examples[i][0])), self._examples.mask(i)) for i in chosen]
-            batch = replace(batch, loss_mask=torch.cat([part.bool() for pair in masks for part in pair]))
-        return batch, {}
+        return example_batch(self._examples, chosen), {}
 
     async def hold(self) -> None:
         pass
@@ -233,12 +230,11 @@ class Preferences(Examples):
 
     def __init__(self, pairs: EncodedPreferences, order: Order, rows_per_step: int) -> None:
         super().__init__(pairs, order, rows_per_step)
+        self._pairs = pairs
 
     async def take(self, step: int, versions: Sequence[int]) -> tuple[Batch, dict[str, float]]:
         chosen = self._order.next(self._per_step)
-        batch = Batch.from_sequences([self._examples.examples[2 * row + which] for row in chosen for which in (0, 1)])
-        places = torch.arange(2 * len(chosen))
-        return batch.with_per_sequence("pair_ids", places // 2).with_per_sequence("chosen", places % 2 == 0), {}
+        return pair_batch(self._pairs, chosen), {}
 
 
 def _components(groups: Sequence[Group]) -> dict[str, float]:

@@ -34,6 +34,8 @@ _READ = (
     "train/lr",
     "train/skipped_updates",
 )
+# Groups a step with different rewards, below which there is nothing to learn from.
+TEACHING_GROUPS = 0.5
 # Nats per token below which a policy samples always the same.
 NO_ENTROPY = 0.01
 # A gradient norm below is rounding.
@@ -190,7 +192,11 @@ def _equal(metrics: Metrics, seen: Seen) -> bool:
         return False
     if metrics["reward/std"] == 0:
         return True
-    return seen.compares_in_group and metrics.get("reward/equal_groups", 0) >= NEARLY_ALL
+    if not seen.compares_in_group or "reward/equal_groups" not in metrics:
+        return False
+    # A small share of a large batch is much to learn from, as where one answer in a hundred is right.
+    groups = metrics.get("data/samples_generated", 0) / seen.settings.rollout.n
+    return (1 - metrics["reward/equal_groups"]) * groups < TEACHING_GROUPS
 
 
 def _equal_text(metrics: Metrics, seen: Seen) -> str:
@@ -287,7 +293,7 @@ def _clipped(metrics: Metrics, seen: Seen) -> bool:
 
 def _clipped_text(metrics: Metrics, seen: Seen) -> str:
     return (
-        f"clipping takes the gradient of {metrics['train/clip_fraction']:.0%} of the tokens; lower "
+        f"{metrics['train/clip_fraction']:.0%} of the tokens are clipped, so the policy moves too far in a step; lower "
         "trainer.optimizer.lr, algorithm.optimizer_steps or trainer.max_staleness, or widen algorithm.clip_low and "
         "algorithm.clip_high"
     )

@@ -98,6 +98,31 @@ def stacked_chart(
         return to_svg(figure, title)
 
 
+def band_chart(title: str, quantiles: Mapping[int, Sequence[float]], span: tuple[int, int]) -> str:
+    """Nested bands around a median over steps, as an `<svg>` element.
+
+    Args:
+        title: what a screen reader says.
+        quantiles: step -> values, rising, an odd number; the one in the middle is the median, the pairs around it are
+            the edges of the bands.
+        span: first and last step of the axis.
+    """
+    steps = sorted(quantiles)
+    size = math.ceil(len(steps) / _MOST) if steps else 1
+    cuts = [steps[start : start + size] for start in range(0, len(steps), size)]
+    at = [_mean(cut) for cut in cuts]
+    edges = np.array([np.mean([quantiles[step] for step in cut], axis=0) for cut in cuts]).T
+    middle = len(edges) // 2
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(span)
+        for band in range(middle):
+            shade = 0.12 + 0.14 * band
+            axes.fill_between(at, edges[band], edges[-1 - band], color=SERIES[0], alpha=shade, linewidth=0)
+        marker = "o" if len(at) <= _FEW else None
+        axes.plot(at, edges[middle], color=SERIES[0], linewidth=1.8, marker=marker, markersize=3.5)
+        return to_svg(figure, title)
+
+
 def bar_chart(title: str, start: int, width: int, counts: Sequence[int]) -> str:
     """A histogram, as an `<svg>` element.
 

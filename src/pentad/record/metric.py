@@ -19,6 +19,7 @@ class Metric:
         title: of its curve in the report; metrics of one title share a curve; empty for the name itself.
         caption: of the curve; empty for the meaning.
         smooth: whether the curve is smoothed.
+        lower: lower values are better (`trainer.keep_best`).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Metric:
     title: str = ""
     caption: str = ""
     smooth: bool = True
+    lower: bool = False
 
     @property
     def percent(self) -> bool:

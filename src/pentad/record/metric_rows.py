@@ -4,6 +4,7 @@ Invariant: each metric has one row, in the order of the terminal's columns and o
 """
 
 from pentad.record.metric import OVER_SAMPLES, OVER_STEPS, OVER_TOKENS, SUM, Metric
+from pentad.record.metric_evals import EVALUATION
 
 # What is learnt, and how far engines and trainer are apart.
 LEARNING = (
@@ -17,24 +18,7 @@ LEARNING = (
         title="Reward",
         caption="Mean reward of the samples of each step.",
     ),
-    Metric(
-        "eval/<name>/accuracy",
-        "fraction of the prompts of evaluation <name> whose response has a reward of 1; step 0 is the model before "
-        "training",
-        "fraction",
-        "mean over prompts",
-        title="Evaluation",
-        caption="Responses with a reward of 1; step 0 is the model before training.",
-        smooth=False,
-    ),
-    Metric("eval/<name>/reward", "reward on evaluation <name>", "", "mean over prompts", smooth=False),
-    Metric(
-        "eval/<name>/response_length_mean",
-        "length of the responses of evaluation <name>",
-        "tokens",
-        "mean over prompts",
-        smooth=False,
-    ),
+    *EVALUATION,
     Metric(
         "train/loss",
         "loss, averaged as algorithm.loss_mean says",

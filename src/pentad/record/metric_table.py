@@ -14,7 +14,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (*LEARNING, *BOO
 
 def find_metric(name: str) -> Metric | None:
     """The row of a metric by the name that stands in metrics.jsonl; None for one that is not in the table."""
-    if (known := METRICS.get(re.sub(r"^eval/[^/]+/", "eval/<name>/", name))) is not None:
+    of_eval = re.sub(r"^eval/[^/]+/", "eval/<name>/", name)
+    if (known := METRICS.get(re.sub(r"_at_\d+$", "_at_<k>", of_eval))) is not None:
         return known
     name = re.sub(r"^staleness/share_\d+$", "staleness/share_<k>", name)
     return METRICS.get(re.sub(r"^reward/[^/]+$", "reward/<part>", name))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from pentad.config.schema.data import is_eval_name
+from pentad.config.schema.evaluation import is_eval_name
 from pentad.extras import require
 from pentad.record.jsonl import JsonLines
 from pentad.record.run_dir import RunDir
@@ -136,8 +136,9 @@ def check_loggers(loggers: Sequence[str]) -> None:
     Raises:
         UserError: it is not.
     """
-    if "wandb" in loggers:
-        require("wandb", "wandb", "trainer.logger", "remove wandb from trainer.logger")
+    for name in ("wandb", "mlflow", "swanlab"):
+        if name in loggers:
+            require(name, name, "trainer.logger", f"remove {name} from trainer.logger")
 
 
 def open_sinks(
@@ -153,14 +154,14 @@ def open_sinks(
 
     Args:
         run_dir: a created run directory.
-        loggers: of `console`, `tensorboard`, `wandb`.
+        loggers: of `console`, `tensorboard`, `wandb`, `mlflow`, `swanlab`.
         console: shows metrics where `console` is among the loggers (a `terminal.Terminal`).
-        name: the experiment's name, for wandb.
-        settings: the effective settings as plain data, for wandb.
+        name: the experiment's name, for wandb and the like.
+        settings: the effective settings as plain data, for wandb and the like.
         first_step: of a run that goes on, whose rows of this step and later ones no longer count; None: it begins.
 
     Raises:
-        UserError: wandb is asked for and not installed or not usable.
+        UserError: wandb, or the like, is asked for and not installed or not usable.
         ValueError: an unknown logger.
     """
     sinks: list[Sink] = [MetricsLog(run_dir)]
@@ -176,6 +177,14 @@ def open_sinks(
             from pentad.record.wandb import Wandb
 
             sinks.append(Wandb(run_dir, name=name, settings=settings))
+        elif logger == "mlflow":
+            from pentad.record.mlflow import MLflow
+
+            sinks.append(MLflow(run_dir, name=name, settings=settings))
+        elif logger == "swanlab":
+            from pentad.record.swanlab import SwanLab
+
+            sinks.append(SwanLab(run_dir, name=name, settings=settings))
         else:
             raise ValueError(f"unknown logger {logger!r}")
     return Sinks(sinks)

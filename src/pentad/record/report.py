@@ -9,10 +9,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from pentad.record.charts import bar_chart, line_chart, stacked_chart
+from pentad.record.charts import band_chart, bar_chart, line_chart, stacked_chart
+from pentad.record.distributions import TITLES
 from pentad.record.metric import Metric
 from pentad.record.metric_table import METRICS, describe, find_metric
 from pentad.record.run_data import RunData, load_run, summarize
@@ -35,8 +36,7 @@ def write_report(run_dir: RunDir | Path | str) -> Path:
         UserError: there are no metrics, a file is damaged, or the disk is full.
     """
     run_dir = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
-    data = load_run(run_dir)
-    html = _render(data, run_dir)
+    html = render_report(run_dir)
     partial = run_dir.report.with_name("." + run_dir.report.name)
     with run_dir.writing():
         partial.write_text(html, encoding="utf-8")
@@ -44,7 +44,8 @@ def write_report(run_dir: RunDir | Path | str) -> Path:
     return run_dir.report
 
 
-def _render(data: RunData, run_dir: RunDir) -> str:
+def template(name: str) -> Template:
+    """One of the pages; what is put into it is escaped."""
     environment = Environment(
         loader=PackageLoader("pentad.record"),
         autoescape=True,
@@ -53,11 +54,21 @@ def _render(data: RunData, run_dir: RunDir) -> str:
         lstrip_blocks=True,
     )
     environment.filters["visible"] = _visible
+    return environment.get_template(name)
+
+
+def render_report(run_dir: RunDir) -> str:
+    """The page as text.
+
+    Raises:
+        UserError: there are no metrics, or a file is damaged.
+    """
+    data = load_run(run_dir)
     experiment = data.settings.get("experiment")
     name = experiment.get("name") if isinstance(experiment, dict) else None
     packages = data.versions.get("packages") or {}
     total, last = data.total_steps, max(data.rows, default=0)
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         name=str(name or run_dir.path.absolute().name),
         directory=str(run_dir.path),
         # Without a known end nothing can be said.
@@ -91,10 +102,9 @@ def _charts(data: RunData) -> list[dict[str, str]]:
     titled = sorted(curves.items(), key=lambda item: not item[1][0][0].title)
     done = [_chart(data, title, [name for _, name in pairs], pairs[0][0]) for title, pairs in titled]
     done += [_chart(data, name, [name]) for name in names if find_metric(name) is None]
-    for drawn in (_staleness_chart(data), _time_chart(data)):
-        if drawn:
-            done.insert(min(2, len(done)), drawn)
-    return done
+    first = [drawn for drawn in (_time_chart(data), _staleness_chart(data)) if drawn]
+    place = min(2, len(done))
+    return [*done[:place], *first, *_distribution_charts(data), *done[place:]]
 
 
 def _chart(data: RunData, title: str, names: list[str], metric: Metric | None = None) -> dict[str, str]:
@@ -151,6 +161,15 @@ def _staleness_chart(data: RunData) -> dict[str, str] | None:
     }
 
 
+def _distribution_charts(data: RunData) -> list[dict[str, str]]:
+    """Lengths and entropies of the responses of each step."""
+    done = []
+    for name, by_step in data.distributions.items():
+        title, caption = TITLES[name]
+        done.append({"title": title, "caption": caption, "svg": Markup(band_chart(title, by_step, _span(data)))})
+    return done
+
+
 def _length_charts(data: RunData) -> list[dict[str, str]]:
     """How long the prompts, and the given responses, of the training data are."""
     done = []
@@ -168,8 +187,15 @@ def _span(data: RunData) -> tuple[int, int]:
 
 def _label(name: str) -> str:
     if name.startswith("eval/"):
-        return name.split("/")[1]
-    return name.split("/")[-1].replace("_", " ")
+        known = find_metric(name)
+        several = known is not None and known.name.endswith("<k>")
+        return f"{name.split('/')[1]} {_measure(name.split('/')[2])}" if several else name.split("/")[1]
+    return _measure(name.split("/")[-1])
+
+
+def _measure(name: str) -> str:
+    """The last part of a metric's name, as people write it: `pass@4`."""
+    return re.sub(r"_at_(\d+)$", r"@\1", name).replace("_", " ")
 
 
 def _latest(data: RunData, name: str) -> str:

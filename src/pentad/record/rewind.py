@@ -11,7 +11,7 @@ from pentad.record.run_dir import RunDir
 
 
 def rewind(run_dir: RunDir, step: int) -> int:
-    """Cut metrics, samples, spans and warnings of steps after `step`.
+    """Cut metrics, samples, spans, warnings and distributions of steps after `step`.
 
     Returns:
         how many steps' metrics were cut.
@@ -24,6 +24,7 @@ def rewind(run_dir: RunDir, step: int) -> int:
         _cut(run_dir.samples, step)
         _cut(run_dir.spans, step)
         _cut(run_dir.warnings, step)
+        _cut(run_dir.distributions, step)
         run_dir.outcome.unlink(missing_ok=True)
     return len(cut)
 

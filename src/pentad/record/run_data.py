@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pentad.errors import UserError
+from pentad.record.distributions import read_distributions
 from pentad.record.jsonl import read_jsonl
 from pentad.record.run_dir import RunDir
 from pentad.record.sample_groups import SampleGroup, group_samples
@@ -34,6 +35,7 @@ class RunData:
         settings_text: config.yaml as it is.
         versions: parsed versions.json; empty if there is none.
         lengths: parsed lengths.json, histograms of the training data; empty if there is none.
+        distributions: of each step's responses: quantity -> step -> quantiles.
         notes: what the reader of the report must know about the data.
     """
 
@@ -45,6 +47,7 @@ class RunData:
     settings_text: str = ""
     versions: dict[str, Any] = field(default_factory=dict)
     lengths: dict[str, Any] = field(default_factory=dict)
+    distributions: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -92,6 +95,8 @@ def load_run(run_dir: RunDir | Path | str) -> RunData:
         data.samples = group_samples(read_jsonl(run_dir.samples, data.notes))
     if run_dir.spans.is_file():
         data.spans = read_spans(run_dir.spans, data.notes)
+    if run_dir.distributions.is_file():
+        data.distributions = read_distributions(run_dir, data.notes)
     if run_dir.config.is_file():
         data.settings_text = run_dir.config.read_text(encoding="utf-8")
         data.settings = _mapping(yaml.safe_load, data.settings_text, run_dir.config)

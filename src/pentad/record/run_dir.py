@@ -45,6 +45,7 @@ class RunDir:
         self.samples = self.path / "samples.jsonl"
         self.spans = self.path / "spans.jsonl"
         self.warnings = self.path / "warnings.jsonl"
+        self.distributions = self.path / "distributions.jsonl"
         self.rewards_log = self.path / "rewards.log"
         self.lengths = self.path / "lengths.json"
         self.outcome = self.path / "outcome.json"
@@ -53,6 +54,8 @@ class RunDir:
         self.critic = self.path / "critic"
         self.checkpoints = self.path / "checkpoints"
         self.wandb_id = self.path / "wandb.id"
+        self.mlflow_id = self.path / "mlflow.id"
+        self.swanlab_id = self.path / "swanlab.id"
         self.failures = self.path / "failures.jsonl"
         self.exports = self.path / "hf"
         self.begun = False

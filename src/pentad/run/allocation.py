@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
-from pentad.layout import parse_allocation
+from pentad.layout import Allocation, parse_allocation
 from pentad.layout.validate import check_supported
 from pentad.run.vllm_checks import check_vllm
 
@@ -19,6 +19,7 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
     for problem in check_supported(allocation):
         yield UserError(f"allocation: {problem.cause}", problem.fix)
     yield from check_vllm(settings, allocation)
+    yield from _check_transport(settings, allocation)
     if settings.trainer.max_staleness and allocation.rollout is not None and allocation.colocated:
         yield UserError(
             f"trainer.max_staleness is {settings.trainer.max_staleness}, but {allocation} has engines and trainer take "
@@ -31,14 +32,30 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
         if settings.algorithm.trains_on == "rollouts":
             name = settings.algorithm.name
             yield UserError(f"allocation: algorithm {name} generates samples, but there is no rollout engine", fix)
-        elif settings.data.eval:
+        elif generated := [name for name, one in settings.data.eval.items() if one.generates]:
             yield UserError(
-                "allocation: data.eval is evaluated by generating, but there is no rollout engine",
-                f"{fix}, or remove data.eval",
+                f"allocation: data.eval.{generated[0]} is evaluated by generating, but there is no rollout engine",
+                f"{fix}, set data.eval.{generated[0]}.measure=loss, or remove data.eval",
             )
-    elif settings.algorithm.trains_on != "rollouts" and not settings.data.eval:
+    elif settings.algorithm.trains_on != "rollouts" and not any(one.generates for one in settings.data.eval.values()):
         yield UserError(
             f"allocation: {allocation.rollout} would do nothing: algorithm {settings.algorithm.name} generates "
             "only for data.eval, which is empty",
             f"write {allocation.trainer}, or name a data.eval source",
         )
+
+
+def _check_transport(settings: RunSettings, allocation: Allocation) -> Iterator[UserError]:
+    """A way for weights that the allocation rules out, whatever the machines are."""
+    name = settings.rollout.transport
+    if allocation.rollout is None or name in ("auto", "shared", "store"):
+        return
+    if name == "ipc" and (allocation.world_size > 1 or allocation.rollout.backend == "hf"):
+        needs = "one GPU that a trainer and a vllm engine share"
+    elif name == "nccl" and allocation.colocated:
+        needs = "engines on other GPUs than the trainer's"
+    else:
+        return
+    yield UserError(
+        f"rollout.transport={name} needs {needs}; the allocation is {allocation}", "set rollout.transport=auto"
+    )

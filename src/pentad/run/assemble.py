@@ -22,17 +22,19 @@ from pentad.loops.drift import DriftWatch
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.experience import Experience
 from pentad.loops.group import Group
+from pentad.loops.held_out import HeldOut
 from pentad.loops.journal import Journal
 from pentad.loops.loop import Parts
 from pentad.loops.probe import Probe, probe_sequences
 from pentad.loops.publication import Publication
 from pentad.loops.roles import Engines, Policy, Trainer
 from pentad.loops.sampler import GroupSampler
-from pentad.loops.scoring import Decode, Scorer
+from pentad.loops.scoring import Scorer
 from pentad.loops.sources import Examples, Preferences, Rollouts, Source
 from pentad.loops.watch import LearningWatch
 from pentad.record.phases import REWARDS
-from pentad.rewards.pool import RewardPool
+from pentad.rewards.pools import RewardPools
+from pentad.run.evaluations import Scorers, evaluation_sets, shared_evenly
 from pentad.run.prepare import Prepared
 from pentad.samples.request import SamplingParams
 
@@ -42,7 +44,7 @@ def assemble(
     policy: Trainer,
     roles: Mapping[Role, Trainer],
     engines: Engines | None,
-    rewards: RewardPool | None,
+    rewards: RewardPools | None,
     journal: Journal,
     dtype: torch.dtype,
     stack: ExitStack,
@@ -57,24 +59,23 @@ def assemble(
     """
     settings = prepared.settings
     algorithm = prepared.algorithm
-    scorer = None
-    if rewards is not None:
-        scorer = Scorer(
-            rewards, _decoder(prepared), journal.tell_failure, partial(journal.timeline.span, [REWARDS], "rewards")
-        )
-        stack.callback(scorer.close)
+    working = partial(journal.timeline.span, [REWARDS], "rewards")
+    scorers = Scorers(rewards, prepared.tokenizer, journal.tell_failure, stack, working)
     publication = evaluation = drift_watch = None
+    if prepared.eval or prepared.held_out:
+        sets = evaluation_sets(prepared.eval, settings, scorers)
+        evenly = shared_evenly(prepared.allocation.trainer.layout)
+        held_out = HeldOut(prepared.held_out, roles, evenly) if prepared.held_out else None
+        evaluation = Evaluation(sets, engines, journal, held_out)
     if engines is not None:
         drift_watch = DriftWatch(dtype, settings.rollout.temperature, partial(_warn_of_drift, journal))
         publication = _publication(prepared, cast(Policy, policy), engines, journal, dtype)
-        if prepared.eval and scorer is not None:
-            evaluation = _evaluation(prepared, engines, scorer, journal)
     return Parts(
         settings=settings.trainer,
         algorithm_settings=settings.algorithm,
         algorithm=algorithm,
         roles=roles,
-        source=_source(prepared, algorithm, engines, scorer, journal),
+        source=_source(prepared, algorithm, engines, scorers.common, journal),
         journal=journal,
         engines=engines,
         publication=publication,
@@ -90,11 +91,6 @@ def assemble(
 
 def _warn_of_drift(journal: Journal, text: str) -> None:
     journal.warn(journal.status.step, "drift", text)
-
-
-def _decoder(prepared: Prepared) -> Decode:
-    tokenizer = prepared.tokenizer
-    return lambda sequences: [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in sequences]
 
 
 def _source(
@@ -181,11 +177,3 @@ def _publication(
     # `rollout/kl` shows what engines compute only where both sides have the same weights.
     judged = "old_logprobs" in settings.algorithm.columns - settings.algorithm.sampled_columns
     return Publication(policy, probe, journal, always=not judged or settings.trainer.max_staleness > 0)
-
-
-def _evaluation(prepared: Prepared, engines: Engines, scorer: Scorer, journal: Journal) -> Evaluation:
-    rollout = prepared.settings.rollout
-    params = SamplingParams(
-        temperature=rollout.eval_temperature, max_tokens=rollout.max_response_tokens, stop=tuple(rollout.stop)
-    )
-    return Evaluation(prepared.eval, engines, scorer, journal, params)

@@ -18,7 +18,7 @@ from pentad.errors import UserError
 from pentad.record.checkpoints import DIRECTORY, Checkpoints
 from pentad.record.metrics import check_loggers
 from pentad.record.run_dir import RunDir
-from pentad.rewards.pool import RewardPool
+from pentad.rewards.pools import RewardPools
 from pentad.run.choice import begins_again, choose_checkpoint, is_finished, is_own
 from pentad.run.sources import Sources, find_sources
 
@@ -43,7 +43,7 @@ class Checked:
 
     sources: Sources
     settings_yaml: str
-    rewards: RewardPool | None
+    rewards: RewardPools | None
     run_dir: RunDir
     prepared: "Prepared"
     resume: "Resume | None"
@@ -72,7 +72,7 @@ def check_run(loaded: LoadedSettings, stack: ExitStack) -> Checked | None:
         return None
     found = Checkpoints(directory / DIRECTORY).steps()
     checkpoint = choose_checkpoint(settings, _print_notice)
-    rewards = _rewards(sources, stack)
+    rewards = _open_rewards(sources, stack)
     _print_lines(rewards.said if rewards is not None else ())
     goes_on = is_own(checkpoint, directory) or begins_again(settings, yaml)
     needed = _LOG_BYTES + sources.written_bytes
@@ -110,6 +110,12 @@ def _print_lines(lines: Iterable[str]) -> None:
         print(line, flush=True)
 
 
+def _open_rewards(sources: Sources, stack: ExitStack) -> RewardPools | None:
+    from pentad.run.rewards import open_rewards  # imports torch
+
+    return open_rewards(sources.settings, sources.scored, sources.eval, stack)
+
+
 def _check_apart(sources: Sources, run_dir: RunDir) -> None:
     """Refuse a run directory that holds what the run reads, where it is moved aside or is a directory of data.
 
@@ -141,21 +147,9 @@ def _inputs(sources: Sources) -> Iterator[tuple[str, Path]]:
         "model.tokenizer": settings.model.tokenizer,
         "model.chat_template": settings.model.chat_template,
         **{f"data.train{f'[{i}]' if i else ''}": source for i, source in enumerate(settings.data.sources)},
-        **{f"data.eval.{name}": source for name, source in settings.data.eval.items()},
+        **{f"data.eval.{name}": one.source for name, one in settings.data.eval.items()},
         "reward.name": file if is_own else None,
     }
     for setting, value in named.items():
         if value is not None and (path := Path(value).expanduser()).exists():
             yield setting, path.resolve()
-
-
-def _rewards(sources: Sources, stack: ExitStack) -> RewardPool | None:
-    """The reward processes, checked against every row; None where nothing is scored."""
-    if not sources.scored:
-        return None
-    from pentad.loops.scoring import reward_item  # imports torch
-
-    pool = stack.enter_context(RewardPool(sources.settings.reward))
-    for rows in sources.scored:
-        pool.check(reward_item(row, "") for row in rows)
-    return pool

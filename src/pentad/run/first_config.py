@@ -136,6 +136,7 @@ def first_config(
     draft.propose("data.train", train)
     if evaluation is not None:
         draft.propose("data.eval", dict([evaluation]))
+    steps_asked = "total_steps" in draft.values.get("trainer", {})
     draft.propose("trainer.total_steps", 1)
     settings = draft.settings(out)
     rows = load_rows(settings.data.sources[0], settings.data)
@@ -147,7 +148,7 @@ def first_config(
     if reward is not None:
         draft.propose("reward.name", reward.name, reward.why)
     said = [*rows.said, *([f"reward.name: {reward.name}, as {reward.why}"] if reward else [])]
-    _amounts(draft, len(rows), longest, big)
+    _amounts(draft, len(rows), longest, big, steps_asked=steps_asked)
     if not big:
         draft.propose("allocation", "hf:d1|megatron:d1", "no GPU was found here")
         said.append("allocation: one process of the CPU, as no GPU was found here")
@@ -218,12 +219,12 @@ def _lengths(draft: Draft, settings: RunSettings, rows: Sequence[PromptRow], fac
     return min(longest, bound) + response
 
 
-def _amounts(draft: Draft, rows: int, longest: int, big: bool) -> None:
+def _amounts(draft: Draft, rows: int, longest: int, big: bool, *, steps_asked: bool) -> None:
     """How much is sampled and trained on in a step, and for how long."""
     draft.propose("rollout.n", _SAMPLES[big])
     prompts = draft.propose("trainer.prompts_per_step", min(_PROMPTS[big], rows))
     epoch = -(-rows // prompts)
-    if draft.values["trainer"]["total_steps"] == 1:
+    if not steps_asked:
         draft.values["trainer"]["total_steps"] = max(1, min(_STEPS[big], epoch))
         draft.comments["trainer.total_steps"] = f"{epoch} are an epoch"
     # Any two samples fit, so that ranks can share any number of them.

@@ -36,7 +36,7 @@ def check_gpus(
     engine = EngineWork(
         sequences=rollout.batch_size,
         # Prompts are not read yet; each has one token at least.
-        tokens=rollout.max_response_tokens + 1,
+        tokens=settings.longest_response + 1,
         dtype="fp32" if rollout.dtype == "fp32" else "bf16",
         sleeps=rollout.sleep,
     )

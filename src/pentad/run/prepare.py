@@ -3,8 +3,8 @@
 Invariant: what this returns is complete: model, tokenizer, data and settings have been read and fit each other.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from pentad.config.schema.run import RunSettings
 from pentad.data.mixture import make_order
 from pentad.data.preferences import encode_preferences
 from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples, encode_prompts
+from pentad.data.rows import Rows
 from pentad.errors import UserError
 from pentad.families.hf_config import facts_from_config
 from pentad.layout import Allocation
@@ -35,6 +36,9 @@ _ENCODE: dict[str, Callable[..., EncodedPrompts | EncodedExamples]] = {
 }
 
 
+_RESPONSE = "rollout.max_response_tokens"
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a run works with.
@@ -43,7 +47,8 @@ class Prepared:
         directory: the model as a Hugging Face directory.
         tokenizer_path: where engines load the tokenizer from.
         train: prompts (grpo), examples (sft) or pairs of examples (dpo).
-        eval: prompts of each evaluation.
+        eval: prompts of each evaluation that is answered.
+        held_out: examples of each evaluation whose loss is measured.
         algorithm: made from its settings.
         critic: what the critic begins with, as a directory; None where there is no critic.
     """
@@ -57,21 +62,22 @@ class Prepared:
     eval: dict[str, EncodedPrompts]
     algorithm: Algorithm
     critic: Path | None = None
+    held_out: dict[str, EncodedExamples] = field(default_factory=dict)
 
     @property
     def longest(self) -> int:
         """Most tokens of a sequence that an engine samples or scores."""
-        response = self.settings.rollout.max_response_tokens
-        prompts = [tokens for data in self.eval.values() for tokens in data.tokens]
+        lengths = list(longest_evaluated(self.settings, self.eval).values())
         if isinstance(self.train, EncodedPrompts):
-            return max(len(tokens) for tokens in [*prompts, *self.train.tokens]) + response
-        examples = [len(prompt) + len(answer) for prompt, answer in self.train.examples]
-        return max([*examples, *(len(tokens) + response for tokens in prompts)])
+            response = self.settings.rollout.max_response_tokens
+            return max([*lengths, max(len(tokens) for tokens in self.train.tokens) + response])
+        return max([*lengths, *(len(prompt) + len(answer) for prompt, answer in self.train.examples)])
 
     @property
     def notices(self) -> list[str]:
         """How many rows `data.too_long=drop` has dropped, of each source."""
-        sources = {"data.train": self.train, **{f"data.eval.{name}": prompts for name, prompts in self.eval.items()}}
+        evals: dict[str, EncodedPrompts | EncodedExamples] = {**self.eval, **self.held_out}
+        sources = {"data.train": self.train, **{f"data.eval.{name}": prompts for name, prompts in evals.items()}}
         settings = self.settings.data
         limits = {name: f"data.max_prompt_tokens = {settings.max_prompt_tokens}" for name in sources}
         noun = dict.fromkeys(sources, "prompts")
@@ -84,6 +90,16 @@ class Prepared:
             for name, data in sources.items()
             if data.dropped
         ]
+
+
+def longest_evaluated(settings: RunSettings, evals: Mapping[str, EncodedPrompts]) -> dict[str, int]:
+    """Tokens of the longest prompt and response of each evaluation."""
+    return {name: max(map(len, prompts.tokens)) + response_limit(settings, name) for name, prompts in evals.items()}
+
+
+def response_limit(settings: RunSettings, name: str) -> int:
+    """Tokens of the longest response of an evaluation."""
+    return settings.evals[name].max_response_tokens or settings.rollout.max_response_tokens
 
 
 def prepare(sources: Sources) -> Prepared:
@@ -111,14 +127,28 @@ def prepare(sources: Sources) -> Prepared:
         tokenizer.chat_template = sources.chat_template
     train = _ENCODE[settings.algorithm.trains_on](sources.train.rows, tokenizer, settings.data)
     make_order(train.rows, settings.experiment.seed, settings.data)  # what is wrong with the mixture is said now
-    evals = {name: encode_prompts(rows.rows, tokenizer, settings.data) for name, rows in sources.eval.items()}
-    longest = _check_lengths(settings, train, evals, config.max_position_embeddings)
+    evals, held_out = encode_evaluations(settings, sources.eval, tokenizer)
+    longest = _check_lengths(settings, train, config.max_position_embeddings)
+    check_evaluated(settings, evals, held_out, config.max_position_embeddings)
     _check_occupied(settings, allocation, longest)
     algorithm = make_algorithm(settings.algorithm, settings.rollout.max_response_tokens)
     critic = None if sources.critic is None else sources.critic.absolute()
     if critic is not None:
         check_critic_model(settings, directory, critic, longest)
-    return Prepared(settings, allocation, directory, tokenizer, tokenizer_from, train, evals, algorithm, critic)
+    return Prepared(
+        settings, allocation, directory, tokenizer, tokenizer_from, train, evals, algorithm, critic, held_out
+    )
+
+
+def encode_evaluations(
+    settings: RunSettings, rows: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, EncodedPrompts], dict[str, EncodedExamples]]:
+    """The prompts of evaluations that are answered, and the examples of those whose loss is measured."""
+    answered = {name for name, one in settings.data.eval.items() if one.generates}
+    prompts = {name: encode_prompts(rows[name].rows, tokenizer, settings.data) for name in rows if name in answered}
+    encode = encode_preferences if settings.algorithm.trains_on == "preferences" else encode_examples
+    examples = {name: encode(rows[name].rows, tokenizer, settings.data) for name in rows if name not in answered}
+    return prompts, examples
 
 
 def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocation: Allocation) -> None:
@@ -136,41 +166,70 @@ def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocati
     optimizer_config(trainer.optimizer, trainer.schedule, dtype, megatron.optimizer, distributed=distributed)
 
 
-def _check_lengths(
-    settings: RunSettings, train: EncodedPrompts | EncodedExamples, evals: dict[str, EncodedPrompts], positions: int
-) -> int:
+def _check_lengths(settings: RunSettings, train: EncodedPrompts | EncodedExamples, positions: int) -> int:
     """Whether microbatches and the model hold every sequence; returns the tokens of the longest that is trained on.
 
     The two of a pair are in one microbatch, so there it is the tokens of the longest pair.
     """
     budget, response = settings.trainer.tokens_per_microbatch, settings.rollout.max_response_tokens
     if isinstance(train, EncodedExamples):
-        each = train.per_row
-        lengths = [len(prompt) + len(answer) for prompt, answer in train.examples]
-        longest = max(lengths)
-        what = f"{train.rows[lengths.index(longest) // each].id} takes {longest} tokens (prompt and response)"
-        if longest > positions:
-            raise UserError(f"{what}, more than the {positions} positions of the model", "shorten the row")
-        if each > 1:
-            lengths = [sum(lengths[first : first + each]) for first in range(0, len(lengths), each)]
-            longest = max(lengths)
-            what = f"{train.rows[lengths.index(longest)].id} takes {longest} tokens (prompt and response, twice)"
+        longest = _check_examples(settings, "data.train", train, positions)
     else:
         prompt = max(map(len, train.tokens))
         longest = prompt + response
         what = f"a sample may take {prompt} + {response} = {longest} tokens (longest prompt, longest response)"
         _check_positions("data.train", train, response, positions)
-    for name, prompts in evals.items():
-        _check_positions(f"data.eval.{name}", prompts, response, positions)
     if longest > budget:
-        raise UserError(
-            f"{what}, more than trainer.tokens_per_microbatch = {budget}",
-            f"set trainer.tokens_per_microbatch to {longest} or more, or make them shorter",
-        )
+        raise _too_long(what, longest, budget)
     return longest
 
 
-def _check_positions(setting: str, prompts: EncodedPrompts, response: int, positions: int) -> None:
+def check_evaluated(
+    settings: RunSettings,
+    evals: Mapping[str, EncodedPrompts],
+    held_out: Mapping[str, EncodedExamples],
+    positions: int,
+) -> None:
+    """Whether the model, and microbatches, hold every sequence of evaluations.
+
+    Raises:
+        UserError: one is too long.
+    """
+    for name, prompts in evals.items():
+        setting = f"data.eval.{name}"
+        named = f"{setting}.max_response_tokens" if settings.data.eval[name].max_response_tokens else _RESPONSE
+        _check_positions(setting, prompts, response_limit(settings, name), positions, named)
+    for name, examples in held_out.items():
+        _check_examples(settings, f"data.eval.{name}", examples, positions)
+
+
+def _too_long(what: str, longest: int, budget: int) -> UserError:
+    return UserError(
+        f"{what}, more than trainer.tokens_per_microbatch = {budget}",
+        f"set trainer.tokens_per_microbatch to {longest} or more, or make them shorter",
+    )
+
+
+def _check_examples(settings: RunSettings, setting: str, examples: EncodedExamples, positions: int) -> int:
+    """Whether microbatches and the model hold every example; returns the tokens of the longest, or longest pair."""
+    budget, each = settings.trainer.tokens_per_microbatch, examples.per_row
+    lengths = [len(prompt) + len(answer) for prompt, answer in examples.examples]
+    longest = max(lengths)
+    what = f"{examples.rows[lengths.index(longest) // each].id} takes {longest} tokens (prompt and response)"
+    if longest > positions:
+        raise UserError(f"{what}, more than the {positions} positions of the model", f"shorten the row of {setting}")
+    if each > 1:
+        lengths = [sum(lengths[first : first + each]) for first in range(0, len(lengths), each)]
+        longest = max(lengths)
+        what = f"{examples.rows[lengths.index(longest)].id} takes {longest} tokens (prompt and response, twice)"
+    if longest > budget:
+        raise _too_long(what, longest, budget)
+    return longest
+
+
+def _check_positions(
+    setting: str, prompts: EncodedPrompts, response: int, positions: int, named: str = _RESPONSE
+) -> None:
     lengths = [len(tokens) for tokens in prompts.tokens]
     longest = max(lengths)
     if longest + response <= positions:
@@ -182,13 +241,13 @@ def _check_positions(setting: str, prompts: EncodedPrompts, response: int, posit
     )
     room = positions - response
     if longest < positions:
-        fix = f"lower rollout.max_response_tokens to {positions - longest}"
+        fix = f"lower {named} to {positions - longest}"
     elif min(lengths) <= room:
         fix = f"set data.max_prompt_tokens={room} and data.too_long=drop, or shorten the row"
     elif min(lengths) < positions:
         shortest = min(lengths)
         fix = (
-            f"set rollout.max_response_tokens={positions - shortest}, data.max_prompt_tokens={shortest} and "
+            f"set {named}={positions - shortest}, data.max_prompt_tokens={shortest} and "
             "data.too_long=drop, or shorten the rows"
         )
     else:

@@ -16,7 +16,7 @@ from pentad.families.facts import ModelFacts
 from pentad.families.model_files import facts_of
 from pentad.layout import Allocation, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
-from pentad.layout.validate import check_layout, refuse
+from pentad.layout.validate import check_engine, check_layout, refuse
 from pentad.planning.adapters import adapter_work, trained_parameters
 from pentad.planning.parameters import model_parameters
 from pentad.record.checkpoints import sound
@@ -80,8 +80,10 @@ class Sources:
 
     @property
     def scored(self) -> list[Rows]:
-        """What rewards are computed for."""
-        return [*self.eval.values(), *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
+        """What `reward.*` is computed for; not the evaluations that have rewards of their own."""
+        own = {name for name, one in self.settings.data.eval.items() if not one.generates or one.reward is not None}
+        evaluated = [rows for name, rows in self.eval.items() if name not in own]
+        return [*evaluated, *([self.train] if self.settings.algorithm.trains_on == "rollouts" else [])]
 
     @property
     def said(self) -> list[str]:
@@ -137,8 +139,9 @@ def find_sources(settings: RunSettings) -> Sources:
         raise join(problems, "allocation")
     allocation = parse_allocation(settings.allocation)
     chat_template = read_template(settings.model.chat_template)
-    evals = load_eval_rows(settings.data)
-    train = load_train_rows(settings.data, evals, with_response=settings.algorithm.trains_on == "examples")
+    with_response = settings.algorithm.trains_on == "examples"
+    evals = load_eval_rows(settings.data, with_response=with_response)
+    train = load_train_rows(settings.data, evals, with_response=with_response)
     directory = resolve_model(settings.model.path, gguf_cache(settings.model.path))
     if (checkpoint := checkpoint_of(directory)) is not None:
         sound(checkpoint)
@@ -149,6 +152,8 @@ def find_sources(settings: RunSettings) -> Sources:
             "name a language model; a critic may be named in critic.model",
         )
     refuse(check_layout(facts, layout), f"allocation {allocation}")
+    if allocation.rollout is not None:
+        refuse(check_engine(facts, allocation.rollout), f"allocation {allocation}")
     refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
     if (lora := settings.model.adapters) is not None:
         adapter_work(lora, facts, layout)

@@ -35,6 +35,9 @@ def summary(prepared: Prepared) -> list[str]:
     ]
     for name, data in prepared.eval.items():
         lines.append(f"data.eval.{name}: {len(data):,} rows; {_tokens('prompts', [len(t) for t in data.tokens])}")
+    for name, examples in prepared.held_out.items():
+        found = [len(response) for _, response in examples.examples]
+        lines.append(f"data.eval.{name}: {len(examples):,} rows; {_tokens('responses', found)}")
     return lines
 
 

@@ -25,6 +25,7 @@ from pentad.loops.roles import Trainer
 from pentad.loops.saving import Saver
 from pentad.loops.stopping import StoppedError
 from pentad.record.checkpoints import Checkpoints
+from pentad.record.distributions import DistributionLog
 from pentad.record.lengths import write_lengths
 from pentad.record.machine import seconds_since_start
 from pentad.record.metrics import Sinks, open_sinks
@@ -35,7 +36,7 @@ from pentad.record.samples import SampleLog
 from pentad.record.spans import SpansLog
 from pentad.record.terminal import Terminal, duration
 from pentad.record.warnings import WarningLog
-from pentad.rewards.pool import RewardPool
+from pentad.rewards.pools import RewardPools
 from pentad.run.assemble import assemble
 from pentad.run.begin import begin
 from pentad.run.exporting import export
@@ -50,7 +51,7 @@ from pentad.run.transport import choose_transport
 def train(
     prepared: Prepared,
     run_dir: RunDir,
-    rewards: RewardPool | None,
+    rewards: RewardPools | None,
     status: Status,
     signals: StopSignals,
     resume: Resume | None = None,
@@ -94,7 +95,7 @@ def train(
 async def _train(
     prepared: Prepared,
     run_dir: RunDir,
-    rewards: RewardPool | None,
+    rewards: RewardPools | None,
     status: Status,
     terminal: Terminal,
     cluster: Cluster,
@@ -129,8 +130,10 @@ async def _train(
     stack.callback(spans.close)
     warnings = WarningLog(run_dir)
     stack.callback(warnings.close)
+    distributions = DistributionLog(run_dir)
+    stack.callback(distributions.close)
     timeline = cluster.processes.timeline
-    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer, timeline, spans, warnings)
+    journal = Journal(terminal, sinks, samples, status, prepared.tokenizer, timeline, spans, warnings, distributions)
     loop = _make_loop(prepared, policy, trainers, engines, rewards, journal, run_dir, resume, stack)
     running = asyncio.get_running_loop()
 
@@ -170,7 +173,7 @@ def _make_loop(
     policy: RoleTrainer,
     trainers: Trainers,
     engines: Engines | None,
-    rewards: RewardPool | None,
+    rewards: RewardPools | None,
     journal: Journal,
     run_dir: RunDir,
     resume: Resume | None,
@@ -236,17 +239,18 @@ async def _start(
         transport = choose_transport(
             prepared, store, engines, on_gpus=cluster.on_gpus, on_one_machine=cluster.on_one_machine, host=cluster.host
         )
-        what = "weights"
+        what, why = "weights", ""
         if settings.model.adapters is not None:
             alone = engines.features.adapters
             what = "adapters (and once the base)" if alone else "weights with the adapters merged into them"
-        terminal.message(f"{what} go to the engines by {transport.name}")
+            why = f": {reason}" if (reason := engines.features.merges_because) else ""
+        terminal.message(f"{what} go to the engines by {transport.name}{why}")
         restart = settings.rollout.on_update == "restart"
         policy = PublishedPolicy(trainers, engines, transport, restart=restart)
     return policy, trainers, engines
 
 
-def _summary(run_dir: RunDir, exported: bool, rewards: RewardPool | None, seconds: float) -> Mapping[str, str]:
+def _summary(run_dir: RunDir, exported: bool, rewards: RewardPools | None, seconds: float) -> Mapping[str, str]:
     facts: dict[str, str] = {"time": f"{duration(seconds)} (from the command's start)"}
     failures = {kind: count for kind, count in (rewards.failures if rewards else {}).items() if count}
     if rewards and failures:

@@ -39,7 +39,10 @@ def choose_transport(
     takes = engines.features.transports
     # In order of preference. NCCL is taken where it is asked for: it has not been run on two GPUs yet.
     fits = {
-        "ipc": (allocation.world_size == 1, "one GPU that trainer and engine share"),
+        "ipc": (
+            allocation.world_size == 1 and on_gpus and on_one_machine,
+            "one GPU that trainer and engine share, on the driver's machine",
+        ),
         "shared": (on_one_machine, "one machine"),
         "store": (True, ""),
         "nccl": (on_gpus and not allocation.colocated, "GPUs, and engines on others than the trainer's"),

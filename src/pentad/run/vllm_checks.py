@@ -18,6 +18,11 @@ def check_vllm(settings: RunSettings, allocation: Allocation) -> Iterator[UserEr
             )
         return
     yield from sampling_problems(rollout.temperature, rollout.top_p, rollout.eval_temperature)
+    for name, one in settings.data.eval.items():
+        if one.temperature is not None:
+            setting = f"data.eval.{name}.temperature"
+            problems = sampling_problems(rollout.temperature, rollout.top_p, one.temperature, setting)
+            yield from (problem for problem in problems if setting in problem.cause)
     yield from passed_problems(rollout.vllm)
     if rollout.dtype == "fp32":
         yield UserError("rollout.dtype is fp32; vLLM engines compute in bfloat16", "set rollout.dtype to auto or bf16")

@@ -89,7 +89,7 @@ def _critic(settings: RunSettings, policy: ModelFacts) -> ModelFacts | None:
 
 def _longest_evaluated(settings: RunSettings, facts: ModelFacts) -> int:
     """Tokens of the longest prompt and response of an evaluation."""
-    bound = settings.data.max_prompt_tokens + settings.rollout.max_response_tokens
+    bound = settings.data.max_prompt_tokens + settings.longest_response
     return min(bound, facts.max_positions or bound)
 
 

@@ -143,3 +143,9 @@ def _evaluation(sheet: Sheet) -> None:
     if sheet.has("eval_sampling") or sheet.has("eval_temperature"):
         temperature = 0.0 if greedy else sheet.get("eval_temperature", 1.0)
         sheet.take("rollout.eval_temperature", temperature, "eval_temperature", "eval_sampling")
+    if sheet.has("eval_n"):
+        several = sheet.get("eval_n") or 1
+        if several > 1 and not sheet.values.get("rollout.eval_temperature"):
+            sheet.take("rollout.eval_n", 1, "eval_n", why="samples of an evaluation at temperature 0 are all the same")
+        else:
+            sheet.take("rollout.eval_n", several, "eval_n")

@@ -196,6 +196,7 @@ FACTS: dict[str, str] = {
     **dict.fromkeys(("eval", "eval_split"), "data.eval"),
     **dict.fromkeys(("truncation", "filter"), "data.too_long"),
     **dict.fromkeys(("eval_sampling", "eval_temperature"), "rollout.eval_temperature"),
+    "eval_n": "rollout.eval_n",
     **dict.fromkeys(("staleness", "sync_interval", "sync_offset"), "trainer.max_staleness"),
     **dict.fromkeys(("use_lora", "lora_rank"), "model.lora.rank"),
     "lora_alpha": "model.lora.alpha",

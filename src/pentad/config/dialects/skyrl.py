@@ -214,12 +214,7 @@ def _generator() -> Iterator[Rule]:
         (None, -1, 0, 0.0, 1, 1.0),
         learns=False,
     )
-    yield Rule(
-        r"generator\.eval_n_samples_per_prompt",
-        does="several answers a problem in evaluations",
-        off=(1, None),
-        learns=False,
-    )
+    yield part(r"generator\.eval_n_samples_per_prompt", "eval_n", v.whole)
 
 
 def _engines() -> Iterator[Rule]:

@@ -20,7 +20,7 @@ _ALGORITHMS = {
     "cispo": "cispo",
 }
 _REWARDS = {"math_reward": "math", "math_boxed_reward": "math", "gsm8k_reward": "gsm8k", "accuracy_reward": "exact"}
-_MONITORS = {"tensorboard": ["console", "tensorboard"], "wandb": ["console", "wandb"]}
+_MONITORS = {"tensorboard": ["console", "tensorboard"], "wandb": ["console", "wandb"], "mlflow": ["console", "mlflow"]}
 # The verl part of a configuration: in the file itself, or in one of its own.
 _VERL = r"(?:trainer\.trainer_config\.)?actor_rollout_ref\."
 

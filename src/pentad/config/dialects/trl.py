@@ -82,9 +82,7 @@ def _objective() -> Iterator[Rule]:
     yield part(f"{_IN}importance_sampling_level", "ratio_level", v.text)
     yield part(f"{_IN}num_iterations", "reuse", v.whole)
     yield take(f"{_IN}num_generations", "rollout.n", v.whole)
-    yield Rule(
-        f"{_IN}num_generations_eval", does="several answers a problem in evaluations", off=(1, None), learns=False
-    )
+    yield part(f"{_IN}num_generations_eval", "eval_n", v.whole)
     yield take(f"{_IN}mask_truncated_completions", "algorithm.overlong_filter", v.flag, "the mean is over what is kept")
     yield lacking(f"{_IN}sync_ref_model", "move the reference model along")
     yield nothing(f"{_IN}ref_model_(mixup_alpha|sync_steps)", "the reference model stays")

@@ -80,7 +80,9 @@ def loggers(value: Any) -> Any:
     named = value if isinstance(value, list) else [value]
     if named == ["all"]:
         named = ["tensorboard", "wandb"]
-    known = list(dict.fromkeys(name for name in named if name in ("console", "tensorboard", "wandb")))
+    known = list(
+        dict.fromkeys(name for name in named if name in ("console", "tensorboard", "wandb", "mlflow", "swanlab"))
+    )
     others = [name for name in named if name not in (*known, "none", None)]
     if others and not known:
         return Unsupported(f"log to {', '.join(map(str, others))}", learns=False)

@@ -181,7 +181,7 @@ def rollout(prefix: str = r"actor_rollout_ref\.") -> Iterator[Rule]:
     yield lacking(rf"{roll}quantization", "quantised weights in the engine", (None,))
     yield part(rf"{roll}val_kwargs\.temperature", "eval_temperature", v.number)
     yield part(rf"{roll}val_kwargs\.do_sample", "eval_sampling", v.flag)
-    yield Rule(rf"{roll}val_kwargs\.n", does="several answers a problem in evaluations", off=(1, None), learns=False)
+    yield part(rf"{roll}val_kwargs\.n", "eval_n", v.whole)
     yield lacking(
         rf"{roll}val_kwargs\.(top_k|top_p)",
         "cut off unlikely tokens in evaluations",

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from pentad.config.loading.critic import check_critic
+from pentad.config.loading.evaluation import check_evaluations
 from pentad.config.loading.megatron import check_megatron
 from pentad.config.loading.unread import unread_keys
 from pentad.config.schema.algorithms.base import RolloutAlgorithmSettings
-from pentad.config.schema.data import is_eval_name
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
 
@@ -72,27 +72,7 @@ def _impossible(settings: RunSettings, named: Callable[[str], str]) -> Iterator[
             f"{steps} optimizer steps",
             f"set trainer.schedule.warmup_steps to {steps} or less",
         )
-    if not data.eval:
-        for key, on in (("test_freq", trainer.test_freq > 0), ("val_before_train", trainer.val_before_train)):
-            if on:
-                yield UserError(
-                    f"{named(f'trainer.{key}')} asks for evaluation, but data.eval is empty",
-                    f"name a source, such as data.eval={{test: FILE}}, or remove trainer.{key}",
-                )
-    for name in data.eval:
-        if not is_eval_name(name):
-            yield UserError(
-                f"{named(f'data.eval.{name}')}: {name!r} cannot name the metric eval/<name>/accuracy",
-                "name it with letters, digits, '_', '-' and '.' only, beginning with a letter or digit",
-            )
-    best = trainer.keep_best
-    if best is not None and not re.fullmatch(r"[a-z]+(/[A-Za-z0-9_.-]+)+", best):
-        yield UserError(f"{named('trainer.keep_best')}: {best!r} is no metric", "see `pentad config --metrics`")
-    elif best is not None and best.startswith("eval/") and best.split("/")[1] not in data.eval:
-        yield UserError(
-            f"{named('trainer.keep_best')} is {best}, but data.eval has no {best.split('/')[1]}",
-            f"name one of {', '.join(data.eval)}" if data.eval else "name a data.eval source, or remove it",
-        )
+    yield from check_evaluations(settings, named)
     if len(set(trainer.logger)) < len(trainer.logger):
         yield UserError(f"{named('trainer.logger')} names a logger twice", "name each logger once")
     if any(not text for text in rollout.stop):

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from pentad.config.loading.keys import Key, known_keys, owner
+from pentad.config.loading.keys import Key, key_of_eval, known_keys, owner
 from pentad.config.loading.yaml_io import read_word, write_value
+from pentad.config.schema.evaluation import EvalSettings
 from pentad.errors import UserError
 
 _WORDS = {bool: "true/false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
@@ -25,6 +27,9 @@ def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> I
     for fault in error.errors(include_url=False, include_context=False):
         path = _without_tag(fault["loc"])
         name = _dotted(path)
+        if path[:2] == ("data", "eval") and len(path) > 3:
+            yield _in_evaluation(path, fault, place(path))
+            continue
         if fault["type"] == "missing":
             yield _missing(name)
             continue
@@ -39,7 +44,7 @@ def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> I
             key = key.of(str(fault["loc"][1]))
         given = fault["input"]
         inside = key.free and len(path) > len(key.name.split("."))
-        expected = "text" if inside else key.expected
+        expected = "text or a mapping" if inside else key.expected
         cause = f"{name} ({place(path)}): expected {expected}, got {_shown(given)}"
         yield UserError(cause, _fix(key, name, given, item=list in key.types and len(path) > len(key.name.split("."))))
 
@@ -47,6 +52,23 @@ def describe(error: ValidationError, place: Callable[[Sequence[Any]], str]) -> I
 def _without_tag(path: tuple[Any, ...]) -> tuple[Any, ...]:
     """A path without the name of the algorithm, by which pydantic says whose settings were looked at."""
     return (path[0], *path[2:]) if len(path) > 1 and path[0] == "algorithm" else path
+
+
+def _in_evaluation(path: tuple[Any, ...], fault: ErrorDetails, place: str) -> UserError:
+    """A fault of `data.eval.NAME.FIELD`."""
+    name, field = _dotted(path), str(path[3])
+    key = key_of_eval(str(path[2]), field)
+    if key is None:
+        known = list(EvalSettings.model_fields)
+        near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
+        fix = f"did you mean {near[0]}?" if near else f"an evaluation has {', '.join(known)}"
+        return UserError(f"{name} ({place}): unknown key", fix)
+    if fault["type"] == "missing":
+        return UserError(f"{name} is required ({key.expected}: {key.description})", f"add {name}, or give {name}=VALUE")
+    given = fault["input"]
+    return UserError(
+        f"{name} ({place}): expected {key.expected}, got {_shown(given)}", _fix(key, name, given, item=False)
+    )
 
 
 def _of_another_algorithm(key: Key, algorithm: str | int, place: str) -> UserError:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pentad.config.schema.algorithms import ALGORITHMS, CUSTOM, CustomSettings
+from pentad.config.schema.evaluation import EvalSettings
 from pentad.config.schema.run import RunSettings
 
 
@@ -72,6 +73,12 @@ def owner(path: tuple[str, ...]) -> Key | None:
     return None
 
 
+def key_of_eval(name: str, field: str) -> Key | None:
+    """One setting of an evaluation, `data.eval.NAME.FIELD`; None where there is no such field."""
+    found = EvalSettings.model_fields.get(field)
+    return None if found is None else _key(f"data.eval.{name}.{field}", found)
+
+
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         annotation = field.annotation
@@ -127,6 +134,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
+_MAPPED = {str: "text", EvalSettings: "sources or mappings"}
 _PLAIN = {
     int: "a whole number",
     float: "a number",
@@ -154,7 +162,7 @@ def _one_in_words(annotation: Any) -> str:
     if origin is tuple:
         return f"a list of {len(arguments)} ({_annotated_in_words(arguments[0])} each)"
     if origin is dict:
-        return "a mapping of names to " + ("text" if arguments[1] is str else "values")
+        return "a mapping of names to " + _MAPPED.get(arguments[1], "values")
     return _PLAIN.get(annotation, str(annotation))
 
 

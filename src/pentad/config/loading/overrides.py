@@ -10,6 +10,7 @@ from pentad.config.loading.yaml_io import KeyPath, read_value
 from pentad.errors import UserError
 
 COMMAND_LINE = "command line"
+_EVALUATIONS = ("data", "eval")
 
 
 def apply_overrides(values: dict[str, Any], origins: dict[KeyPath, str], overrides: Sequence[str]) -> list[UserError]:
@@ -63,6 +64,9 @@ def _put(values: dict[str, Any], origins: dict[KeyPath, str], seen: set[KeyPath]
     target = values
     for depth, part in enumerate(path[:-1], start=1):
         inner = target.get(part)
+        if isinstance(inner, str) and path[:2] == _EVALUATIONS and depth == 3:
+            given: dict[str, Any] = {"source": inner}  # the short form of an evaluation
+            inner = target[part] = given
         if inner is None:
             inner = target[part] = {}
         elif not isinstance(inner, dict):

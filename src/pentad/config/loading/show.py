@@ -10,6 +10,7 @@ from pentad.config.loading.load import LoadedSettings
 from pentad.config.loading.unread import unread_keys
 from pentad.config.loading.yaml_io import write_value
 from pentad.config.schema.algorithms import ALGORITHMS, CUSTOM
+from pentad.config.schema.base import Settings
 from pentad.config.schema.run import RunSettings
 
 
@@ -81,7 +82,9 @@ def value_of(settings: RunSettings, name: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The value as YAML has it: no tuples, no paths."""
+    """The value as YAML has it: no tuples, no paths, no settings."""
+    if isinstance(value, Settings):
+        return plain(value.model_dump())
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     if isinstance(value, dict):

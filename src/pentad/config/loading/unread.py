@@ -6,6 +6,7 @@ Invariant: what is named here is refused where a user set it, and left out of wh
 from collections.abc import Iterator
 
 from pentad.config.loading.critic import unread_critic
+from pentad.config.loading.evaluation import unread_by_evaluations
 from pentad.config.loading.keys import known_keys
 from pentad.config.schema.algorithms.base import RolloutAlgorithmSettings
 from pentad.config.schema.reward import WITH_OPTIONS
@@ -28,6 +29,7 @@ def _unread(settings: RunSettings) -> Iterator[Unread]:
     yield from _reward(settings)
     yield from _rollout(settings)
     yield from _training(settings)
+    yield from unread_by_evaluations(settings)
     yield from unread_critic(settings)
 
 
@@ -40,9 +42,10 @@ def _of_other_algorithms(settings: RunSettings) -> Iterator[Unread]:
             why,
             use,
         )
-        if not settings.data.eval:
+        if not any(one.generates for one in settings.data.eval.values()):
+            nothing = "no source of which is answered" if settings.data.eval else "which is empty"
             why, use = (
-                f"algorithm {algorithm.name} generates only for data.eval, which is empty",
+                f"algorithm {algorithm.name} generates only for data.eval, {nothing}",
                 "or name a data.eval source",
             )
             yield _keys_of("rollout") + _keys_of("reward"), why, use
@@ -61,11 +64,11 @@ def _data(settings: RunSettings) -> Iterator[Unread]:
         yield ("data.mix",), "data.weights says how sources are mixed", "or remove data.weights"
     if not data.eval:
         why, use = "data.eval is empty, so nothing is evaluated", "or name a data.eval source"
-        yield ("data.eval_limit", "rollout.eval_temperature"), why, use
+        yield ("data.eval_limit", "rollout.eval_temperature", "rollout.eval_n"), why, use
     if data.template == "text":
         why, use = "data.template is text, so no chat template is applied", "or set data.template to chat"
         yield ("data.system_prompt", "model.chat_template"), why, use
-    procedural = [source.startswith("reasoning_gym:") for source in (*data.sources, *data.eval.values())]
+    procedural = [source.startswith("reasoning_gym:") for source in data.all_sources]
     if all(procedural):
         keys = ("data.prompt_column", "data.messages_column", "data.response_column", "data.ground_truth_column")
         yield keys, "reasoning_gym sources have no columns", "or use a file"

@@ -1,19 +1,11 @@
 """Settings that say which prompts are trained and evaluated on."""
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from pentad.config.schema.base import Settings
-
-# What may stand in the name of a metric, eval/<name>/accuracy.
-_EVAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-def is_eval_name(name: str) -> bool:
-    """Whether a key of `data.eval` can be part of a metric's name."""
-    return _EVAL_NAME.fullmatch(name) is not None
+from pentad.config.schema.evaluation import EvalSettings
 
 
 class DataSettings(Settings):
@@ -29,9 +21,11 @@ class DataSettings(Settings):
     weights: list[float] | None = Field(
         None, description="shares of the sources of data.train among the prompts; each source has epochs of its own"
     )
-    eval: dict[str, str] = Field(
+    eval: dict[str, EvalSettings] = Field(
         default_factory=dict,
-        description="name -> source; each gives eval/<name>/accuracy, the part of responses with a reward of 1",
+        description="name -> source, or {source, n, temperature, max_response_tokens, limit, reward, reward_options, "
+        "measure}; each gives eval/<name>/accuracy, the part of responses with a reward of 1, or (measure: loss) "
+        "eval/<name>/loss",
     )
     eval_limit: int | None = Field(None, ge=1, description="use only the first so many rows of each eval source")
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of a reasoning_gym task")
@@ -71,3 +65,8 @@ class DataSettings(Settings):
     def sources(self) -> tuple[str, ...]:
         """The sources of `data.train`, one or several."""
         return (self.train,) if isinstance(self.train, str) else tuple(self.train)
+
+    @property
+    def all_sources(self) -> tuple[str, ...]:
+        """The sources of `data.train` and of all evaluations."""
+        return (*self.sources, *(one.source for one in self.eval.values()))

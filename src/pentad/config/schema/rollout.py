@@ -21,7 +21,10 @@ class RolloutSettings(Settings):
     stop: list[str] = Field(
         default_factory=list, description="strings that end a response, besides the end-of-turn token"
     )
-    eval_temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    eval_temperature: float = Field(0.0, ge=0, description="of evaluations; 0 is greedy")
+    eval_n: int = Field(
+        1, ge=1, description="samples a question in evaluations; of several, eval/<name>/pass_at_<k> is measured"
+    )
     batch_size: int = Field(64, ge=1, description="sequences that one engine decodes at once")
     dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: fp32 on CPU, bf16 on GPU")
     vllm: dict[str, Any] = Field(

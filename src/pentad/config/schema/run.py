@@ -7,6 +7,7 @@ from pentad.config.schema.algorithms.base import Role
 from pentad.config.schema.base import Settings
 from pentad.config.schema.critic import CriticSettings
 from pentad.config.schema.data import DataSettings
+from pentad.config.schema.evaluation import EvalSettings
 from pentad.config.schema.experiment import ExperimentSettings
 from pentad.config.schema.megatron import MegatronSettings
 from pentad.config.schema.model import ModelSettings
@@ -30,6 +31,28 @@ class RunSettings(Settings):
     critic: CriticSettings = CriticSettings()
     megatron: MegatronSettings = MegatronSettings()
     ray: RaySettings = RaySettings()
+
+    @property
+    def evals(self) -> dict[str, EvalSettings]:
+        """`data.eval` with what each leaves to `rollout.*` and `data.*` filled in."""
+        return {name: self._completed(one) for name, one in self.data.eval.items()}
+
+    def _completed(self, one: EvalSettings) -> EvalSettings:
+        rollout = self.rollout
+        values: dict[str, int | float | None] = {"limit": self.data.eval_limit}
+        if one.generates:
+            values |= {
+                "n": rollout.eval_n,
+                "temperature": rollout.eval_temperature,
+                "max_response_tokens": rollout.max_response_tokens,
+            }
+        return one.model_copy(update={name: v for name, v in values.items() if getattr(one, name) is None})
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens of the longest response that an engine samples, in training or in an evaluation."""
+        evaluated = [one.max_response_tokens or 0 for one in self.evals.values()]
+        return max([self.rollout.max_response_tokens, *evaluated])
 
     @property
     def critic_warmup(self) -> int:

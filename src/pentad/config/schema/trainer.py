@@ -53,7 +53,7 @@ class TrainerSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     test_freq: int = Field(0, ge=0, description="evaluate every so many steps, and at the end; 0: only at the end")
     val_before_train: bool = Field(False, description="evaluate before the first step")
-    logger: list[Literal["console", "tensorboard", "wandb"]] = Field(
+    logger: list[Literal["console", "tensorboard", "wandb", "mlflow", "swanlab"]] = Field(
         ["console", "tensorboard"], description="where metrics go, besides the metrics file of the run"
     )
     deadline_s: float = Field(
@@ -70,7 +70,9 @@ class TrainerSettings(Settings):
     )
     max_ckpt_to_keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_best: str | None = Field(
-        None, description="metric of which the checkpoint with the highest value is kept besides, as eval/NAME/accuracy"
+        None,
+        description="metric of which the checkpoint with the highest value (of a loss on held-out rows, the lowest) is "
+        "kept besides, as eval/NAME/accuracy, eval/NAME/pass_at_4 or eval/NAME/loss",
     )
     resume_mode: str = Field(
         "auto",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pentad.engines.vllm.lora import HotLora
 from pentad.errors import UserError
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
@@ -80,13 +81,15 @@ _SETTLED = {
     "hf_overrides": "Pentad, which keeps the output layer in float32",
     "moe_backend": "Pentad: the others rearrange the weights, and then no checksum can be taken of them",
     "generation_config": "rollout.*",
+    "enable_lora": "model.lora",
+    "max_lora_rank": "model.lora.rank",
+    "lora_target_modules": "model.lora.targets",
     "max_logprobs": "Pentad, which asks for those of the sampled tokens",
 }
 # What would compute something else, or what Pentad could not vouch for.
 _UNSUPPORTED = {
     "quantization": "quantised weights are not the trainer's, so no checksum can vouch for them",
     "kv_cache_dtype": "a cache of another precision than the trainer's moves the log-probs",
-    "enable_lora": "Pentad's engines take whole weights",
     "speculative_config": "Pentad has not shown that its log-probs are those of the sampled tokens",
     "weight_transfer_config": "Pentad has a transport of its own",
     "cpu_offload_gb": "the weights would not be where they are certified",
@@ -110,6 +113,8 @@ class VllmSetup:
         shares_gpu: whether a trainer uses the same GPUs.
         sleeps: whether memory is released while the trainer works.
         passed: `rollout.vllm`.
+        lora: adapters that it takes beside the weights.
+        merges_because: why it does not, though adapters are trained.
     """
 
     directory: Path
@@ -125,12 +130,20 @@ class VllmSetup:
     shares_gpu: bool = False
     sleeps: bool = False
     passed: Mapping[str, Any] = field(default_factory=dict)
+    lora: HotLora | None = None
+    merges_because: str = ""
 
 
-def sampling_problems(temperature: float, top_p: float, eval_temperature: float) -> list[UserError]:
-    """Why vLLM cannot sample so, or cannot give log-probs of the temperature-scaled distribution before top-p."""
+def sampling_problems(
+    temperature: float, top_p: float, eval_temperature: float, setting: str = "rollout.eval_temperature"
+) -> list[UserError]:
+    """Why vLLM cannot sample so, or cannot give log-probs of the temperature-scaled distribution before top-p.
+
+    Args:
+        setting: that says the temperature of the evaluation.
+    """
     found = []
-    for name, value in (("rollout.temperature", temperature), ("rollout.eval_temperature", eval_temperature)):
+    for name, value in (("rollout.temperature", temperature), (setting, eval_temperature)):
         if 0 < value < _LOWEST_TEMPERATURE or value > _HIGHEST_TEMPERATURE:
             found.append(
                 UserError(
@@ -151,8 +164,8 @@ def sampling_problems(temperature: float, top_p: float, eval_temperature: float)
         found.append(
             UserError(
                 f"rollout.top_p is {top_p:g}, for which vLLM's log-probs are taken before the temperature; "
-                f"rollout.eval_temperature is {eval_temperature:g}",
-                "set rollout.eval_temperature to 0 or 1, or rollout.top_p to 1",
+                f"{setting} is {eval_temperature:g}",
+                f"set {setting} to 0 or 1, or rollout.top_p to 1",
             )
         )
     return found
@@ -252,6 +265,8 @@ def engine_arguments(setup: VllmSetup, weight_bytes: int, gpu_bytes: int) -> dic
         "enable_sleep_mode": setup.sleeps,
         "disable_log_stats": True,
     }
+    if setup.lora is not None:
+        arguments |= setup.lora.arguments()
     return arguments | dict(setup.passed) | _memory(setup, weight_bytes, gpu_bytes)
 
 

@@ -67,7 +67,7 @@ class Certificate:
             problem = tiling_problem(int(np.prod(shape, dtype=np.int64)), list(parts[name]))
             if problem:
                 problems.append(f"{name}: {problem}")
-        self._refuse(problems)
+        self.refuse(problems)
         self._held = list(held)
 
     def check_names(self, sent: Mapping[str, Sequence[int]], repeated: Iterable[str] = ()) -> None:
@@ -88,7 +88,7 @@ class Certificate:
                 problems.append(f"{name} arrived, but the model has no such tensor")
             elif wanted != tuple(shape):
                 problems.append(f"{name} arrived as {list(shape)}; the model needs {list(wanted)}")
-        self._refuse(problems)
+        self.refuse(problems)
 
     def check(self, sums: Sequence[np.ndarray], sent: Mapping[str, int]) -> dict[str, int]:
         """Compare what the workers hold with what the trainer sent.
@@ -118,12 +118,17 @@ class Certificate:
         unequal = [name for name in held if held[name] != sent.get(name)]
         doubted = {problem.split(" ", 1)[0] for problem in problems}
         problems += [f"{name} arrived changed" for name in unequal if name not in doubted]
-        self._refuse(problems)
+        self.refuse(problems)
         return held
 
-    def _refuse(self, problems: Sequence[str]) -> None:
-        if problems:
-            more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    def refuse(self, problems: Iterable[str]) -> None:
+        """
+        Raises:
+            WeightMismatchError: there is a problem; it names the first ones.
+        """
+        found = list(problems)
+        if found:
+            more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise WeightMismatchError(
-                f"weight synchronisation to {self.engine} failed: {', '.join(problems[:_SHOWN])}{more}"
+                f"weight synchronisation to {self.engine} failed: {', '.join(found[:_SHOWN])}{more}"
             )

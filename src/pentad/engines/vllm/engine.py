@@ -35,14 +35,13 @@ class VllmEngine:
         name: of this engine in errors.
         deadline_s: longest time of one call besides `generate`, in seconds.
 
+    Attributes:
+        devices: UUIDs of the GPUs of its workers, in order of rank.
+
     Raises:
         UserError: vLLM cannot do what the setup asks for.
         EngineFailedError: its workers do not compute as they should.
     """
-
-    features = EngineFeatures(
-        transports=frozenset({"ipc", "nccl", "shared", "store"}), scores_at_any_temperature=False, workers_receive=True
-    )
 
     def __init__(
         self,
@@ -61,9 +60,11 @@ class VllmEngine:
         self._paused = self._asleep = self._loading = False
         self._cache_asleep = False
         weight_bytes = sum(torch.Size(shape).numel() for shape in expected.values()) * torch.bfloat16.itemsize
+        if setup.lora:
+            weight_bytes += setup.lora.elements * torch.bfloat16.itemsize
         arguments = engine_arguments(setup, weight_bytes, gpu_bytes)
         self._core = VllmCore(arguments, environment(setup), name, deadline_s)
-        self._weights = WorkerWeights(self._core, expected)
+        self._weights = WorkerWeights(self._core, expected, setup.lora)
         self._requests = Requests(self._core, setup.seed, sorted(set(eos)))
         try:
             self._workers: list[dict[str, Any]] = self._core.wait(self._core.workers("start-up", "pentad_describe"))
@@ -71,6 +72,7 @@ class VllmEngine:
                 wrong = [f"{key} {found[key]}" for key, value in _WANTED.items() if found[key] != value]
                 if wrong:
                     raise EngineFailedError(f"worker {rank} of {name} runs with {', '.join(wrong)}")
+            self.devices: list[str] = [worker["device"] for worker in self._workers]
         except BaseException:
             self._core.close()
             raise
@@ -81,14 +83,20 @@ class VllmEngine:
         return self._requests.version
 
     @property
+    def features(self) -> EngineFeatures:
+        """What it can do; adapters alone where it was made for them."""
+        return EngineFeatures(
+            transports=frozenset({"ipc", "nccl", "shared", "store"}),
+            adapters=self._setup.lora is not None,
+            merges_because=self._setup.merges_because,
+            scores_at_any_temperature=False,
+            workers_receive=True,
+        )
+
+    @property
     def timings(self) -> Mapping[str, float]:
         """Seconds of the last publication, of the slowest worker: `load`, `certify`."""
         return self._weights.timings
-
-    @property
-    def devices(self) -> list[str]:
-        """UUIDs of the GPUs of its workers, in order of rank."""
-        return [worker["device"] for worker in self._workers]
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Sample one response. Waits while the engine is paused.
@@ -162,7 +170,7 @@ class VllmEngine:
             self._requests.open.set()
 
     async def load_weights(self, channel: WeightChannel, version: int) -> Mapping[str, int]:
-        """Take a whole set of weights.
+        """Take a whole set of weights, adapters among them if it was made for some, or adapters alone after that.
 
         The workers receive from a `DirectChannel` themselves; from another one this process receives, and hands on
         through host memory.
@@ -199,17 +207,23 @@ class VllmEngine:
         self._loading, self._requests.version = True, NO_VERSION
         self._open_or_shut()
         try:
-            held = await self._weights.receive(channel)
-            if self._cache_asleep:
-                await self._core.call(self._core.llm.wake_up(["kv_cache"]), "waking the cache")
-                self._cache_asleep = self._asleep = False
-            if not await self._core.call(self._core.llm.reset_prefix_cache(), "clearing the prefix cache"):
-                raise EngineFailedError(f"{self.name} could not clear its prefix cache, which is of older weights")
+            # One deadline for all of it.
+            held = await self._core.call(self._take(channel), "taking weights")
             self._requests.version = version
             return held
         finally:
             self._loading = False
             self._open_or_shut()
+
+    async def _take(self, channel: DirectChannel) -> Mapping[str, int]:
+        held = await self._weights.receive(channel)
+        self._requests.adapter = self._weights.adapters and self._weights.adapters.request
+        if self._cache_asleep:
+            await self._core.llm.wake_up(["kv_cache"])
+            self._cache_asleep = self._asleep = False
+        if not await self._core.llm.reset_prefix_cache():
+            raise EngineFailedError(f"{self.name} could not clear its prefix cache, which is of older weights")
+        return held
 
     async def sleep(self) -> None:
         """Release the GPU's memory, that of the weights too.
@@ -223,7 +237,9 @@ class VllmEngine:
                 raise RuntimeError(f"{self.name} must be paused to sleep")
             self._asleep, self._requests.version = True, NO_VERSION
             self._open_or_shut()
-            await self._core.llm.sleep(level=2, mode="abort")
+            # Weights that will not come again are kept in the machine's memory.
+            await self._core.llm.sleep(level=2 if self._setup.lora is None else 1, mode="abort")
+            self._weights.doubt()
             self._cache_asleep = False
 
         if not self._setup.sleeps:

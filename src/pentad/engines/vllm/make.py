@@ -42,16 +42,21 @@ def make_vllm(spec: EngineSpec) -> VllmEngine:
     from vllm.platforms import current_platform
 
     from pentad.engines.hf.model import as_list
+    from pentad.engines.vllm.lora import choose
     from pentad.families.hf_config import facts_from_config
     from pentad.weights.mapping import expected_shapes
     from pentad.weights.source import load_config, load_tokenizer
 
     config = load_config(spec.directory)
+    lora = None if spec.lora is None else choose(config, spec.lora)
     setup = replace(
         setup_of(spec.settings, spec.directory, spec.tokenizer, spec.longest),
         is_mixture=facts_from_config(config.to_dict()).num_experts is not None,
+        tensor=spec.tensor,
         seed=spec.seed,
         shares_gpu=spec.shares_device,
+        lora=None if isinstance(lora, str) else lora,
+        merges_because=lora if isinstance(lora, str) else "",
     )
     tokenizer = load_tokenizer(spec.tokenizer)
     ends = {*as_list(config.eos_token_id), *_generation_eos(spec.directory), *as_list(tokenizer.eos_token_id)}

@@ -18,6 +18,7 @@ from pentad.samples.completion import Completion
 from pentad.samples.request import GenerateRequest
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
 
@@ -32,10 +33,12 @@ class Requests:
     Attributes:
         version: of the weights that the core has; -1 where it has none, or not all.
         open: whether requests may be sent.
+        adapter: vLLM's name for the adapters that requests use; None without.
     """
 
     def __init__(self, core: VllmCore, seed: int, eos: list[int]) -> None:
         self.version = NO_VERSION
+        self.adapter: LoRARequest | None = None
         self.open = asyncio.Event()
         self.open.set()
         self._core, self._seed, self._eos = core, seed, eos
@@ -89,10 +92,13 @@ class Requests:
         self._idle.clear()
         last = None
         try:
-            async for output in self._core.llm.generate(TokensPrompt(prompt_token_ids=prompt), params, number):
+            asked = TokensPrompt(prompt_token_ids=prompt)
+            async for output in self._core.llm.generate(asked, params, number, lora_request=self.adapter):
                 last = output
-        except (EngineDeadError, EngineGenerateError) as error:
+        except EngineDeadError as error:
             raise EngineFailedError(f"{engine} died while it generated ({type(error).__name__})") from error
+        except EngineGenerateError as error:  # of this request alone
+            raise RuntimeError(f"{engine} could not answer request {name}: {error.__cause__ or error}") from error
         finally:
             self._in_flight.discard(number)
             if not self._in_flight:

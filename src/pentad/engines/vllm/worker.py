@@ -11,7 +11,7 @@ vLLM mixes `PentadWorkerExtension` into its worker class (`worker_extension_cls`
 import pickle
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pentad.engines.vllm.certificate import HeldSlice
 from pentad.engines.vllm.lifetime import die_with_leader
 from pentad.engines.vllm.places import WeightPlaces
 from pentad.engines.vllm.recorder import CopyRecorder
+from pentad.engines.vllm.worker_adapters import AdapterOrder, LoaderNames, TakenAdapters
 from pentad.weights.transport.memory import device_uuid
 from pentad.weights.transport.protocol import DirectChannel
 
@@ -37,12 +38,16 @@ class Publication:
         expected: shape of every tensor of the checkpoint, by name.
         record: find out again where the model puts them; otherwise they go where they went before.
         certify: sum up what is held.
+        adapters: that come with the weights, or alone; None where the whole model is trained.
+        doubt: sum up the weights also where adapters come alone.
     """
 
     channel: DirectChannel
     expected: Mapping[str, tuple[int, ...]]
     record: bool
     certify: bool = True
+    adapters: AdapterOrder | None = None
+    doubt: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,9 @@ class Holding:
         checksums: of the tensors as they left the senders.
         problems: parameters that were not written as they must be, each by name.
         slices: what the worker holds; None where that has not changed since it was told.
-        sums: int64 `[slices]`.
+        sums: int64 `[slices]`; empty where they were not asked for.
         seconds: of receiving and loading, and of summing up.
+        adapters: checksums of the adapters' matrices as they arrived, by name.
     """
 
     sent: Mapping[str, tuple[int, ...]]
@@ -66,6 +72,7 @@ class Holding:
     slices: tuple[HeldSlice, ...] | None
     sums: np.ndarray
     seconds: Mapping[str, float]
+    adapters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,11 +82,15 @@ class WeightKeeper:
     Attributes:
         model: vLLM's.
         device: its GPU.
+        rank: of the worker; the first one writes adapters for all.
+        adapters: that arrived last.
     """
 
     model: Any
     device: torch.device
     name: str = "engine worker"
+    rank: int = 0
+    adapters: TakenAdapters | None = None
     _places: WeightPlaces | None = None
 
     @torch.no_grad()
@@ -95,6 +106,7 @@ class WeightKeeper:
         if self._places:
             self._places.fill()
         recorder = CopyRecorder(self.model.named_parameters()) if self._places is None else None
+        self.adapters = taken = publication.adapters and TakenAdapters(publication.adapters)
         reception = publication.channel.reception(self.device, self.name)
         sent: dict[str, tuple[int, ...]] = {}
         repeated: list[str] = []
@@ -103,28 +115,35 @@ class WeightKeeper:
             for name, tensor in bucket:
                 if name in sent:
                     repeated.append(name)
+                elif taken and taken.order.shapes.get(name) == tuple(tensor.shape):
+                    taken.take(name, tensor)
                 elif publication.expected.get(name) == tuple(tensor.shape):
                     wanted.append((name, tensor))
                 sent.setdefault(name, tuple(tensor.shape))
             self._load(wanted, recorder)
+        if taken and self.rank == 0:
+            taken.write()
         loaded = time.perf_counter()
         problems, slices = (), None
         if recorder:
             problems = tuple(recorder.problems())
             slices = tuple(HeldSlice(record.name, record.part) for record in recorder.slices)
             self._places = WeightPlaces(recorder.slices, recorder.fills)
-        certify = publication.certify and self._places is not None
+        brought = publication.doubt or any(name in publication.expected for name in sent)
+        certify = publication.certify and brought and self._places is not None
         sums = self._places.sums().cpu().numpy() if certify else np.zeros(0, dtype=np.int64)
+        adapters = taken.checksums() if taken and publication.certify else {}
         seconds = {"load": loaded - begin, "certify": time.perf_counter() - loaded}
-        return Holding(sent, tuple(repeated), reception.checksums, problems, slices, sums, seconds)
+        return Holding(sent, tuple(repeated), reception.checksums, problems, slices, sums, seconds, adapters)
 
     def _load(self, tensors: list[tuple[str, Tensor]], recorder: CopyRecorder | None) -> None:
         if recorder is None:
             self._places.load(tensors)
             return
+        names = LoaderNames(self.model)
         recorder.announce(tensors)
         with recorder:
-            self.model.load_weights(iter(tensors))
+            self.model.load_weights((names.of(name), tensor) for name, tensor in tensors)
 
 
 class PentadWorkerExtension:
@@ -148,10 +167,17 @@ class PentadWorkerExtension:
         """`WeightKeeper.receive`: a pickled `Publication` gives a pickled `Holding`."""
         return pickle.dumps(self._pentad_keeper().receive(pickle.loads(request)))
 
+    def pentad_adapter_problems(self, number: int) -> list[str]:
+        """`TakenAdapters.problems` of the adapters that arrived last, which vLLM has taken under that number."""
+        keeper = self._pentad_keeper()
+        if keeper.adapters is None:
+            return ["no adapter has arrived"]
+        return keeper.adapters.problems(keeper.model.lora_manager, number)
+
     def _pentad_keeper(self) -> WeightKeeper:
         worker: Any = self
         keeper = worker.__dict__.get("_pentad_weights")
         if keeper is None:
-            keeper = WeightKeeper(worker.get_model(), worker.device, f"engine worker {worker.rank}")
+            keeper = WeightKeeper(worker.get_model(), worker.device, f"engine worker {worker.rank}", worker.rank)
             worker.__dict__["_pentad_weights"] = keeper
         return keeper

@@ -8,6 +8,7 @@ in host memory for the next publication.
 import contextlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pentad.errors import UserError
 from pentad.weights.transport.memory import CudaMemory, HostMemory, device_uuid, open_cuda, open_host
 from pentad.weights.transport.sockets import CLOSED, BucketReceiver, BucketSender
 
+_SHORT = 30
 Kind = Literal["ipc", "shared"]
 
 # What senders of this process have used, and may use again.
@@ -96,8 +99,11 @@ class LocalChannel:
 
     def close(self, reason: str) -> None:
         """End the publication; a process of this machine that still sends or receives fails with the reason."""
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(self.folder, CLOSED), "w") as file:
-            file.write(reason)
+        whole = os.path.join(self.folder, CLOSED)
+        with contextlib.suppress(FileNotFoundError):
+            with open(f"{whole}.part", "w") as file:
+                file.write(reason)
+            os.replace(f"{whole}.part", whole)  # who looks sees all of it
 
     def reception(self, device: torch.device, name: str) -> "Reception":
         """The receiving side, on a device, for a process that errors call `name`."""
@@ -136,6 +142,17 @@ class Reception:
             self.checksums |= receiver.checksums
 
 
+def _short_folder() -> str:
+    """Where sockets can be: a path of one has at most 107 bytes, of which the names below this take up to 77."""
+    for folder in (tempfile.gettempdir(), "/tmp", "/dev/shm"):
+        if len(os.fsencode(folder)) <= _SHORT and os.access(folder, os.W_OK):
+            return folder
+    raise UserError(
+        f"weights go to the engines through sockets, and {tempfile.gettempdir()} is too long a path for them",
+        f"set TMPDIR to a directory whose path has at most {_SHORT} characters",
+    )
+
+
 class LocalTransport:
     """Opens channels of one kind on this machine.
 
@@ -159,12 +176,14 @@ class LocalTransport:
             kind=kind, folder="", key=secrets.token_bytes(16), version=0, dtype=dtype, bucket_bytes=bucket_bytes,
             stages=stages, receivers=receivers, deadline_s=deadline_s, certify=certify,
         )  # fmt: skip
-        # A path of a Unix socket has at most 107 bytes, so it is not under the run directory.
-        self._folder = tempfile.TemporaryDirectory(prefix="pentad-")
+        self._folder = tempfile.TemporaryDirectory(prefix="pentad-", dir=_short_folder())
+        self._last: str | None = None
 
     def open(self, version: int) -> LocalChannel:
         """The channel of the next publication; one that failed leaves nothing in the way of it."""
-        folder = tempfile.mkdtemp(prefix=f"{version}-", dir=self._folder.name)
+        if self._last is not None:
+            shutil.rmtree(self._last, ignore_errors=True)
+        self._last = folder = tempfile.mkdtemp(prefix=f"{version}-", dir=self._folder.name)
         return replace(self._channel, folder=folder, version=version)
 
     def close(self) -> None:

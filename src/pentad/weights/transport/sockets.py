@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pentad.weights.transport.memory import Memory, OpenBuffer
 from pentad.weights.transport.packing import Checksums, Entry, PackedBucket, end_of
-from pentad.weights.transport.protocol import TransportError
+from pentad.weights.transport.protocol import TransportError, TransportTimeoutError
 
 _BUFFERS = 2
 _RETRY_S = 0.01
@@ -122,7 +122,12 @@ class BucketSender:
             connections = self._meet()
             return self._send(connections, tensors, dtype, version)
         except (EOFError, OSError) as error:
-            raise self._error(_reason(connections) or f"the engine went away ({type(error).__name__})") from error
+            # A wait for what is sent here, as of a relay, has its own words.
+            late = str(error) if isinstance(error, TransportTimeoutError) else None
+            reason = late or _reason(connections) or f"the engine went away ({type(error).__name__})"
+            for connection in connections:  # the others need not guess
+                _tell(connection, Failed(reason))
+            raise self._error(reason) from error
         except BaseException as error:
             for connection in connections:
                 _tell(connection, Failed(str(error)))
