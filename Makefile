@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap quickstart test verify verify-lora verify-critic soak lint format docs clean
+.PHONY: help bootstrap quickstart test verify verify-lora verify-critic soak lint format docs site clean
 
 # Left there by scripts/bootstrap.sh.
 UV := .cache/bin/uv
@@ -58,6 +58,11 @@ docs: bootstrap ## write docs/configuration.md and docs/metrics.md from the code
 	$(RUN) pentad config --keys --markdown > docs/configuration.md
 	$(RUN) pentad config --metrics --markdown > docs/metrics.md
 
+# An environment of its own: docs/requirements.txt pins it, and uv.lock is not concerned.
+site: bootstrap ## build the documentation as a site, in site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(UV) tool run --python .venv/bin/python --with-requirements docs/requirements.txt \
+	    --from mkdocs mkdocs build --strict --clean
+
 clean: ## remove caches; keeps .venv and runs
-	rm -rf .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist site
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The page on algorithms names all of them, and what it shows works."""
+"""The pages on algorithms name all of them, and what they show works."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,12 @@ from pentad.config.schema.algorithms import ALGORITHMS, CustomSettings
 from pentad.config.schema.run import RunSettings
 from pentad.samples.batch import Batch
 
-PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, OWN = ((DOCS / name).read_text() for name in ("algorithms.md", "own-algorithm.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 def test_every_algorithm_and_its_own_defaults_are_in_the_table():
@@ -29,7 +30,7 @@ def test_every_algorithm_and_its_own_defaults_are_in_the_table():
 
 
 def test_examples_are_possible():
-    examples = [yaml.safe_load(text) for text in blocks("yaml")]
+    examples = [yaml.safe_load(text) for text in blocks(PAGE, "yaml")]
     assert len(examples) >= 3
     base = {
         "experiment": {"name": "x"},
@@ -44,7 +45,7 @@ def test_examples_are_possible():
 
 
 def test_the_class_of_ones_own_works(tmp_path: Path):
-    (text,) = blocks("python")
+    (text,) = blocks(OWN, "python")
     (tmp_path / "median.py").write_text(text)
     settings = CustomSettings(name=f"{tmp_path}/median.py:Median", options={"clip_high": 0.3})
     algorithm = make_algorithm(settings)

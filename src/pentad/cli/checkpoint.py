@@ -12,6 +12,8 @@ from rich.filesize import decimal
 from pentad.errors import UserError
 from pentad.record.checkpoints import DIRECTORY, Checkpoints, find_checkpoint, sound
 
+_WIDEST = 10_000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands of `pentad checkpoint`."""
@@ -56,7 +58,8 @@ def list_checkpoints(run: Path) -> int:
             )
         except UserError as error:
             table.add_row("", "", "", "", f"{path}: {error.cause}")
-    Console(highlight=False, soft_wrap=True).print(table)
+    # As wide as it is: a path, or what is wrong with a checkpoint, is never cut.
+    Console(highlight=False, width=_WIDEST).print(table)
     return 0
 
 

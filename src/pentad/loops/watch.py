@@ -3,7 +3,7 @@
 Invariant: it reads the metrics of steps and changes nothing. A sign is not told before there are as many steps as it is
 a mean over, nor where one of these steps has no such metric. No torch.
 
-The thresholds are those of `SIGNS`; docs/first-run.md lists them.
+The thresholds are those of `SIGNS`; docs/troubleshooting.md lists them.
 """
 
 from collections import deque
