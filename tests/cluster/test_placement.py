@@ -25,7 +25,7 @@ from pentad.layout import Layout, parse_allocation
         ("hf:d1+megatron:d2t2", "aaabb", [2, 0, 1, 3, 4]),
         ("hf:d2+megatron:(attn:d2t2|ffn:t4)", "aaaaab", [4, 5, 0, 1, 2, 3]),
         # The GPUs of an engine are on one machine.
-        ("vllm:d2t2+megatron:d1", "aaabb", [1, 2, 3, 4, 0]),
+        ("vllm:d2t2+megatron:d1", "aaabb", [0, 1, 3, 4, 2]),
         ("vllm:d2t2|megatron:p4", "abba", [0, 3, 1, 2]),
     ],
 )
@@ -38,7 +38,7 @@ def test_trainer_ranks_fill_machines(allocation: str, machines: str, expected: l
     [
         ("hf:d1+megatron:t4", "aabba", "groups of t4 would cross machines (of 3, 1 GPUs for the trainer)", "use t1"),
         ("hf:d2+megatron:t4", "aabbcc", "groups of t4 would cross machines (of 2, 2 GPUs for the trainer)", "use t2"),
-        ("vllm:t2+megatron:d2", "aaab", "an engine of t2 would be on more than one machine", "a smaller t"),
+        ("vllm:t2+megatron:d1", "abc", "an engine of t2 would be on more than one machine", "a smaller t"),
         ("hf:d4|megatron:(attn:d4|ffn:t4)", "aabb", "groups of x4 would cross machines", "use x2"),
     ],
 )

@@ -1,7 +1,8 @@
 """Which GPU of a cluster each device of an allocation is.
 
 Invariant: ranks that exchange every layer's activations (the groups of t and of x) share a machine, or the run is
-refused; the trainer's ranks fill machines one after the other, with whole groups, before anything else is placed.
+refused, and so do the GPUs of an engine; the trainer's ranks fill machines one after the other, with whole groups,
+before anything else is placed but engines of larger groups.
 Groups of c and of e may cross machines, and are named then.
 """
 
@@ -32,18 +33,23 @@ def place(allocation: Allocation, machines: Sequence[str]) -> list[int]:
     sizes = Counter(machines)
     # Full machines first: groups whose sizes are powers of two then fit wherever they can.
     bundles = sorted(range(len(machines)), key=lambda index: (-sizes[machines[index]], machines[index], index))
-    if not allocation.has_trainer:
-        return bundles
-    trainer = allocation.devices(allocation.trainer)
-    others = [device for device in range(allocation.world_size) if device not in trainer]
-    layout = allocation.trainer.layout
     rollout = allocation.rollout
     engine = 1 if rollout is None else rollout.layout.tensor
-    together = engine if allocation.colocated else 1
-    bundles = _whole_groups_first(bundles, machines, math.lcm(layout.tensor, layout.expert_tensor, together))
-    bundles[len(trainer) :] = _whole_groups_first(bundles[len(trainer) :], machines, engine)
-    found = dict(zip([*trainer, *others], bundles, strict=True))
-    _check(allocation, [machines[found[device]] for device in trainer])
+    trainer = allocation.devices(allocation.trainer) if allocation.has_trainer else range(0)
+    others = [device for device in range(allocation.world_size) if device not in trainer]
+    parts = [(others, engine)]
+    if allocation.has_trainer:
+        layout = allocation.trainer.layout
+        together = engine if allocation.colocated else 1
+        parts.insert(0, (list(trainer), math.lcm(layout.tensor, layout.expert_tensor, together)))
+    found: dict[int, int] = {}
+    # The larger groups have the choice; of equal ones, the trainer.
+    for devices, size in sorted(parts, key=lambda part: -part[1]):
+        bundles = _whole_groups_first(bundles, machines, size)
+        found |= dict(zip(devices, bundles, strict=False))
+        bundles = bundles[len(devices) :]
+    if allocation.has_trainer:
+        _check(allocation, [machines[found[device]] for device in trainer])
     if rollout is not None:
         _check_engines(allocation, rollout, [machines[found[device]] for device in allocation.devices(rollout)])
     return [found[device] for device in range(allocation.world_size)]
