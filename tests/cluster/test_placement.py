@@ -67,7 +67,7 @@ def test_groups_that_would_cross_machines(allocation: str, machines: str, cause:
     ],
 )
 def test_groups_that_may_cross_machines_are_named(allocation: str, machines: str, groups: str | None) -> None:
-    messages = crossing_groups(parse_allocation(allocation), machines)
+    messages = crossing_groups(parse_allocation(allocation).trainer, machines)
     assert len(messages) == (groups is not None)
     assert not groups or groups in messages[0]
 

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pentad.cluster.address import check_reachable, no_cluster
 from pentad.cluster.environment import process_environment
 from pentad.cluster.gang import Gang
-from pentad.cluster.placement import crossing_groups, place
+from pentad.cluster.placement import crossing_groups, place, trainer_components
 from pentad.cluster.processes import Processes
 from pentad.cluster.ray_session import RaySession
 from pentad.config.schema.ray import RaySettings
@@ -138,8 +138,9 @@ class Cluster:
             )
         machines = placement_group_table(self._group)["bundles_to_node_id"]
         self._bundles = place(self.allocation, [machines[bundle] for bundle in range(world)])
-        ranks = self.allocation.devices(self.allocation.trainer)
-        self.notes = crossing_groups(self.allocation, [machines[self._bundles[device]] for device in ranks])
+        for component in trainer_components(self.allocation):
+            ranks = self.allocation.devices(component)
+            self.notes += crossing_groups(component, [machines[self._bundles[device]] for device in ranks])
 
     def spawn(
         self, actor_class: Any, name: str, component: Component, deadline_s: float, *, replaceable: bool = False

@@ -1,7 +1,8 @@
 """Which GPU of a cluster each device of an allocation is.
 
 Invariant: ranks that exchange every layer's activations (the groups of t and of x) share a machine, or the run is
-refused; the trainer's ranks fill machines one after the other, with whole groups, before anything else is placed.
+refused; the trainer's ranks fill machines one after the other, with whole groups, before anything else is placed:
+those of the policy first, then those of a reference or critic of its own.
 Groups of c and of e may cross machines, and are named then.
 """
 
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pentad.errors import UserError
-from pentad.layout import Allocation, Layout
+from pentad.layout import Allocation, Component
 
 # Groups that a message names.
 _SHOWN = 4
@@ -32,27 +33,35 @@ def place(allocation: Allocation, machines: Sequence[str]) -> list[int]:
     sizes = Counter(machines)
     # Full machines first: groups whose sizes are powers of two then fit wherever they can.
     bundles = sorted(range(len(machines)), key=lambda index: (-sizes[machines[index]], machines[index], index))
-    trainer = allocation.devices(allocation.trainer)
-    others = [device for device in range(allocation.world_size) if device not in trainer]
-    layout = allocation.trainer.layout
-    bundles = _whole_groups_first(bundles, machines, math.lcm(layout.tensor, layout.expert_tensor))
-    found = dict(zip([*trainer, *others], bundles, strict=True))
-    _check(allocation, [machines[found[device]] for device in trainer])
+    left, found = bundles, {}
+    for component in trainer_components(allocation):
+        layout, devices = component.layout, allocation.devices(component)
+        left = _whole_groups_first(left, machines, math.lcm(layout.tensor, layout.expert_tensor))
+        mine, left = left[: len(devices)], left[len(devices) :]
+        _check(allocation, component, [machines[bundle] for bundle in mine])
+        found |= dict(zip(devices, mine, strict=True))
+    others = (device for device in range(allocation.world_size) if device not in found)
+    found |= dict(zip(others, left, strict=True))
     return [found[device] for device in range(allocation.world_size)]
 
 
-def crossing_groups(allocation: Allocation, machines: Sequence[str]) -> list[str]:
+def trainer_components(allocation: Allocation) -> list[Component]:
+    """One trainer of each group that has one; that of the policy first."""
+    return list(allocation.homes(component.role for component in allocation.components if component.role is not None))
+
+
+def crossing_groups(component: Component, machines: Sequence[str]) -> list[str]:
     """A message for each kind of groups that crosses machines and may, but is slower there.
 
     Args:
-        allocation: what is placed.
-        machines: the machine of each trainer rank.
+        component: a trainer that is placed.
+        machines: the machine of each of its ranks.
 
     Returns:
         messages that name the groups by their trainer ranks: context-parallel ones, which exchange a part of every
         attention layer's activations, and expert-parallel ones, which send tokens to their experts.
     """
-    layout = allocation.trainer.layout
+    layout = component.layout
     kinds = (
         ("context", f"c{layout.context}", layout.context, layout.tensor, "the heads of every attention layer"),
         ("expert", f"e{layout.expert}", layout.expert, layout.expert_tensor, "the tokens of every mixture layer"),
@@ -66,7 +75,10 @@ def crossing_groups(allocation: Allocation, machines: Sequence[str]) -> list[str
             f"ranks {', '.join(map(str, group))} on {_spread(machines, group)} machines" for group in groups[:_SHOWN]
         )
         more = f"; and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
-        messages.append(f"{kind}-parallel groups ({letters}) cross machines: {shown}{more}; {what} pass between them")
+        whose = "" if component.role == "policy" else f" of the {component.role}"
+        messages.append(
+            f"{kind}-parallel groups{whose} ({letters}) cross machines: {shown}{more}; {what} pass between them"
+        )
     return messages
 
 
@@ -82,7 +94,8 @@ def _spread(machines: Sequence[str], group: Sequence[int]) -> int:
 
 def _whole_groups_first(bundles: Sequence[int], machines: Sequence[str], size: int) -> list[int]:
     """Of each machine as many bundles as make whole groups of `size`, in the given order; then what is over."""
-    left = {machine: count // size * size for machine, count in Counter(machines).items()}
+    counts = Counter(machines[bundle] for bundle in bundles)
+    left = {machine: count // size * size for machine, count in counts.items()}
     first, over = [], []
     for bundle in bundles:
         machine = machines[bundle]
@@ -91,16 +104,17 @@ def _whole_groups_first(bundles: Sequence[int], machines: Sequence[str], size: i
     return first + over
 
 
-def _check(allocation: Allocation, machines: Sequence[str]) -> None:
+def _check(allocation: Allocation, component: Component, machines: Sequence[str]) -> None:
     """Ranks are numbered t first, those of the experts x first."""
-    layout: Layout = allocation.trainer.layout
+    layout = component.layout
+    whose = "trainer" if component.role == "policy" else component.role
     for letter, size in (("t", layout.tensor), ("x", layout.expert_tensor)):
         if not _crosses(machines, size):
             continue
         fits = max(part for part in range(1, size) if size % part == 0 and not _crosses(machines, part))
         gpus = ", ".join(str(count) for count in sorted(Counter(machines).values(), reverse=True))
         raise UserError(
-            f"allocation {allocation}: groups of {letter}{size} would cross machines (of {gpus} GPUs for the trainer)",
+            f"allocation {allocation}: groups of {letter}{size} would cross machines (of {gpus} GPUs for the {whose})",
             f"use {letter}{fits}, with p, c or d between the machines",
         )
 

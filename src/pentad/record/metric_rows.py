@@ -351,6 +351,22 @@ BOOKKEEPING = (
         smooth=False,
     ),
     Metric(
+        "util/reference",
+        "share of the step's time in which a rank of a reference with devices of its own computes log-probs",
+        "fraction",
+        "mean over its ranks",
+        title="Utilisation",
+        smooth=False,
+    ),
+    Metric(
+        "util/critic",
+        "share of the step's time in which a rank of a critic with devices of its own computes values or gradients",
+        "fraction",
+        "mean over its ranks",
+        title="Utilisation",
+        smooth=False,
+    ),
+    Metric(
         "util/both",
         "share of the step's time in which some engine generates and some trainer rank computes; 0 if they take turns",
         "fraction",

@@ -7,7 +7,7 @@ does not generate meanwhile, and a trainer rank answers calls in the order in wh
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pentad.record.phases import ASLEEP, ENGINE, GENERATION, TRAINER, is_computing, kind_of, rank_of
+from pentad.record.phases import ASLEEP, CRITIC, ENGINE, GENERATION, REFERENCE, TRAINER, is_computing, kind_of, rank_of
 from pentad.record.timeline import Span, Window
 
 Part = tuple[str, float, float]
@@ -15,7 +15,7 @@ Part = tuple[str, float, float]
 Lanes = Mapping[str, Sequence[Part]]
 """Parts by process, in order of time."""
 
-_KINDS = (ENGINE, TRAINER)
+_KINDS = (ENGINE, TRAINER, REFERENCE, CRITIC)
 
 
 def lanes_of(window: Window) -> dict[str, list[Part]]:
@@ -37,7 +37,8 @@ def utilisation(lanes: Lanes, seconds: float) -> dict[str, float]:
     found: dict[str, float] = {}
     if seconds <= 0:
         return found
-    for name, group in (("engines", engines), ("trainer", trainer)):
+    apart = ((name, _busy(lanes, kind, is_computing)) for name, kind in (("reference", REFERENCE), ("critic", CRITIC)))
+    for name, group in (("engines", engines), ("trainer", trainer), *apart):
         if group:
             found[f"util/{name}"] = sum(map(_length, group)) / len(group) / seconds
     if engines and trainer:

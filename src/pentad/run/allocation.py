@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pentad.config.schema.run import RunSettings
 from pentad.errors import UserError
-from pentad.layout import parse_allocation
+from pentad.layout import Allocation, parse_allocation
 from pentad.layout.validate import check_supported
 from pentad.run.vllm_checks import check_vllm
 
@@ -19,6 +19,7 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
     for problem in check_supported(allocation):
         yield UserError(f"allocation: {problem.cause}", problem.fix)
     yield from check_vllm(settings, allocation)
+    yield from _check_own(settings, allocation)
     if settings.trainer.max_staleness and allocation.rollout is not None and allocation.colocated:
         yield UserError(
             f"trainer.max_staleness is {settings.trainer.max_staleness}, but {allocation} has engines and trainer take "
@@ -42,3 +43,22 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
             "only for data.eval, which is empty",
             f"write {allocation.trainer}, or name a data.eval source",
         )
+
+
+def _check_own(settings: RunSettings, allocation: Allocation) -> Iterator[UserError]:
+    """Components for models that the run does not have, or has inside another."""
+    algorithm, advice = settings.algorithm, {"critic": "take an algorithm that reads values, as ppo"}
+    for role in ("reference", "critic"):
+        if (component := allocation.own(role)) is None:
+            continue
+        fix = f"write {allocation.without(component)}"
+        if role not in algorithm.roles:
+            instead = advice.get(role, "set algorithm.kl_coef above 0, where the algorithm has it")
+            cause = f"algorithm {algorithm.name} has no {role} with these settings"
+            yield UserError(f"allocation: {component} would do nothing: {cause}", f"{fix}, or {instead}")
+        elif role == "reference" and settings.model.adapters is not None:
+            yield UserError(
+                f"allocation: {component} would do nothing: with model.lora the reference is the policy's own model with "
+                "its adapters off",
+                fix,
+            )
