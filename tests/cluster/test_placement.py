@@ -24,6 +24,8 @@ from pentad.layout import Layout, parse_allocation
         # What makes no whole group on a machine is left to the engines.
         ("hf:d1+megatron:d2t2", "aaabb", [2, 0, 1, 3, 4]),
         ("hf:d2+megatron:(attn:d2t2|ffn:t4)", "aaaaab", [4, 5, 0, 1, 2, 3]),
+        # Whole groups for a critic of its own come after the policy's, and before the engines.
+        ("hf:d1+megatron[critic]:t2+megatron:t2", "aaabb", [2, 3, 4, 0, 1]),
     ],
 )
 def test_trainer_ranks_fill_machines(allocation: str, machines: str, expected: list[int]) -> None:
@@ -35,6 +37,12 @@ def test_trainer_ranks_fill_machines(allocation: str, machines: str, expected: l
     [
         ("hf:d1+megatron:t4", "aabba", "groups of t4 would cross machines (of 3, 1 GPUs for the trainer)", "use t1"),
         ("hf:d2+megatron:t4", "aabbcc", "groups of t4 would cross machines (of 2, 2 GPUs for the trainer)", "use t2"),
+        (
+            "hf:d1+megatron:t2+megatron[critic]:t2",
+            "aaabc",
+            "groups of t2 would cross machines (of 1, 1 GPUs for the critic)",
+            "use t1",
+        ),
         ("hf:d4|megatron:(attn:d4|ffn:t4)", "aabb", "groups of x4 would cross machines", "use x2"),
     ],
 )

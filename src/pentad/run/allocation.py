@@ -58,7 +58,7 @@ def _check_own(settings: RunSettings, allocation: Allocation) -> Iterator[UserEr
             yield UserError(f"allocation: {component} would do nothing: {cause}", f"{fix}, or {instead}")
         elif role == "reference" and settings.model.adapters is not None:
             yield UserError(
-                f"allocation: {component} would do nothing: with model.lora the reference is the policy's own model with "
-                "its adapters off",
+                f"allocation: {component} would do nothing: with model.lora the reference is the policy's own model "
+                "with its adapters off",
                 fix,
             )
