@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from command import Command
+from safetensors.torch import load_file
 
 _REWARD = """
 def score(response):
@@ -41,7 +44,8 @@ trainer:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def assert_close(run: Path, other: Path) -> None:
@@ -77,3 +81,43 @@ def test_a_critic_on_a_device_of_its_own(quickstart: Path, pentad: Pentad, tmp_p
     begun = [begin for phase, begin, _ in lanes["critic rank"] if phase == "training of the critic"]
     ended = [end for phase, _, end in lanes["trainer rank"] if phase == "training"]
     assert min(begun) < min(ended), lanes
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_both_apart_and_going_on_in_other_arrangements(quickstart: Path, pentad: Pentad, tmp_path: Path) -> None:
+    """Each part of a run on another arrangement gives the numbers, and the models, of the whole run on one device."""
+    train(pentad, configure(tmp_path, quickstart, "hf:d1+megatron:d1", "together", steps=6, save=2))
+    said = train(pentad, configure(tmp_path, quickstart, BOTH_APART, "parts", steps=2, save=2))
+    assert "devices: rollout 0; policy 1-2; reference 3; critic 4-5" in said
+    saved = tmp_path / "parts" / "checkpoints" / "step-00000002"
+    assert [len(list((saved / role).glob("*.safetensors"))) for role in ("policy", "critic")] == [2, 2]
+    assert not (saved / "reference").exists()
+    # Critic and reference in the same ranks, apart from the policy; then all together, in its two ranks.
+    shared = "hf:d1+megatron:d1+megatron[critic]:t2|megatron[ref]:t2"
+    for steps, allocation in ((4, shared), (6, "hf:d2|megatron:t2|megatron[critic]:t2")):
+        said = train(pentad, configure(tmp_path, quickstart, allocation, "parts", steps=steps, save=2))
+        assert f"going on after step {steps - 2}" in said and "allocation: " in said
+    assert_close(tmp_path / "parts", tmp_path / "together")
+    for part in ("model", "critic"):
+        left, right = (load_file(tmp_path / run / part / "model.safetensors") for run in ("parts", "together"))
+        assert left.keys() == right.keys()
+        for name in left:
+            assert torch.allclose(left[name], right[name], rtol=0, atol=2e-3), name
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_death_of_a_critic_s_rank_is_told(quickstart: Path, pentad: Pentad, tmp_path: Path) -> None:
+    config = configure(tmp_path, quickstart, CRITIC_APART, "killed", steps=1000)
+    command = pentad("train", str(config))
+    command.wait_until(lambda: len(rows_of(tmp_path / "killed")) > 0, "the first step")
+    psutil.Process(_critic(command)).kill()
+    assert command.ends_within(120) == 1
+    assert "critic rank 0" in command.stderr
+
+
+def _critic(command: Command) -> int:
+    """The last trainer process that was started."""
+    ranks = [p for p in psutil.Process(command.process.pid).children(recursive=True) if "TrainerActor" in p.name()]
+    return max(ranks, key=lambda process: process.pid).pid
