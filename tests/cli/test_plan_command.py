@@ -208,7 +208,7 @@ def test_models_with_gpus_of_their_own(capsys: pytest.CaptureFixture[str], tmp_p
     whole = sum(memory[part] for part in held) - memory["optimizer"] // 2
     assert whole == pytest.approx(together["stages"][0]["memory"]["critic"], rel=1e-6)
     frozen = reference["stages"][0]["memory"]
-    assert frozen["weights"] == 2 * together["stages"][0]["memory"]["reference"]
+    assert frozen["weights"] == pytest.approx(2 * together["stages"][0]["memory"]["reference"], rel=1e-3)
     assert frozen["gradients"] == frozen["optimizer"] == 0
     # Two replicas of the policy's t2 share the step; a critic of one t2 has all of it.
     assert critic["step_seconds"] > 1.5 * together["step"]["parts"]["critic"]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from command import Command
@@ -108,16 +107,16 @@ def test_both_apart_and_going_on_in_other_arrangements(quickstart: Path, pentad:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_death_of_a_critic_s_rank_is_told(quickstart: Path, pentad: Pentad, tmp_path: Path) -> None:
-    config = configure(tmp_path, quickstart, CRITIC_APART, "killed", steps=1000)
-    command = pentad("train", str(config))
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_is_named_while_others_work(
+    victim: int, quickstart: Path, pentad: Pentad, tmp_path: Path
+) -> None:
+    command = pentad("train", str(configure(tmp_path, quickstart, CRITIC_APART, "killed", steps=1000)))
     command.wait_until(lambda: len(rows_of(tmp_path / "killed")) > 0, "the first step")
-    psutil.Process(_critic(command)).kill()
-    assert command.ends_within(120) == 1
-    assert "critic rank 0" in command.stderr
-
-
-def _critic(command: Command) -> int:
-    """The last trainer process that was started."""
-    ranks = [p for p in psutil.Process(command.process.pid).children(recursive=True) if "TrainerActor" in p.name()]
-    return max(ranks, key=lambda process: process.pid).pid
+    ranks = [process for process in command.processes() if "ray::TrainerActor" in " ".join(process.cmdline())]
+    assert len(ranks) == 2
+    process = sorted(ranks, key=lambda one: one.pid)[victim]
+    process.kill()
+    assert command.ends_within(60) == 1
+    assert "rank 0 failed during" in command.stderr and "its process died" in command.stderr
+    assert f"{process.pid}.err" in command.stderr

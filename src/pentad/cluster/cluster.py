@@ -59,7 +59,7 @@ class Cluster:
         self._group: PlacementGroup | None = None
         # Of each device.
         self._bundles: list[int] = []
-        self._placed: list[Gang] = []
+        self._publishing: list[Gang] = []
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -143,7 +143,14 @@ class Cluster:
             self.notes += crossing_groups(component, [machines[self._bundles[device]] for device in ranks])
 
     def spawn(
-        self, actor_class: Any, name: str, component: Component, deadline_s: float, *, replaceable: bool = False
+        self,
+        actor_class: Any,
+        name: str,
+        component: Component,
+        deadline_s: float,
+        *,
+        replaceable: bool = False,
+        publishes: bool = True,
     ) -> Gang:
         """One process on each device of a component.
 
@@ -152,6 +159,7 @@ class Cluster:
             name: of one process, as in "trainer rank".
             deadline_s: longest time of one call, in seconds.
             replaceable: a process that is lost can be replaced, and the run goes on.
+            publishes: weights that are published are sent or received by it.
         """
         devices = self.allocation.devices(component)
         sharing = next(len(group) for group in self.allocation.groups if component in group)
@@ -167,7 +175,8 @@ class Cluster:
 
         actors = [start(rank) for rank in range(len(devices))]
         gang = Gang(name, actors, self.processes, deadline_s, start if replaceable else None)
-        self._placed.append(gang)
+        if publishes:
+            self._publishing.append(gang)
         return gang
 
     @property
@@ -177,11 +186,11 @@ class Cluster:
 
     @property
     def on_one_machine(self) -> bool:
-        """Whether all processes that have a device are on the driver's machine, also those that replace one of them.
+        """Whether all processes that send or receive weights are on the driver's machine, also those that replace one.
 
         To be asked when they have started.
         """
-        machines = {gang.info(rank).machine for gang in self._placed for rank in range(len(gang))}
+        machines = {gang.info(rank).machine for gang in self._publishing for rank in range(len(gang))}
         if self._group is None:  # what replaces a process may start on any machine
             machines |= {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         # A driver that came through Ray's client is on none of them.

@@ -49,7 +49,8 @@ class TrainerRanks:
         self.layout = component.layout
         self.roles = dict(roles)
         name = _NAMES[component.role or "policy"]
-        self.gang = cluster.spawn(TrainerActor, name, component, settings.trainer.deadline_s)
+        deadline_s, publishes = settings.trainer.deadline_s, "policy" in roles
+        self.gang = cluster.spawn(TrainerActor, name, component, deadline_s, publishes=publishes)
         self.dtype = torch.float32
         self._max_tokens = settings.trainer.tokens_per_microbatch
         models = {role: _model_of(role, steps, settings, directory, critic) for role, steps in roles.items()}

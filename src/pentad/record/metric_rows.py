@@ -368,7 +368,7 @@ BOOKKEEPING = (
     ),
     Metric(
         "util/both",
-        "share of the step's time in which some engine generates and some trainer rank computes; 0 if they take turns",
+        "share of the step's time in which some engine generates and some trainer computes; 0 if they take turns",
         "fraction",
         "of the step",
         title="Utilisation",
@@ -376,7 +376,7 @@ BOOKKEEPING = (
     ),
     Metric(
         "util/neither",
-        "share of the step's time in which no engine generates and no trainer rank computes: weights, saving, rewards",
+        "share of the step's time in which no engine generates and no trainer computes: weights, saving, rewards",
         "fraction",
         "of the step",
         title="Utilisation",

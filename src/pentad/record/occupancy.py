@@ -37,12 +37,12 @@ def utilisation(lanes: Lanes, seconds: float) -> dict[str, float]:
     found: dict[str, float] = {}
     if seconds <= 0:
         return found
-    apart = ((name, _busy(lanes, kind, is_computing)) for name, kind in (("reference", REFERENCE), ("critic", CRITIC)))
+    apart = [(name, _busy(lanes, kind, is_computing)) for name, kind in (("reference", REFERENCE), ("critic", CRITIC))]
     for name, group in (("engines", engines), ("trainer", trainer), *apart):
         if group:
             found[f"util/{name}"] = sum(map(_length, group)) / len(group) / seconds
     if engines and trainer:
-        some_engine, some_rank = _union(engines), _union(trainer)
+        some_engine, some_rank = _union(engines), _union([*trainer, *(one for _, group in apart for one in group)])
         either = _length(_union([some_engine, some_rank]))
         found["util/both"] = max(0.0, _length(some_engine) + _length(some_rank) - either) / seconds
         found["util/neither"] = max(0.0, seconds - either) / seconds
