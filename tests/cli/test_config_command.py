@@ -76,6 +76,21 @@ REFUSED = {
         "remove data.eval",
     ),
     "idle engine": (["algorithm.name=sft", "allocation=hf:d1+megatron:t2"], "do nothing", "write megatron:t2"),
+    "critic without one": (
+        ["allocation=hf:d1+megatron:d1+megatron[critic]:d1"],
+        "megatron[critic]:d1 would do nothing: algorithm grpo has no critic",
+        "write hf:d1+megatron:d1, or take an algorithm that reads values",
+    ),
+    "reference without one": (
+        ["allocation=hf:d1|megatron:d1+megatron[ref]:d1"],
+        "megatron[ref]:d1 would do nothing: algorithm grpo has no reference",
+        "write hf:d1|megatron:d1, or set algorithm.kl_coef above 0",
+    ),
+    "reference of adapters": (
+        ["allocation=hf:d1+megatron:d1+megatron[ref]:d1", "algorithm.kl_coef=0.1", "model.lora.rank=4"],
+        "with model.lora the reference is the policy's own model with its adapters off",
+        "write hf:d1+megatron:d1",
+    ),
     "idle engine by default": (["algorithm.name=sft"], "allocation: hf:d1 would do nothing", "write megatron:d1"),
     "evaluation name": (["data.eval={'a:b': x}"], "'a:b' cannot name the metric", "letters, digits"),
     "Megatron field": (

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,6 +180,46 @@ def test_shared_engine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert asleep["peak_bytes"] > resident
     _, out, _ = plan(capsys, file, "allocation=hf:d1|megatron:d1", "rollout.batch_size=1024", "--gpu", "h100")
     assert "It would with rollout.sleep=true" in out
+
+
+def test_models_with_gpus_of_their_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What they hold is counted on their component, and nowhere else; they work beside the policy."""
+    file, written = tmp_path / "run.yaml", tmp_path / "plan.json"
+    file.write_text(CONFIG)
+    ppo = ("algorithm.name=ppo", "algorithm.kl_coef=0.1")
+
+    def planned(*overrides: str) -> tuple[str, dict[str, Any]]:
+        code, out, err = plan(capsys, file, *overrides, "--json", written)
+        assert (code, err) == (0, "")
+        return out, json.loads(written.read_text())
+
+    _, together = planned(*ppo, "allocation=hf:d1+megatron:d2t2")
+    _, policy = planned("allocation=hf:d1+megatron:d2t2")
+    out, apart = planned(*ppo, "allocation=hf:d1+megatron:d2t2+megatron[critic]:t2+megatron[ref]:d1")
+    assert apart["gpus"] == 8 and together["gpus"] == 5 and together["apart"] == []
+    assert "critic  megatron[critic]:t2  on GPUs 5-6" in out and "reference  megatron[ref]:d1  on GPU 7" in out
+    assert "each rank of megatron[critic]:t2 (critic)" in out and "The reference fits" in out
+    # Ranks of the policy are what they are without the two.
+    assert apart["stages"] == policy["stages"] and apart["step"]["parts"] == policy["step"]["parts"]
+    critic, reference = ({part["roles"][0]: part for part in apart["apart"]}[role] for role in ("critic", "reference"))
+    held = ("weights", "gradients", "optimizer")
+    memory = critic["stages"][0]["memory"]
+    # On d2t2 the optimizer's state is shared by two replicas, on t2 it is not.
+    whole = sum(memory[part] for part in held) - memory["optimizer"] // 2
+    assert whole == pytest.approx(together["stages"][0]["memory"]["critic"], rel=1e-6)
+    frozen = reference["stages"][0]["memory"]
+    assert frozen["weights"] == pytest.approx(2 * together["stages"][0]["memory"]["reference"], rel=1e-3)
+    assert frozen["gradients"] == frozen["optimizer"] == 0
+    # Two replicas of the policy's t2 share the step; a critic of one t2 has all of it.
+    assert critic["step_seconds"] > 1.5 * together["step"]["parts"]["critic"]
+    joined, shared = planned(*ppo, "allocation=hf:d1+megatron:d2t2+megatron[critic]:t2|megatron[ref]:t2")
+    (both,) = shared["apart"]
+    assert sorted(both["roles"]) == ["critic", "reference"] and "reference and critic" in joined
+    assert both["stages"][0]["memory"]["reference"] == together["stages"][0]["memory"]["reference"]
+    code, _, err = plan(capsys, file, "allocation=hf:d1+megatron:d2+megatron[critic]:d1")
+    assert code == 2 and "has no critic to hold" in err and "write hf:d1+megatron:d2" in err
+    code, _, err = plan(capsys, file, *ppo, "allocation=hf:d1+megatron:d2+megatron[critic]:t3")
+    assert code == 2 and "critic on megatron[critic]:t3" in err and "cannot be split by t3" in err
 
 
 def test_configuration_with_recompute(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

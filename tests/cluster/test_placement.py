@@ -27,6 +27,8 @@ from pentad.layout import Layout, parse_allocation
         # The GPUs of an engine are on one machine.
         ("vllm:d2t2+megatron:d1", "aaabb", [0, 1, 3, 4, 2]),
         ("vllm:d2t2|megatron:p4", "abba", [0, 3, 1, 2]),
+        # Whole groups for a critic of its own come after the policy's, and before the engines.
+        ("hf:d1+megatron[critic]:t2+megatron:t2", "aaabb", [2, 3, 4, 0, 1]),
     ],
 )
 def test_trainer_ranks_fill_machines(allocation: str, machines: str, expected: list[int]) -> None:
@@ -39,6 +41,12 @@ def test_trainer_ranks_fill_machines(allocation: str, machines: str, expected: l
         ("hf:d1+megatron:t4", "aabba", "groups of t4 would cross machines (of 3, 1 GPUs for the trainer)", "use t1"),
         ("hf:d2+megatron:t4", "aabbcc", "groups of t4 would cross machines (of 2, 2 GPUs for the trainer)", "use t2"),
         ("vllm:t2+megatron:d1", "abc", "an engine of t2 would be on more than one machine", "a smaller t"),
+        (
+            "hf:d1+megatron:t2+megatron[critic]:t2",
+            "aaabc",
+            "groups of t2 would cross machines (of 1, 1 GPUs for the critic)",
+            "use t1",
+        ),
         ("hf:d4|megatron:(attn:d4|ffn:t4)", "aabb", "groups of x4 would cross machines", "use x2"),
     ],
 )
@@ -71,7 +79,7 @@ def test_groups_that_would_cross_machines(allocation: str, machines: str, cause:
     ],
 )
 def test_groups_that_may_cross_machines_are_named(allocation: str, machines: str, groups: str | None) -> None:
-    messages = crossing_groups(parse_allocation(allocation), machines)
+    messages = crossing_groups(parse_allocation(allocation).trainer, machines)
     assert len(messages) == (groups is not None)
     assert not groups or groups in messages[0]
 

@@ -107,7 +107,7 @@ async def test_weights_that_arrive_changed_end_the_run(parts: Any, folder: Path)
 
 @in_loop
 async def test_a_late_engine_and_the_tensor_that_it_is_at_are_named(parts: Any, folder: Path) -> None:
-    name, gang = "model.embed_tokens.weight", parts.trainers.gang
+    name, gang = "model.embed_tokens.weight", parts.trainers.of("policy").gang
     transport = FaultyTransport(parts.transport, "late", name, folder / "go on")
     usual, gang.deadline_s = gang.deadline_s, 2.0
     try:

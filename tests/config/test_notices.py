@@ -76,6 +76,8 @@ def test_a_check_of_copies_that_there_are_not_is_said() -> None:
     (said,) = sources_of(train, trainer={"check_replicas_freq": 5})
     assert said.startswith("trainer.check_replicas_freq = 5, but allocation hf:d1|megatron:d1 has one trainer rank")
     assert sources_of(train, "hf:d2|megatron:t2", trainer={"check_replicas_freq": 5}) == []
+    apart = "hf:d1+megatron:d1+megatron[critic]:d2"
+    assert sources_of(train, apart, algorithm={"name": "ppo"}, trainer={"check_replicas_freq": 5}) == []
     assert sources_of(train, trainer={"check_replicas_freq": 0}) == []
 
 

@@ -35,6 +35,10 @@ VALID = {
     "hf : d 1 |\tmegatron : d 1": (1, Layout(), Layout(), True),
     "sglang[rollout]:d2+megatron[actor]:d4": (6, Layout(2), Layout(4), False),
     "megatron[a]:(attn:t2|ffn:e2)|vllm[b]:t2": (2, Layout(1, 2), Layout(1, 2, expert=2), True),
+    "hf:d1+megatron:t2+megatron[critic]:d3": (6, Layout(), Layout(1, 2), False),
+    "megatron[critic]:d3+hf:d2|megatron[actor]:t2": (5, Layout(2), Layout(1, 2), True),
+    "hf:d1+megatron[actor]:d2+megatron[ref]:d1|megatron[critic]:d1": (4, Layout(), Layout(2), False),
+    "hf:d2|megatron:d2|megatron[critic]:d2": (2, Layout(2), Layout(2), True),
 }
 
 
@@ -58,6 +62,35 @@ def test_devices_follow_the_order_of_the_string() -> None:
     shared = parse_allocation("hf:d2|megatron:t2")
     assert shared.rollout is not None
     assert shared.devices(shared.rollout) == shared.devices(shared.trainer) == range(0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "homes", "shown"),
+    [
+        ("hf:d1+megatron:t2", {"megatron:t2": "policy reference critic"}, "rollout 0; policy, reference, critic 1-2"),
+        (
+            "hf:d1+megatron:t2+megatron[critic]:d1",
+            {"megatron:t2": "policy reference", "megatron[critic]:d1": "critic"},
+            "rollout 0; policy, reference 1-2; critic 3",
+        ),
+        (
+            "megatron[ref]:d1|megatron[critic]:d1+hf:d2|megatron:d2",
+            {"megatron:d2": "policy", "megatron[ref]:d1": "reference critic"},
+            "reference, critic 0; rollout 1-2; policy 1-2",
+        ),
+        # On the policy's devices a model is in the policy's ranks.
+        (
+            "megatron[critic]:d2|megatron:d2+megatron[ref]:d1",
+            {"megatron:d2": "policy critic", "megatron[ref]:d1": "reference"},
+            "policy, critic 0-1; reference 2",
+        ),
+    ],
+)
+def test_where_each_model_is(text: str, homes: dict[str, str], shown: str) -> None:
+    allocation = parse_allocation(text)
+    found = allocation.homes(("policy", "reference", "critic"))
+    assert {str(component): " ".join(roles) for component, roles in found.items()} == homes
+    assert allocation.device_map(("policy", "reference", "critic")) == shown
 
 
 def test_derived_sizes() -> None:
@@ -193,6 +226,16 @@ INVALID = [
     ("megatron:d1|megatron:d1", "megatron:d1", "two trainers", "keep"),
     ("hf:d1+vllm:d1+megatron:d1", "vllm", "two rollout engines", "keep hf:d1 or vllm:d1"),
     ("hf:d2", "", "there is no trainer", "hf:d2|megatron:d2"),
+    ("megatron[critic]:d1", "megatron[critic]", "for the critic alone", "megatron:d1+megatron[critic]:d1"),
+    ("megatron:d1+megatron[x]:d2", "megatron[x]", "two trainers", "named, as in megatron[critic]:d1"),
+    ("megatron[ref]:d1+megatron:d1+megatron[reference]:d1", "megatron[reference]", "two components of the ref", "keep"),
+    (
+        "megatron:d2|megatron[critic]:t2",
+        "megatron[critic]",
+        "in the same ranks",
+        "megatron:d2|megatron[critic]:d2 (one",
+    ),
+    ("megatron:d1+hf:d1|megatron[critic]:d1", "hf:d1", "not with the policy", "hf:d1+megatron[critic]:d1"),
     ("hf[a]:d1|megatron[a]:d1", "megatron", "two components are named a", "its own name"),
     (
         "hf:d2|megatron:d4",

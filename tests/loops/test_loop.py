@@ -8,7 +8,7 @@ import torch
 from loop_world import PER_STEP, SAMPLES, Events, Journal, Model, World
 
 from pentad.algorithms.make import make_algorithm
-from pentad.config.schema.algorithms import DPOSettings, GRPOSettings, SFTSettings
+from pentad.config.schema.algorithms import DPOSettings, GRPOSettings, PPOSettings, SFTSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.data.preferences import EncodedPreferences
 from pentad.data.prompts import EncodedExamples
@@ -224,3 +224,57 @@ def test_a_batch_is_refused_before_it_is_trained_on_where_engine_and_trainer_dif
     assert "train policy" in near.events
     assert len(told) == 1 and "rollout/kl is 0.0187" in told[0]
     assert near.loop.state_dict()["drift"]["told"] == ["large"]
+
+
+class Meeting(Model):
+    """A model whose work is done when the others of its barrier have begun theirs."""
+
+    barrier: asyncio.Barrier
+
+    async def values(self, batch, progress):
+        await self.meet()
+        return await super().values(batch, progress)
+
+    async def logprobs(self, batch, temperature, progress):
+        await self.meet()
+        return await super().logprobs(batch, temperature, progress)
+
+    async def train(self, minibatch, loss, temperature, progress):
+        await self.meet()
+        return await super().train(minibatch, loss, temperature, progress)
+
+    async def meet(self):
+        await asyncio.wait_for(self.barrier.wait(), 5)
+
+
+def test_models_apart_work_at_the_same_time_and_those_together_take_turns():
+    world = World(PPOSettings(kl_coef=0.1, optimizer_steps=2), steps=1, model=Meeting)
+    barrier = asyncio.Barrier(2)
+    for model in (world.policy, world.critic):
+        model.barrier = barrier
+    world.reference.barrier = asyncio.Barrier(1)
+    world.parts.devices = {"policy": 0, "reference": 0, "critic": 1}
+    world.run()
+    assert world.events.index("score policy") < world.events.index("score reference")
+    assert world.events.count("train policy") == world.events.count("train critic") == 2
+    assert world.loop.version == 2
+
+
+def test_a_failure_of_one_model_ends_the_wait_for_those_that_are_apart():
+    class Failing(Model):
+        left = False
+
+        async def values(self, batch, progress):
+            raise RuntimeError("no values")
+
+        async def logprobs(self, batch, temperature, progress):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.left = True
+
+    world = World(PPOSettings(), steps=1, model=Failing)
+    world.parts.devices = {"critic": 1}
+    with pytest.raises(RuntimeError, match="no values"):
+        world.run()
+    assert world.policy.left

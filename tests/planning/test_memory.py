@@ -59,6 +59,10 @@ def test_a_critic_is_held_with_its_optimizer() -> None:
     assert check_memory(MODELS[name], allocation, "bf16", None, 80.0) == []
     (problem,) = check_memory(MODELS[name], allocation, "bf16", None, 80.0, critic=critic)
     assert "needs at least 103.5 GiB" in problem.cause
+    apart = parse_allocation("megatron:d1+megatron[critic]:d1")
+    assert check_memory(MODELS[name], apart, "bf16", None, 80.0, critic=critic) == []
+    (problem,) = check_memory(MODELS["Qwen/Qwen2.5-0.5B"], apart, "bf16", None, 40.0, critic=critic)
+    assert problem.cause.startswith("megatron[critic]:d1 needs at least 51.7 GiB")
 
 
 def test_optimizer_is_divided_by_replicas_of_each_kind() -> None:

@@ -141,6 +141,16 @@ def test_shares_of_turns_and_of_work_at_the_same_time() -> None:
     assert utilisation(lanes_of(overlapping), 10.0) == pytest.approx(shares)
     supervised = window(4.0, ("trainer rank 0", "training", 0.0, 1.0), ("trainer rank 1", "training", 0.0, 1.0))
     assert utilisation(lanes_of(supervised), 4.0) == {"util/trainer": 0.25}
+    apart = window(
+        10.0,
+        ("rollout engine 0", "generation", 0.0, 4.0),
+        ("trainer rank 0", "training", 4.0, 6.0),
+        ("critic rank 0", "training of the critic", 3.0, 9.0),
+        ("reference rank 0", "reference log-probs", 2.0, 3.0),
+    )
+    shares = {"util/engines": 0.4, "util/trainer": 0.2, "util/critic": 0.6, "util/reference": 0.1}
+    shares |= {"util/both": 0.2, "util/neither": 0.1}
+    assert utilisation(lanes_of(apart), 10.0) == pytest.approx(shares)
     idle = Window(0.0, 2.0, (), ("rollout engine 0", "trainer rank 0"))
     assert utilisation(lanes_of(idle), 2.0)["util/engines"] == 0.0
 

@@ -145,6 +145,7 @@ def test_what_cannot_be_converted_is_refused(tiny_models, tmp_path):
     assert "is a Hugging Face model already" in said(model, form="hf")
     assert "--layout is not read together with --to hf" in said(checkpoint, form="hf", layout="t2")
     assert "has rollout engines" in said(model, layout="t2+hf:d1")
+    assert "has more than one trainer" in said(model, layout="t2+megatron[critic]:d1")
     assert "--layout t3" in said(model, layout="t3")
     other = Path(shutil.copytree(model, tmp_path / "other"))
     config = json.loads((model / "config.json").read_text())

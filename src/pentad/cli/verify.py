@@ -261,7 +261,7 @@ def _trainers(texts: Sequence[str], allocations: "Sequence[Allocation]") -> "lis
         layout = allocation.trainer.layout
         if layout in first:
             note = f"{text} has the trainer of {first[layout]}, megatron:{layout}, which is verified once"
-        elif allocation.rollout is not None:
+        elif len(allocation.components) > 1:
             note = f"only the trainer of {text} is verified, megatron:{layout}"
         else:
             note = ""

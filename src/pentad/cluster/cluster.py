@@ -24,7 +24,7 @@ from pentad.cluster.address import check_reachable, no_cluster
 from pentad.cluster.environment import process_environment
 from pentad.cluster.gang import Gang
 from pentad.cluster.holder import Holder
-from pentad.cluster.placement import crossing_groups, place
+from pentad.cluster.placement import crossing_groups, place, trainer_components
 from pentad.cluster.processes import Processes
 from pentad.cluster.ray_session import RaySession
 from pentad.config.schema.ray import RaySettings
@@ -60,7 +60,7 @@ class Cluster:
         self._group: PlacementGroup | None = None
         # Of each device.
         self._bundles: list[int] = []
-        self._placed: list[Gang] = []
+        self._publishing: list[Gang] = []
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -139,10 +139,9 @@ class Cluster:
             )
         machines = placement_group_table(self._group)["bundles_to_node_id"]
         self._bundles = place(self.allocation, [machines[bundle] for bundle in range(world)])
-        if not self.allocation.has_trainer:
-            return
-        ranks = self.allocation.devices(self.allocation.trainer)
-        self.notes = crossing_groups(self.allocation, [machines[self._bundles[device]] for device in ranks])
+        for component in trainer_components(self.allocation):
+            ranks = self.allocation.devices(component)
+            self.notes += crossing_groups(component, [machines[self._bundles[device]] for device in ranks])
 
     def spawn(
         self,
@@ -153,6 +152,7 @@ class Cluster:
         *,
         devices_each: int = 1,
         replaceable: bool = False,
+        publishes: bool = True,
     ) -> Gang:
         """One process on each device of a component, or on each so many; these are on one machine.
 
@@ -162,6 +162,7 @@ class Cluster:
             deadline_s: longest time of one call, in seconds.
             devices_each: of a process; Ray gives it the first, and `Gang.reserved` the others.
             replaceable: a process that is lost can be replaced, and the run goes on.
+            publishes: weights that are published are sent or received by it.
         """
         devices = self.allocation.devices(component)
         sharing = next(len(group) for group in self.allocation.groups if component in group)
@@ -181,7 +182,8 @@ class Cluster:
         size = len(devices) // devices_each
         actors = [start_one(rank) for rank in range(size)]
         gang = Gang(name, actors, self.processes, deadline_s, start_one if replaceable else None)
-        self._placed.append(gang)
+        if publishes:
+            self._publishing.append(gang)
         if devices_each > 1 and self._group is not None:
             others = [device for place, device in enumerate(devices) if place % devices_each]
             holders = [start(Holder, rank, len(others), device) for rank, device in enumerate(others)]
@@ -195,11 +197,11 @@ class Cluster:
 
     @property
     def on_one_machine(self) -> bool:
-        """Whether all processes that have a device are on the driver's machine, also those that replace one of them.
+        """Whether all processes that send or receive weights are on the driver's machine, also those that replace one.
 
         To be asked when they have started.
         """
-        machines = {gang.info(rank).machine for gang in self._placed for rank in range(len(gang))}
+        machines = {gang.info(rank).machine for gang in self._publishing for rank in range(len(gang))}
         if self._group is None:  # what replaces a process may start on any machine
             machines |= {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         # A driver that came through Ray's client is on none of them.

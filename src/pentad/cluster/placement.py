@@ -1,8 +1,8 @@
 """Which GPU of a cluster each device of an allocation is.
 
 Invariant: ranks that exchange every layer's activations (the groups of t and of x) share a machine, or the run is
-refused, and so do the GPUs of an engine; the trainer's ranks fill machines one after the other, with whole groups,
-before anything else is placed but engines of larger groups.
+refused, and so do the GPUs of an engine; trainers' ranks fill machines one after the other, with whole groups: those of
+the policy first, then those of a reference or critic of its own; engines come last, but where their groups are larger.
 Groups of c and of e may cross machines, and are named then.
 """
 
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pentad.errors import UserError
-from pentad.layout import Allocation, Component, Layout
+from pentad.layout import Allocation, Component
 
 # Groups that a message names.
 _SHOWN = 4
@@ -35,38 +35,46 @@ def place(allocation: Allocation, machines: Sequence[str]) -> list[int]:
     bundles = sorted(range(len(machines)), key=lambda index: (-sizes[machines[index]], machines[index], index))
     rollout = allocation.rollout
     engine = 1 if rollout is None else rollout.layout.tensor
-    trainer = allocation.devices(allocation.trainer) if allocation.has_trainer else range(0)
-    others = [device for device in range(allocation.world_size) if device not in trainer]
-    parts = [(others, engine)]
-    if allocation.has_trainer:
-        layout = allocation.trainer.layout
-        together = engine if allocation.colocated else 1
-        parts.insert(0, (list(trainer), math.lcm(layout.tensor, layout.expert_tensor, together)))
+    parts = []
+    for component in trainer_components(allocation):
+        together = engine if rollout is not None and _share(allocation, component, rollout) else 1
+        layout = component.layout
+        size = math.lcm(layout.tensor, layout.expert_tensor, together)
+        parts.append((list(allocation.devices(component)), size))
+    trained = {device for devices, _ in parts for device in devices}
+    parts.append(([device for device in range(allocation.world_size) if device not in trained], engine))
     found: dict[int, int] = {}
-    # The larger groups have the choice; of equal ones, the trainer.
+    # The larger groups have the choice; of equal ones, the policy.
     for devices, size in sorted(parts, key=lambda part: -part[1]):
         bundles = _whole_groups_first(bundles, machines, size)
         found |= dict(zip(devices, bundles, strict=False))
         bundles = bundles[len(devices) :]
-    if allocation.has_trainer:
-        _check(allocation, [machines[found[device]] for device in trainer])
+    for component in trainer_components(allocation):
+        _check(allocation, component, [machines[found[device]] for device in allocation.devices(component)])
     if rollout is not None:
         _check_engines(allocation, rollout, [machines[found[device]] for device in allocation.devices(rollout)])
     return [found[device] for device in range(allocation.world_size)]
 
 
-def crossing_groups(allocation: Allocation, machines: Sequence[str]) -> list[str]:
+def trainer_components(allocation: Allocation) -> list[Component]:
+    """One trainer of each group that has one; that of the policy first."""
+    if not allocation.has_trainer:
+        return []
+    return list(allocation.homes(component.role for component in allocation.components if component.role is not None))
+
+
+def crossing_groups(component: Component, machines: Sequence[str]) -> list[str]:
     """A message for each kind of groups that crosses machines and may, but is slower there.
 
     Args:
-        allocation: what is placed.
-        machines: the machine of each trainer rank.
+        component: a trainer that is placed.
+        machines: the machine of each of its ranks.
 
     Returns:
         messages that name the groups by their trainer ranks: context-parallel ones, which exchange a part of every
         attention layer's activations, and expert-parallel ones, which send tokens to their experts.
     """
-    layout = allocation.trainer.layout
+    layout = component.layout
     kinds = (
         ("context", f"c{layout.context}", layout.context, layout.tensor, "the heads of every attention layer"),
         ("expert", f"e{layout.expert}", layout.expert, layout.expert_tensor, "the tokens of every mixture layer"),
@@ -80,7 +88,10 @@ def crossing_groups(allocation: Allocation, machines: Sequence[str]) -> list[str
             f"ranks {', '.join(map(str, group))} on {_spread(machines, group)} machines" for group in groups[:_SHOWN]
         )
         more = f"; and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
-        messages.append(f"{kind}-parallel groups ({letters}) cross machines: {shown}{more}; {what} pass between them")
+        whose = "" if component.role == "policy" else f" of the {component.role}"
+        messages.append(
+            f"{kind}-parallel groups{whose} ({letters}) cross machines: {shown}{more}; {what} pass between them"
+        )
     return messages
 
 
@@ -106,16 +117,21 @@ def _whole_groups_first(bundles: Sequence[int], machines: Sequence[str], size: i
     return first + over
 
 
-def _check(allocation: Allocation, machines: Sequence[str]) -> None:
+def _share(allocation: Allocation, one: Component, other: Component) -> bool:
+    return any(one in group and other in group for group in allocation.groups)
+
+
+def _check(allocation: Allocation, component: Component, machines: Sequence[str]) -> None:
     """Ranks are numbered t first, those of the experts x first."""
-    layout: Layout = allocation.trainer.layout
+    layout = component.layout
+    whose = "trainer" if component.role == "policy" else component.role
     for letter, size in (("t", layout.tensor), ("x", layout.expert_tensor)):
         if not _crosses(machines, size):
             continue
         fits = max(part for part in range(1, size) if size % part == 0 and not _crosses(machines, part))
         gpus = ", ".join(str(count) for count in sorted(Counter(machines).values(), reverse=True))
         raise UserError(
-            f"allocation {allocation}: groups of {letter}{size} would cross machines (of {gpus} GPUs for the trainer)",
+            f"allocation {allocation}: groups of {letter}{size} would cross machines (of {gpus} GPUs for the {whose})",
             f"use {letter}{fits}, with p, c or d between the machines",
         )
 

@@ -30,7 +30,7 @@ class PublishedPolicy(RoleTrainer):
     publication, and the adapters alone after that; others get the model with the adapters merged into it.
 
     Args:
-        trainers: its ranks.
+        trainers: all models.
         engines: what it is published to.
         transport: how its weights travel.
         restart: requests that run when new weights come are aborted, and made again by whoever made them.
@@ -82,7 +82,7 @@ class PublishedPolicy(RoleTrainer):
                 if isinstance(error, DeadlineError) or not await self._engines.revival.revive(error):
                     raise
                 self._send_all()
-                await self._trainers.gang.processes.settle(calls, _GRACE_S)
+                await self._ranks.gang.processes.settle(calls, _GRACE_S)
         self._version = version
         self._current.set()
 
@@ -103,7 +103,7 @@ class PublishedPolicy(RoleTrainer):
         # What is published again is no news to the requests that run.
         await self._engines.pause(abort=self._restart and version != self._version)
         await self._engines.wake()
-        gang = self._trainers.gang
+        gang = self._ranks.gang
         channel = self._transport.open(version)
         try:
             # Engines first: they receive from the first bucket on.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @ray.remote(concurrency_groups={**GROUPS, "save": 1})
 class TrainerActor(Process):
-    """One rank of every model in the trainer, each known by its role. Progress is in microbatches."""
+    """One rank of every model of its component, each known by its role. Progress is in microbatches."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(rank, world_size)
@@ -69,9 +69,9 @@ class TrainerActor(Process):
 
         Args:
             meeting: address of the store that rank 0 has opened.
-            roles: the model of each role; the policy is one of them.
+            roles: the model of each role that the component has.
             lora: adapters to train instead of the models; the reference is then the policy with adapters off.
-            neighbours: ranks on this machine, this one among them.
+            neighbours: ranks of all components on this machine, this one among them.
 
         Returns:
             `dtype` and `device` of the models.
@@ -82,7 +82,8 @@ class TrainerActor(Process):
         # Before it meets the others, who would wait for it.
         for one in roles.values():
             check_visible(one.setting, one.directory)
-        trainer = roles["policy"].settings
+        # What roles differ in is read from the model of each.
+        trainer = next(iter(roles.values())).settings
         if lora is not None and lora.adapter is not None:
             check_visible("model.lora.adapter", lora.adapter)
         # Megatron takes seconds to import; the driver, which imports this file, has no use for it. It warns then of

@@ -4,11 +4,17 @@ Invariant: a `Layout` or an `Allocation` that exists is consistent in itself; `s
 parses to an equal value. Whether a given model can use it is the matter of `pentad.layout.validate`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from math import prod
+from typing import Literal, get_args
 
 ENGINES = ("hf", "vllm", "sglang")
 TRAINERS = ("megatron",)
+
+TrainedRole = Literal["policy", "reference", "critic"]
+ROLE_NAMES: dict[str, TrainedRole] = {"ref": "reference", "reference": "reference", "critic": "critic"}
+"""Names of trainer components that are of a role; a trainer with any other name, or none, is the policy's."""
 
 LETTERS = {
     "d": "data",
@@ -80,7 +86,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Component:
-    """A rollout engine or a trainer, with its layout. `name` is a label of the user's choice, or None."""
+    """A rollout engine or a trainer, with its layout.
+
+    `name` is a label of the user's choice, or None; that of a trainer may say whose it is (`ROLE_NAMES`).
+    """
 
     name: str | None
     backend: str
@@ -95,6 +104,11 @@ class Component:
         """Whether this is the trainer, as opposed to a rollout engine."""
         return self.backend in TRAINERS
 
+    @property
+    def role(self) -> TrainedRole | None:
+        """The model that a trainer is for; the policy's also has those models that have no component of their own."""
+        return ROLE_NAMES.get(self.name or "", "policy") if self.is_trainer else None
+
     def __str__(self) -> str:
         return self.backend + (f"[{self.name}]" if self.name else "") + f":{self.layout}"
 
@@ -103,20 +117,31 @@ class Component:
 class Allocation:
     """All components of a run. Components of one group share its devices; groups follow each other.
 
-    There is one trainer, but for an evaluation that needs none (`engines_alone`).
+    There is a trainer of the policy, but for an evaluation that needs none (`engines_alone`).
+    Reference and critic live in the ranks of the policy, unless they have a component of their own. Trainers of one
+    group are the same ranks.
 
     Raises:
-        ValueError: no component; more than one trainer; more than one rollout; a group whose components differ in size.
+        ValueError: no component; no trainer of the policy, or two of one model; more than one rollout; a group whose
+            components differ in size, or whose trainers in layout; a rollout that shares devices without the policy.
     """
 
     groups: tuple[tuple[Component, ...], ...]
 
     def __post_init__(self) -> None:
-        trainers = sum(component.is_trainer for component in self.components)
-        if trainers > 1 or len(self.components) - trainers > 1 or not self.components:
-            raise ValueError("an allocation has at most one trainer and at most one rollout component")
-        if any(len({component.layout.world for component in group}) != 1 for group in self.groups):
-            raise ValueError("components that share devices must have the same number of them")
+        roles = [component.role for component in self.components]
+        alone = roles == [None]
+        if (roles.count("policy") != 1 and not alone) or roles.count(None) > 1:
+            raise ValueError("an allocation has one trainer of the policy and at most one rollout component")
+        if any(roles.count(role) > 1 for role in get_args(TrainedRole)):
+            raise ValueError("a model has one trainer component at most")
+        for group in self.groups:
+            if len({component.layout.world for component in group}) != 1:
+                raise ValueError("components that share devices must have the same number of them")
+            if len({component.layout for component in group if component.is_trainer}) > 1:
+                raise ValueError("trainers that share devices must have the same layout")
+            if len(group) > 1 and self.rollout in group and self.trainer not in group:
+                raise ValueError("engines share devices with the policy, or with nothing")
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -125,8 +150,8 @@ class Allocation:
 
     @property
     def trainer(self) -> Component:
-        """The trainer."""
-        return next(component for component in self.components if component.is_trainer)
+        """The trainer of the policy, and of every model that has no component of its own."""
+        return next(component for component in self.components if component.role == "policy")
 
     @property
     def rollout(self) -> Component | None:
@@ -155,8 +180,25 @@ class Allocation:
 
     @property
     def colocated(self) -> bool:
-        """Whether trainer and rollout engines share their devices."""
-        return any(len(group) > 1 for group in self.groups)
+        """Whether the policy's trainer and rollout engines share their devices."""
+        return self.has_trainer and any(self.trainer in group and self.rollout in group for group in self.groups)
+
+    def own(self, role: TrainedRole) -> Component | None:
+        """The component that is written for a model; None where it has none of its own."""
+        return next((component for component in self.components if component.role == role), None)
+
+    def home(self, role: TrainedRole) -> Component:
+        """The component whose ranks have a model: its own, or that of the policy, or the first on the same devices."""
+        own = self.own(role) or self.trainer
+        group = next(group for group in self.groups if own in group)
+        return self.trainer if self.trainer in group else next(item for item in group if item.is_trainer)
+
+    def homes(self, roles: Iterable[TrainedRole]) -> dict[Component, list[TrainedRole]]:
+        """The roles of each trainer whose ranks have models; that of the policy first."""
+        found: dict[Component, list[TrainedRole]] = {self.trainer: []}
+        for role in roles:
+            found.setdefault(self.home(role), []).append(role)
+        return found
 
     def devices(self, component: Component) -> range:
         """The devices of a component, counted from 0 over the whole run.
@@ -170,6 +212,25 @@ class Allocation:
                 return range(start, start + component.layout.world)
             start += group[0].layout.world
         raise ValueError(f"{component} is not in {self}")
+
+    def device_map(self, roles: Iterable[TrainedRole]) -> str:
+        """Which devices have what, in words: `rollout 0; policy, reference 1-2; critic 3`."""
+        ordered = [role for role in get_args(TrainedRole) if role in set(roles)]
+        holders = {component: ", ".join(found) for component, found in self.homes(ordered).items()}
+        if self.rollout is not None:
+            holders[self.rollout] = "rollout"
+        parts = []
+        for component in self.components:
+            if component in holders:
+                devices = self.devices(component)
+                last = f"-{devices[-1]}" if len(devices) > 1 else ""
+                parts.append(f"{holders[component]} {devices[0]}{last}")
+        return "; ".join(parts)
+
+    def without(self, component: Component) -> "Allocation":
+        """The same without one of its components."""
+        groups = (tuple(item for item in group if item != component) for group in self.groups)
+        return Allocation(tuple(group for group in groups if group))
 
     def __str__(self) -> str:
         return "+".join("|".join(map(str, group)) for group in self.groups)

@@ -7,11 +7,12 @@ refused, with a caret under it and the smallest change that would do.
 import difflib
 from dataclasses import dataclass, replace
 from math import prod
+from typing import NoReturn
 
 from lark import Token, Tree
 
 from pentad.layout.grammar import fail, syntax_tree
-from pentad.layout.layout import ENGINES, LETTERS, TRAINERS, Allocation, Component, Layout
+from pentad.layout.layout import ENGINES, LETTERS, ROLE_NAMES, TRAINERS, Allocation, Component, Layout
 
 _WORDS = {
     "d": "data",
@@ -26,6 +27,7 @@ _ENGINE_LETTERS = "dtp"
 _ATTN_LETTERS = "dtpcv"
 _FFN_LETTERS = "dtpev"
 _MAX_SIZE = 1_000_000
+_APART = dict.fromkeys(ROLE_NAMES.values())
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ def parse_allocation(text: str) -> Allocation:
     """Parse an allocation string.
 
     `backend:sizes` or `backend[name]:sizes`, joined by `|` (the same devices; binds tighter) and `+` (separate
-    devices). Engines are hf, vllm and sglang, the trainer is megatron. Sizes are letters with numbers in any order:
-    d data, t tensor, p pipeline, c context, e expert, x expert tensor, v virtual pipeline. The folded form
-    `megatron:(attn:d1p4t2c2|ffn:e4t1)` gives the experts sizes of their own: t there is x, p and v are inherited and
-    d is derived.
+    devices). Engines are hf, vllm and sglang, the trainer is megatron. A trainer named critic, ref or reference is for
+    that model alone, which else lives with the policy: `hf:d1+megatron:t2+megatron[critic]:d1`. Sizes are letters with
+    numbers in any order: d data, t tensor, p pipeline, c context, e expert, x expert tensor, v virtual pipeline. The
+    folded form `megatron:(attn:d1p4t2c2|ffn:e4t1)` gives the experts sizes of their own: t there is x, p and v are
+    inherited and d is derived.
 
     Raises:
         UserError: with a caret under the offending character.
@@ -226,24 +229,52 @@ def _check_roles(text: str, items: list[_Parsed]) -> None:
             fail(text, item.start, cause, "give each its own name, or leave names out")
         if item.component.name:
             names.add(item.component.name)
-    trainers = [item for item in items if item.component.is_trainer]
     engines = [item for item in items if not item.component.is_trainer]
-    for found, what in ((trainers, "trainer"), (engines, "rollout engine")):
+    policies = [item for item in items if item.component.role == "policy"]
+    named = "; a critic or a reference of its own is named, as in megatron[critic]:d1 or megatron[ref]:d1"
+    for found, what, hint in (
+        (policies, "trainers", named),
+        (engines, "rollout engines", "; more of the same engine are its d"),
+        *(
+            ([item for item in items if item.component.role == role], f"components of the {role}", "")
+            for role in _APART
+        ),
+    ):
         if len(found) > 1:
-            hint = "; more of the same engine are its d" if what != "trainer" else ""
-            fail(
-                text,
-                found[1].start,
-                f"there are two {what}s",
-                f"keep {found[0].component} or {found[1].component}{hint}",
-            )
-    if not trainers:
-        engine = engines[0].component
+            keep = f"keep {found[0].component} or {found[1].component}{hint}"
+            fail(text, found[1].start, f"there are two {what}", keep)
+    if not policies:
+        _fail_without_policy(text, items)
+
+
+def _fail_without_policy(text: str, items: list[_Parsed]) -> NoReturn:
+    apart = next((item for item in items if item.component.is_trainer), None)
+    if apart is None:
+        engine = items[0].component
         hint = f"{engine}|megatron:d{engine.layout.world} (same devices) or {engine}+megatron:d1 (separate devices)"
         fail(text, len(text.rstrip()), "there is no trainer", f"write {hint}")
+    cause = f"{apart.component} is for the {apart.component.role} alone; the policy has no trainer"
+    actor = replace(apart.component, name=None)
+    fail(text, apart.start, cause, f"write {actor}, which has every model, or {actor}+{apart.component}")
 
 
 def _check_shared(text: str, group: list[_Parsed]) -> None:
+    _check_sizes(text, group)
+    trainers = [item for item in group if item.component.is_trainer]
+    for other in trainers[1:]:
+        first = trainers[0].component
+        if other.component.layout != first.layout:
+            cause = f"{first} and {other.component} share their devices, so their models are in the same ranks"
+            same = replace(other.component, layout=first.layout)
+            fix = f"write {first}|{same} (one layout) or {first}+{other.component} (devices of their own)"
+            fail(text, other.start, cause, fix)
+    engine = next((item for item in group if not item.component.is_trainer), None)
+    if engine is not None and trainers and all(item.component.role != "policy" for item in trainers):
+        cause = f"{engine.component} shares devices with {trainers[0].component}, and not with the policy"
+        fail(text, engine.start, cause, f"write {engine.component}+{trainers[0].component} (devices of their own)")
+
+
+def _check_sizes(text: str, group: list[_Parsed]) -> None:
     first, *others = group
     for other in others:
         left, right = first.component.layout.world, other.component.layout.world

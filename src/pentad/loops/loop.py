@@ -7,9 +7,9 @@ newer than those that sampled it. A step is: batch, columns, credit, optimizer s
 """
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pentad.algorithms.importance import importance_weights
@@ -19,12 +19,13 @@ from pentad.config.schema.algorithms.base import AlgorithmSettings, Role
 from pentad.config.schema.algorithms.correction import CorrectionSettings
 from pentad.config.schema.trainer import TrainerSettings
 from pentad.errors import UserError
+from pentad.loops.devices import Work, do_all
 from pentad.loops.drift import DriftWatch, judged_drift
 from pentad.loops.evaluating import Evaluations
 from pentad.loops.evaluation import Evaluation
 from pentad.loops.journal import Journal
 from pentad.loops.publication import Publication
-from pentad.loops.roles import Engines, Trainer
+from pentad.loops.roles import Engines, Progress, Trainer
 from pentad.loops.saving import Saver
 from pentad.loops.skipping import SkippedUpdates
 from pentad.loops.sources import Source
@@ -46,6 +47,7 @@ class Parts:
 
     Attributes:
         roles: the models; `policy` is always there.
+        devices: where each model is; those that are apart work at the same time, those that are not named are together.
         engines: None where nothing is generated.
         publication: None where nothing is generated.
         evaluation: None where nothing is evaluated.
@@ -70,6 +72,7 @@ class Parts:
     evaluation: Evaluation | None
     temperature: float
     max_staleness: int = 0
+    devices: Mapping[Role, Hashable] = field(default_factory=dict)
     correction: CorrectionSettings | None = None
     drift_watch: DriftWatch | None = None
     learning_watch: LearningWatch | None = None
@@ -157,7 +160,8 @@ class Loop:
                 self._engines_hold_memory = False
             sampled = parts.algorithm_settings.sampled_columns
             columns = parts.algorithm_settings.columns - sampled
-            batch = await self._stop.unless(compute_columns(batch, columns, parts.roles, parts.temperature, journal))
+            computing = compute_columns(batch, columns, parts.roles, parts.temperature, journal, parts.devices)
+            batch = await self._stop.unless(computing)
             apart = judged_drift(batch, self.version, parts.drift_watch)
             for column in sampled:
                 batch = batch.with_per_token(column, batch.per_token[SAMPLED_COLUMNS[column]])
@@ -230,7 +234,8 @@ class Loop:
         metrics: dict[Role, list[Mapping[str, float]]] = {role: [] for role in roles}
         consumed = {role: Counter[int]() for role in roles}
         groups = batch.per_sequence.get("group_ids")
-        updates = parts.algorithm_settings.updates
+        updates, updated = parts.algorithm_settings.updates, 0
+        work: list[Work] = []
         for part in split_minibatches(batch.num_sequences, updates, None if groups is None else groups.tolist()):
             minibatch = batch.select(part) if updates > 1 else batch
             if not bool(minibatch.loss_mask.any()):
@@ -238,18 +243,29 @@ class Loop:
                 left_out.update(minibatch.sample_ids.tolist())
                 continue
             for role in roles:
-                progress = parts.journal.progress("training" if role == "policy" else f"training of the {role}")
-                trained = await parts.roles[role].train(minibatch, self._losses[role], parts.temperature, progress)
-                self._skipped.count(role, trained)
-                metrics[role].append(trained.metrics)
-                consumed[role].update(trained.sample_ids)
-            self.version += 1
+                work.append(self._optimizer_step(role, minibatch, metrics[role], consumed[role]))
+            updated += 1
+        await do_all(work, parts.devices, parts.journal)
+        self.version += updated
         whole = Counter(batch.sample_ids.tolist())
         if any(samples + left_out != whole for samples in consumed.values()):
             raise AssertionError("a sample was trained on twice or not at all")
         joined = {name: value for role in roles for name, value in join_updates(role, metrics[role]).items()}
         failed = 0 if (kept := trained_sequences(batch)) is None else int((~kept).sum())
         return {**joined, "data/samples_consumed": whole.total() - failed, "data/samples_left_out": failed}
+
+    def _optimizer_step(
+        self, role: Role, minibatch: Batch, metrics: list[Mapping[str, float]], consumed: Counter[int]
+    ) -> Work:
+        parts = self._parts
+
+        async def do(progress: Progress) -> None:
+            trained = await parts.roles[role].train(minibatch, self._losses[role], parts.temperature, progress)
+            self._skipped.count(role, trained)
+            metrics.append(trained.metrics)
+            consumed.update(trained.sample_ids)
+
+        return Work(role, "training" if role == "policy" else f"training of the {role}", do)
 
     async def _publish(self) -> None:
         if self._parts.publication is None:

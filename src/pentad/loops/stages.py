@@ -4,11 +4,14 @@ Invariant: the columns are computed once for the whole batch, before the first o
 `old_logprobs` are of is the policy at the beginning of the batch, however many optimizer steps follow.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+
+from torch import Tensor
 
 from pentad.config.schema.algorithms.base import COLUMN_ROLES, Role
+from pentad.loops.devices import Work, do_all
 from pentad.loops.journal import Journal
-from pentad.loops.roles import Trainer
+from pentad.loops.roles import Progress, Trainer
 from pentad.samples.batch import Batch
 
 # In this order; the phase that is shown.
@@ -19,21 +22,35 @@ SAMPLED_COLUMNS = {"old_logprobs": "rollout_logprobs"}
 
 
 async def compute_columns(
-    batch: Batch, columns: Iterable[str], roles: Mapping[Role, Trainer], temperature: float, journal: Journal
+    batch: Batch,
+    columns: Iterable[str],
+    roles: Mapping[Role, Trainer],
+    temperature: float,
+    journal: Journal,
+    devices: Mapping[Role, Hashable] | None = None,
 ) -> Batch:
     """The batch with the columns that the algorithm reads.
 
     Args:
         columns: keys of COLUMN_ROLES.
         temperature: that the batch was sampled at.
+        devices: where each model is; those that are apart compute at the same time.
     """
-    wanted = set(columns)
-    for column, phase in _PHASES.items():
-        if column in wanted:
-            role, progress = roles[COLUMN_ROLES[column]], journal.progress(phase)
+    wanted = [column for column in _PHASES if column in set(columns)]
+    found: dict[str, Tensor] = {}
+
+    def work(column: str) -> Work:
+        role = COLUMN_ROLES[column]
+
+        async def do(progress: Progress) -> None:
             if column == "values":
-                found = await role.values(batch, progress)
+                found[column] = await roles[role].values(batch, progress)
             else:
-                found = await role.logprobs(batch, temperature, progress)
-            batch = batch.with_per_token(column, found)
+                found[column] = await roles[role].logprobs(batch, temperature, progress)
+
+        return Work(role, _PHASES[column], do)
+
+    await do_all([work(column) for column in wanted], devices or {}, journal)
+    for column in wanted:
+        batch = batch.with_per_token(column, found[column])
     return batch

@@ -105,12 +105,20 @@ def predict_time(
     parts["critic"] = 0.0
     if work.critic is not None:
         alone = predict_time(work.critic, layout, replace(work, critic=None), gpu, rates, step_tokens)
-        scoring = (alone.total - alone.parts["data"] - alone.parts["optimizer"]) / rates.products
-        parts["critic"] = alone.total + scoring
+        parts["critic"] = alone.total + _scoring(alone, rates)
         operations += flops_per_token(work.critic, work.sequence) * tokens * (1 + 1 / rates.products)
     total = sum(parts.values())
     peak = gpu.tflops[work.dtype] * 1e12 * layout.world
     return StepTime({part: parts[part] for part in PARTS}, bubble, tokens / total, operations / total / peak)
+
+
+def predict_scoring_time(facts: ModelFacts, layout: Layout, work: Workload, gpu: Gpu, rates: Rates = DEFAULT) -> float:
+    """Predicted seconds of one forward pass over the tokens of an optimizer step."""
+    return _scoring(predict_time(facts, layout, replace(work, critic=None), gpu, rates), rates)
+
+
+def _scoring(alone: StepTime, rates: Rates) -> float:
+    return (alone.total - alone.parts["data"] - alone.parts["optimizer"]) / rates.products
 
 
 def _microbatch(

@@ -6,10 +6,11 @@ from pentad.families.facts import ModelFacts
 from pentad.layout.context import ContextMethod, context_method
 from pentad.layout.layout import Layout
 from pentad.layout.pipeline import Chunk
+from pentad.planning.apart import ApartPlan
 from pentad.planning.coefficients import GIB
 from pentad.planning.engine import EngineMemory
 from pentad.planning.gpus import Gpu
-from pentad.planning.memory import COMPONENTS, Workload
+from pentad.planning.memory import COMPONENTS, RankMemory, Workload
 from pentad.planning.parameters import active_parameters, model_parameters
 from pentad.planning.plan import LayoutPlan, fewer_sequences, lighter
 from pentad.planning.rank import Candidate, size_text
@@ -23,7 +24,8 @@ def draw_plan(plan: LayoutPlan) -> str:
         _table(["stage", "GPUs", "holds", "parameters", "peak GiB"], _stages(plan), right=(3, 4)),
         f"Predicted peak memory of each rank, in GiB ({plan.work.dtype}, recompute {plan.work.recompute}, "
         f"{plan.work.tokens:,} tokens a microbatch):",
-        _memory(plan),
+        _memory(plan.memory),
+        *_apart(plan),
         *_engine(plan),
         _verdict(plan),
         _time(plan),
@@ -79,7 +81,7 @@ def _allocation(plan: LayoutPlan) -> str:
     lines = [_gpus(plan.allocation.world_size)]
     for component in plan.allocation.components:
         devices = plan.allocation.devices(component)
-        role = "trainer" if component.is_trainer else "rollout"
+        role = "trainer" if component == plan.allocation.trainer else component.role or "rollout"
         lines.append(f"  {role}  {component}  on {_span(devices[0], devices[-1])}")
     return "\n".join([*lines, *(f"  {line}" for line in describe_layout(plan.layout, plan.facts))])
 
@@ -140,13 +142,22 @@ def _holds(chunk: Chunk) -> str:
     return " + ".join(["embedding"] * chunk.embedding + [layers] + ["norm, output layer"] * chunk.head)
 
 
-def _memory(plan: LayoutPlan) -> str:
-    shown = [name for name in COMPONENTS if any(rank.components[name] for rank in plan.memory)]
+def _memory(ranks: Sequence[RankMemory]) -> str:
+    shown = [name for name in COMPONENTS if any(rank.components[name] for rank in ranks)]
     rows = [
         [str(rank.stage), *(f"{rank.components[name] / GIB:.2f}" for name in shown), f"{rank.total / GIB:.2f}"]
-        for rank in plan.memory
+        for rank in ranks
     ]
     return _table(["stage", *shown, "all"], rows, right=range(1, len(shown) + 2))
+
+
+def _apart(plan: LayoutPlan) -> list[str]:
+    """The memory of reference and critic on GPUs of their own."""
+    blocks = []
+    for part in plan.apart:
+        blocks.append(f"Predicted peak memory of each rank of {part.component} ({part.name}), in GiB:")
+        blocks.append(_memory(part.memory))
+    return blocks
 
 
 def _engine(plan: LayoutPlan) -> list[str]:
@@ -168,6 +179,7 @@ def _engine(plan: LayoutPlan) -> list[str]:
 
 def _verdict(plan: LayoutPlan) -> str:
     lines = [_trainer_verdict(plan)]
+    lines += [_apart_verdict(plan, part) for part in plan.apart]
     if plan.engine is not None and not plan.allocation.colocated:
         lines.append(_engine_verdict(plan, plan.engine))
     return "\n".join(lines)
@@ -184,6 +196,15 @@ def _trainer_verdict(plan: LayoutPlan) -> str:
         return f"{text} It would with {change}."
     name, size = max(plan.peak.components.items(), key=lambda item: item[1])
     return f"{text} Most is {name}, {size / GIB:.1f} GiB."
+
+
+def _apart_verdict(plan: LayoutPlan, part: ApartPlan) -> str:
+    needed, limit = part.peak.total / GIB, plan.gpu.memory_gib
+    if (excess := part.excess(plan.gpu)) <= 0:
+        return f"The {part.name} fit{'s' if len(part.roles) == 1 else ''}: {needed:.1f} of {limit:.1f} GiB."
+    text = f"Does not fit: {part.component} needs {needed:.1f} GiB on each GPU, {size_text(excess)} more than the "
+    name, size = max(part.peak.components.items(), key=lambda item: item[1])
+    return f"{text}{limit:.1f} of a {plan.gpu.name}. Most is {name}, {size / GIB:.1f} GiB."
 
 
 def _engine_verdict(plan: LayoutPlan, engine: EngineMemory) -> str:
@@ -205,12 +226,16 @@ def _time(plan: LayoutPlan) -> str:
     bubble = f"bubble {time.bubble:.1%}" + (
         f" = (p{layout.pipeline} - 1) / (v{layout.virtual} * {plan.work.microbatches})" if layout.pipeline > 1 else ""
     )
+    beside = "".join(
+        f"\nBeside it the {part.name} on {part.component} works for {part.seconds:.2f} s of each step."
+        for part in plan.apart
+    )
     return (
         f"{plan.work.microbatches} microbatch{'es' if plan.work.microbatches > 1 else ''} a step on each replica; "
         f"{bubble}.\n"
         f"Predicted step {time.total:.2f} s ({parts}): "
         f"{time.tokens_per_second / layout.world:,.0f} tokens/s/GPU, MFU {time.mfu:.0%}."
-    )
+    ) + beside
 
 
 def _candidate_row(number: int, item: Candidate, best: Candidate) -> list[str]:

@@ -113,6 +113,29 @@ def predict_peak(facts: ModelFacts, layout: Layout, work: Workload, coefficients
     return max(ranks, key=lambda rank: rank.total)
 
 
+def predict_scoring(
+    facts: ModelFacts, layout: Layout, work: Workload, coefficients: Coefficients = DEFAULT
+) -> tuple[RankMemory, ...]:
+    """The same of a model that is never trained: its weights, and what one layer needs while it is computed."""
+    found, width, table = [], BYTES[work.dtype], coefficients
+    whole = replace(work, recompute="none")
+    for stage, chunks in enumerate(pipeline_chunks(facts, layout)):
+        parameters = chunk_parameters(facts, layout, chunks)
+        layers = layer_kinds(facts, chunks)
+        rows = facts.padded_vocab(layout.tensor) // layout.tensor if chunks[-1].head and not facts.value_head else 0
+        tokens = work.tokens / layout.context
+        components = {
+            "weights": parameters.total * width,
+            "activations": max(layer_activations(facts, layout, whole, layer, table) for layer in layers),
+            "logits": min(table.logits_chunk, tokens * rows) * (table.logits_fp32 + table.logits_model * width),
+            "buffers": _exchanges(facts, layout, work, table),
+        }
+        outside = table.context_bytes + table.group_bytes * _groups(layout)
+        components["overhead"] = outside + table.fragmentation * sum(components.values())
+        found.append(RankMemory(stage, parameters, {name: int(components.get(name, 0)) for name in COMPONENTS}))
+    return tuple(found)
+
+
 def layer_activations(
     facts: ModelFacts, layout: Layout, work: Workload, layer: int, table: Coefficients = DEFAULT
 ) -> float:

@@ -13,6 +13,7 @@ from pentad.layout.context import context_method
 from pentad.layout.layout import Allocation, Layout
 from pentad.layout.pipeline import Chunk, pipeline_chunks
 from pentad.layout.validate import check_layout, refuse
+from pentad.planning.apart import ApartPlan, plan_apart, policy_work
 from pentad.planning.coefficients import GIB
 from pentad.planning.cost import StepTime, predict_time
 from pentad.planning.engine import EngineMemory, EngineWork, predict_engine
@@ -30,6 +31,7 @@ class LayoutPlan:
         model: the model's name.
         engine: memory of the rollout engines on each of their GPUs, if there are any and it is known; where they share
             the trainer's GPUs it is also in `memory`.
+        apart: reference and critic, where they have GPUs of their own; `memory` and `time` are without them then.
         chunks: of each pipeline stage.
         memory: of each rank of each pipeline stage.
         notes: what the user should know; the plan is legal all the same.
@@ -45,6 +47,7 @@ class LayoutPlan:
     engine: EngineMemory | None
     time: StepTime
     notes: tuple[str, ...]
+    apart: tuple[ApartPlan, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -70,8 +73,9 @@ class LayoutPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether trainer and engines fit."""
-        return self.excess <= 0 and self.engine_excess <= 0
+        """Whether trainer, engines, and what is apart fit."""
+        apart = all(part.excess(self.gpu) <= 0 for part in self.apart)
+        return self.excess <= 0 and self.engine_excess <= 0 and apart
 
 
 def make_plan(
@@ -99,6 +103,9 @@ def make_plan(
         *check_microbatches(layout, work.microbatches),
     ]
     refuse(problems, f"{model} on {allocation.trainer}")
+    apart, apart_notes = plan_apart(facts, allocation, work, gpu)
+    notes += apart_notes
+    work = policy_work(allocation, work)
     if work.critic is not None:
         refuse(
             [*check_layout(work.critic, layout), *check_projections(work.critic, layout)],
@@ -111,7 +118,8 @@ def make_plan(
         engine = predict_engine(facts, allocation.rollout, engine_work)
         work = replace(work, engine=engine if allocation.colocated else None)
     memory = predict_memory(facts, layout, work)
-    return LayoutPlan(model, facts, allocation, gpu, work, pipeline_chunks(facts, layout), memory, engine, time, notes)
+    chunks = pipeline_chunks(facts, layout)
+    return LayoutPlan(model, facts, allocation, gpu, work, chunks, memory, engine, time, notes, apart)
 
 
 def make_ranking(facts: ModelFacts, gpus: int, gpu: Gpu, work: Workload, step_tokens: int) -> list[Candidate]:
@@ -190,6 +198,7 @@ def plan_to_json(plan: LayoutPlan) -> dict[str, Any]:
         "fits": plan.fits,
         "excess_bytes": plan.excess,
         "engine": _engine(plan),
+        "apart": [part.as_json(plan.gpu) for part in plan.apart],
         "microbatches": plan.work.microbatches,
         "bubble": plan.time.bubble,
         "step": _time(plan.time),

@@ -7,7 +7,7 @@ does not generate meanwhile, and a trainer rank answers calls in the order in wh
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pentad.record.phases import ASLEEP, ENGINE, GENERATION, TRAINER, is_computing, kind_of, rank_of
+from pentad.record.phases import ASLEEP, CRITIC, ENGINE, GENERATION, REFERENCE, TRAINER, is_computing, kind_of, rank_of
 from pentad.record.timeline import Span, Window
 
 Part = tuple[str, float, float]
@@ -15,7 +15,7 @@ Part = tuple[str, float, float]
 Lanes = Mapping[str, Sequence[Part]]
 """Parts by process, in order of time."""
 
-_KINDS = (ENGINE, TRAINER)
+_KINDS = (ENGINE, TRAINER, REFERENCE, CRITIC)
 
 
 def lanes_of(window: Window) -> dict[str, list[Part]]:
@@ -37,11 +37,12 @@ def utilisation(lanes: Lanes, seconds: float) -> dict[str, float]:
     found: dict[str, float] = {}
     if seconds <= 0:
         return found
-    for name, group in (("engines", engines), ("trainer", trainer)):
+    apart = [(name, _busy(lanes, kind, is_computing)) for name, kind in (("reference", REFERENCE), ("critic", CRITIC))]
+    for name, group in (("engines", engines), ("trainer", trainer), *apart):
         if group:
             found[f"util/{name}"] = sum(map(_length, group)) / len(group) / seconds
     if engines and trainer:
-        some_engine, some_rank = _union(engines), _union(trainer)
+        some_engine, some_rank = _union(engines), _union([*trainer, *(one for _, group in apart for one in group)])
         either = _length(_union([some_engine, some_rank]))
         found["util/both"] = max(0.0, _length(some_engine) + _length(some_rank) - either) / seconds
         found["util/neither"] = max(0.0, seconds - either) / seconds

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # What processes are called.
 ENGINE, TRAINER, REWARDS, DRIVER = "rollout engine", "trainer rank", "rewards", "driver"
+# Ranks of a model that has devices of its own.
+REFERENCE, CRITIC = "reference rank", "critic rank"
 # Phases that others ask for by name.
 GENERATION, ASLEEP, SYNC = "generation", "asleep", "weight synchronisation"
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from pentad.record.drawing import GRID, PALETTE, STYLE, to_svg
-from pentad.record.phases import ASLEEP, ENGINE, PHASES, TRAINER, find_phase
+from pentad.record.phases import ASLEEP, CRITIC, ENGINE, PHASES, REFERENCE, TRAINER, find_phase
 from pentad.record.spans import Lane, Row, ranks_text
 
 # Processes that have a row with a gap around it and a label of their own.
@@ -23,7 +23,7 @@ _FEW = 16
 # Different rows in a picture; of more, some are left out.
 _MOST = 96
 _ROW_INCHES, _HIGHEST_INCHES = 0.19, 3.4
-_SHORT = {ENGINE: "engine", TRAINER: "trainer"}
+_SHORT = {ENGINE: "engine", TRAINER: "trainer", REFERENCE: "reference", CRITIC: "critic"}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ def check_allocation(settings: RunSettings) -> Iterator[UserError]:
         yield UserError(f"allocation: {problem.cause}", problem.fix)
     yield from check_vllm(settings, allocation)
     yield from _check_transport(settings, allocation)
+    yield from _check_own(settings, allocation)
     if settings.trainer.max_staleness and allocation.rollout is not None and allocation.colocated:
         yield UserError(
             f"trainer.max_staleness is {settings.trainer.max_staleness}, but {allocation} has engines and trainer take "
@@ -59,3 +60,22 @@ def _check_transport(settings: RunSettings, allocation: Allocation) -> Iterator[
     yield UserError(
         f"rollout.transport={name} needs {needs}; the allocation is {allocation}", "set rollout.transport=auto"
     )
+
+
+def _check_own(settings: RunSettings, allocation: Allocation) -> Iterator[UserError]:
+    """Components for models that the run does not have, or has inside another."""
+    algorithm, advice = settings.algorithm, {"critic": "take an algorithm that reads values, as ppo"}
+    for role in ("reference", "critic"):
+        if (component := allocation.own(role)) is None:
+            continue
+        fix = f"write {allocation.without(component)}"
+        if role not in algorithm.roles:
+            instead = advice.get(role, "set algorithm.kl_coef above 0, where the algorithm has it")
+            cause = f"algorithm {algorithm.name} has no {role} with these settings"
+            yield UserError(f"allocation: {component} would do nothing: {cause}", f"{fix}, or {instead}")
+        elif role == "reference" and settings.model.adapters is not None:
+            yield UserError(
+                f"allocation: {component} would do nothing: with model.lora the reference is the policy's own model "
+                "with its adapters off",
+                fix,
+            )

@@ -75,6 +75,7 @@ def assemble(
         algorithm_settings=settings.algorithm,
         algorithm=algorithm,
         roles=roles,
+        devices={role: prepared.allocation.home(role) for role in roles},
         source=_source(prepared, algorithm, engines, scorers.common, journal),
         journal=journal,
         engines=engines,

@@ -143,6 +143,8 @@ def _layout(sizes: str | None, config: PreTrainedConfig) -> Layout:
     allocation = parse_allocation(f"megatron:{(sizes or 'd1').removeprefix('megatron:')}")
     if allocation.rollout is not None:
         raise UserError(f"--layout {sizes} has rollout engines", f"write {allocation.trainer.layout}")
+    if len(allocation.components) > 1:
+        raise UserError(f"--layout {sizes} has more than one trainer", f"write {allocation.trainer.layout}")
     layout, facts = allocation.trainer.layout, facts_from_config(config.to_dict())
     refuse([*check_layout(facts, layout), *check_projections(facts, layout)], f"--layout {sizes}")
     return layout

@@ -18,6 +18,7 @@ from pentad.data.prompts import EncodedExamples, EncodedPrompts
 from pentad.errors import UserError
 from pentad.families.model_files import facts_of
 from pentad.layout.cluster_checks import check_microbatches
+from pentad.planning.apart import memory_apart, policy_work
 from pentad.planning.coefficients import GIB
 from pentad.planning.cost import predict_time
 from pentad.planning.engine import EngineMemory, predict_engine
@@ -84,11 +85,14 @@ def _memory(prepared: Prepared) -> Iterator[str]:
     allocation, facts, gpus = prepared.allocation, facts_of(str(prepared.directory)), gpus_here()
     elsewhere = prepared.settings.ray.address is not None
     work, engine = _work(prepared)
-    peak = predict_peak(facts, allocation.trainer.layout, work)
+    peak = predict_peak(facts, allocation.trainer.layout, policy_work(allocation, work))
     on_gpus = bool(gpus) or elsewhere
     # On a CPU there are no CUDA contexts and no workspaces.
     left_out = () if on_gpus else ("overhead",)
     needs = [(allocation.trainer, allocation.trainer.layout.world, peak.components)]
+    for component, (_, ranks) in memory_apart(facts, allocation, work).items():
+        most = max(ranks, key=lambda rank: rank.total)
+        needs.append((component, component.layout.world, most.components))
     if engine is not None and allocation.rollout is not None and not allocation.colocated:
         needs.append((allocation.rollout, len(allocation.devices(allocation.rollout)), engine.components))
     total = 0
@@ -165,6 +169,7 @@ def _time(checked: Checked) -> str:
     work, _ = _work(checked.prepared)
     if check_microbatches(layout, work.microbatches):
         return "not known: the number of microbatches follows from the lengths of the samples"
+    work = policy_work(checked.prepared.allocation, work)
     step = predict_time(facts, layout, work, gpu).total * settings.algorithm.updates
     text = f"forward, backward and optimizer at most about {duration(left * step)} ({step:.1f} s a step"
     text += f", predicted for a {gpu.name})"

@@ -19,11 +19,11 @@ from pentad.data.prompts import EncodedExamples, EncodedPrompts, encode_examples
 from pentad.data.rows import Rows
 from pentad.errors import UserError
 from pentad.families.hf_config import facts_from_config
-from pentad.layout import Allocation
+from pentad.layout import Allocation, Component
 from pentad.layout.cluster_checks import check_projections
 from pentad.layout.validate import check_layout, refuse
 from pentad.run.critic import check_critic_model
-from pentad.run.sources import Sources
+from pentad.run.sources import Sources, critic_facts
 from pentad.run.tokenizer import tokenizer_path
 from pentad.weights.checkpoint_model import open_weights
 from pentad.weights.mapping import expected_shapes
@@ -116,8 +116,12 @@ def prepare(sources: Sources) -> Prepared:
     directory = sources.directory.absolute()
     config = load_config(directory)
     facts = facts_from_config(config.to_dict())
-    layout = allocation.trainer.layout
-    refuse([*check_layout(facts, layout), *check_projections(facts, layout)], f"allocation {allocation}")
+    for component in allocation.homes(settings.algorithm.roles - {"critic"}):
+        layout = component.layout
+        refuse([*check_layout(facts, layout), *check_projections(facts, layout)], f"allocation {allocation}")
+    if sources.critic is not None:
+        component = allocation.home("critic")
+        refuse(check_projections(critic_facts(sources.critic), component.layout), f"the critic on {component}")
     open_weights(directory).check(expected_shapes(config), tied=facts.tied)
     if any(overrides for _, overrides in settings.megatron):
         _check_passthrough(config, settings, allocation)
@@ -130,7 +134,8 @@ def prepare(sources: Sources) -> Prepared:
     evals, held_out = encode_evaluations(settings, sources.eval, tokenizer)
     longest = _check_lengths(settings, train, config.max_position_embeddings)
     check_evaluated(settings, evals, held_out, config.max_position_embeddings)
-    _check_occupied(settings, allocation, longest)
+    for component in allocation.homes(settings.algorithm.roles):
+        _check_occupied(settings, component, longest)
     algorithm = make_algorithm(settings.algorithm, settings.rollout.max_response_tokens)
     critic = None if sources.critic is None else sources.critic.absolute()
     if critic is not None:
@@ -161,7 +166,8 @@ def _check_passthrough(config: PreTrainedConfig, settings: RunSettings, allocati
 
     megatron, trainer = settings.megatron, settings.trainer
     dtype = platform.dtype(trainer.dtype)
-    transformer_config(config, allocation.trainer.layout, dtype, megatron)
+    for component in allocation.homes(settings.algorithm.roles):
+        transformer_config(config, component.layout, dtype, megatron)
     distributed = ddp_config(megatron.ddp).use_distributed_optimizer
     optimizer_config(trainer.optimizer, trainer.schedule, dtype, megatron.optimizer, distributed=distributed)
 
@@ -255,13 +261,13 @@ def _check_positions(
     raise UserError(cause, fix)
 
 
-def _check_occupied(settings: RunSettings, allocation: Allocation, longest: int) -> None:
+def _check_occupied(settings: RunSettings, component: Component, longest: int) -> None:
     """Every data-parallel rank needs equally many microbatches in each optimizer step, and none may be empty.
 
     That works for a number of sequences that the ranks divide, and for any number of sequences of which two always
     fit into a microbatch.
     """
-    layout, rows = allocation.trainer.layout, settings.trainer.prompts_per_step
+    layout, rows = component.layout, settings.trainer.prompts_per_step
     needed = layout.data * (layout.pipeline if layout.virtual > 1 else 1)
     # Minibatches are rounded to whole groups.
     parts = settings.algorithm.updates
@@ -269,13 +275,13 @@ def _check_occupied(settings: RunSettings, allocation: Allocation, longest: int)
     sizes = [rows // parts * samples, -(-rows // parts) * samples]
     if sizes[0] < needed:
         raise UserError(
-            f"an optimizer step may have only {sizes[0]} sequences, and allocation {allocation.trainer} needs {needed}",
+            f"an optimizer step may have only {sizes[0]} sequences, and allocation {component} needs {needed}",
             "raise trainer.prompts_per_step, or take fewer data-parallel ranks",
         )
     uneven = [size for size in sizes if size % needed]
     if uneven and 2 * longest > settings.trainer.tokens_per_microbatch:
         raise UserError(
-            f"an optimizer step has {uneven[0]} sequences, which {allocation.trainer} cannot always share out: its "
+            f"an optimizer step has {uneven[0]} sequences, which {component} cannot always share out: its "
             f"{layout.data} data-parallel ranks take them in multiples of {needed}",
             f"change trainer.prompts_per_step, or set trainer.tokens_per_microbatch to {2 * longest} (any two fit)",
         )

@@ -14,7 +14,7 @@ from pentad.data.rows import Rows
 from pentad.errors import UserError
 from pentad.families.facts import ModelFacts
 from pentad.families.model_files import facts_of
-from pentad.layout import Allocation, parse_allocation
+from pentad.layout import Allocation, Component, parse_allocation
 from pentad.layout.megatron_checks import check_transformer
 from pentad.layout.validate import check_engine, check_layout, refuse
 from pentad.planning.adapters import adapter_work, trained_parameters
@@ -104,7 +104,8 @@ class Sources:
             )
         trainer = self.settings.trainer
         checked = trainer.check_replicas_freq if "check_replicas_freq" in trainer.model_fields_set else 0
-        if checked and self.allocation.trainer.layout.world == 1:
+        trained = [self.allocation.home(role) for role in self.settings.algorithm.roles - {"reference"}]
+        if checked and all(component.layout.world == 1 for component in trained):
             found.append(
                 f"trainer.check_replicas_freq = {checked}, but allocation {self.allocation} has one trainer rank: "
                 "there are no copies of weights to compare, and nothing is checked"
@@ -135,8 +136,8 @@ def find_sources(settings: RunSettings) -> Sources:
     Raises:
         UserError: something is missing, malformed, or does not fit.
     """
-    if problems := list(check_allocation(settings)):
-        raise join(problems, "allocation")
+    if wrong := list(check_allocation(settings)):
+        raise join(wrong, "allocation")
     allocation = parse_allocation(settings.allocation)
     chat_template = read_template(settings.model.chat_template)
     with_response = settings.algorithm.trains_on == "examples"
@@ -151,10 +152,13 @@ def find_sources(settings: RunSettings) -> Sources:
             f"model.path: {directory} is a critic: it gives values, and has no output layer to sample from",
             "name a language model; a critic may be named in critic.model",
         )
-    refuse(check_layout(facts, layout), f"allocation {allocation}")
+    for component, roles in allocation.homes(settings.algorithm.roles).items():
+        if roles != ["critic"]:
+            refuse(check_layout(facts, component.layout), _subject(allocation, component))
+            problems = check_transformer(facts, component.layout, settings.megatron.transformer)
+            refuse(problems, "megatron.transformer")
     if allocation.rollout is not None:
         refuse(check_engine(facts, allocation.rollout), f"allocation {allocation}")
-    refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer")
     if (lora := settings.model.adapters) is not None:
         adapter_work(lora, facts, layout)
     critic = _find_critic(settings, directory, allocation)
@@ -170,17 +174,27 @@ def critic_facts(directory: Path) -> ModelFacts:
 def _find_critic(settings: RunSettings, policy: Path, allocation: Allocation) -> Path | None:
     if "critic" not in settings.algorithm.roles:
         return None
+    component = allocation.home("critic")
     if settings.critic.model is None:
+        _check_critic(settings, critic_facts(policy), _subject(allocation, component), component)
         return policy
     directory = resolve_critic(settings.critic.model)
     is_own = directory.name == CRITIC and is_checkpoint(directory.parent)
     checkpoint = directory.parent if is_own else checkpoint_of(directory)
     if checkpoint is not None:
         sound(checkpoint)
-    facts, layout = critic_facts(directory), allocation.trainer.layout
-    refuse(check_layout(facts, layout), f"critic.model on allocation {allocation}")
-    refuse(check_transformer(facts, layout, settings.megatron.transformer), "megatron.transformer with critic.model")
+    _check_critic(settings, critic_facts(directory), f"critic.model on {_subject(allocation, component)}", component)
     return directory
+
+
+def _check_critic(settings: RunSettings, facts: ModelFacts, subject: str, component: Component) -> None:
+    refuse(check_layout(facts, component.layout), subject)
+    problems = check_transformer(facts, component.layout, settings.megatron.transformer)
+    refuse(problems, "megatron.transformer with the critic")
+
+
+def _subject(allocation: Allocation, component: Component) -> str:
+    return f"allocation {allocation}" + ("" if component == allocation.trainer else f": {component}")
 
 
 def read_template(path: Path | None) -> str | None:

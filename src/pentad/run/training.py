@@ -74,6 +74,9 @@ def train(
         terminal = stack.enter_context(Terminal(settings.trainer.total_steps, settings.experiment.name))
         devices = f"{prepared.allocation.world_size} device{'s' if prepared.allocation.world_size > 1 else ''}"
         terminal.message(f"starting {prepared.allocation} ({devices})")
+        roles = settings.algorithm.roles
+        if len(prepared.allocation.homes(roles)) > 1:
+            terminal.message(f"devices: {prepared.allocation.device_map(roles)}")
         terminal.phase("start-up")
         cluster = stack.enter_context(Cluster(settings.ray, prepared.allocation))
         signals.install()

@@ -13,7 +13,7 @@ class CriticOptimizerSettings(OptimizerSettings):
 
 
 class CriticSettings(Settings):
-    """`critic.*`: a model with the trainer's layout, dtype and microbatches, and an optimizer of its own."""
+    """`critic.*`: a model with the trainer's dtype and microbatches, and an optimizer of its own."""
 
     model: str | None = Field(
         None,

@@ -22,7 +22,10 @@ class RunSettings(Settings):
 
     experiment: ExperimentSettings
     model: ModelSettings
-    allocation: str = Field("hf:d1|megatron:d1", description="engines and trainer with their layouts")
+    allocation: str = Field(
+        "hf:d1|megatron:d1",
+        description="engines and trainer with their layouts; reference and critic may have devices of their own",
+    )
     data: DataSettings
     trainer: TrainerSettings
     rollout: RolloutSettings = RolloutSettings()
