@@ -90,10 +90,10 @@ def test_a_machine_that_does_not_see_the_model(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     engine = EngineActor.__ray_metadata__.modified_class(0, 1)
     with pytest.raises(UserError, match=rf"model\.path: machine \S+ does not see {gone}") as caught:
-        engine.build("hf", gone, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, None, 1)
+        engine.build("hf", gone, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, None, 1, [], 1)
     assert "all machines share" in caught.value.fix
     with pytest.raises(UserError, match=r"model\.tokenizer: machine"):
-        engine.build("hf", tmp_path, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, None, 1)
+        engine.build("hf", tmp_path, str(gone), RolloutSettings(), 0, tmp_path, 64, False, 60.0, None, 1, [], 1)
     with pytest.raises(UserError, match=r"model\.path: machine"):
         roles = {"policy": RoleModel(gone, "model.path", None, None)}
         TrainerActor.__ray_metadata__.modified_class(0, 1).build("", None, None, roles, *[None] * 3)
