@@ -32,7 +32,7 @@ TOLD: dict[str, tuple[list[tuple[int, str]], str]] = {
     "learning rate 0": ([(3, "learning rate")], "look at trainer.optimizer.lr"),
     "temperature near 0": ([(5, "truncated"), (5, "equal rewards"), (5, "no entropy")], ""),
     "every update skipped": ([(3, "skipped updates")], "algorithm.reward_clip"),
-    "every update clipped": ([(5, "clipped")], "of the tokens; lower trainer.optimizer.lr"),
+    "every update clipped": ([(5, "clipped")], "of the tokens are clipped"),
     "no trainable tokens": ([(3, "nothing trained"), (5, "truncated"), (5, "equal rewards")], "overlong_filter"),
     "healthy": ([], ""),
     "healthy sft": ([], ""),

@@ -83,6 +83,7 @@ def check_counted(lines: list[str]) -> None:
     assert [line for line in lines if "reward failures 8" in line and line.startswith("step ")]
 
 
+@pytest.mark.long
 def test_a_reward_that_never_works_ends_the_first_evaluation(bench: Bench, pentad: Callable[..., Command]) -> None:
     (bench.folder / "mine.py").write_text(RETURNS_NOTHING)
     bench.data(*[ROW] * 3)

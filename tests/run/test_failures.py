@@ -102,6 +102,7 @@ def test_signal_to_the_driver_in_training(start_sft: Start, tmp_path: Path) -> N
     check_stopped(command, code, "interrupted by SIGHUP during training of step", run=tmp_path / "run")
 
 
+@pytest.mark.long
 def test_ctrl_c_after_the_model_was_written_changes_nothing(start_sft: Start, tmp_path: Path) -> None:
     """The run is done; only its processes are still to be ended."""
     command = start_sft("trainer.total_steps=2", until="starting megatron:d1")
@@ -154,6 +155,7 @@ def test_death_of_a_rank_in_training(start_sft: Start, tmp_path: Path) -> None:
     assert f"{process.pid}.err" in command.stderr
 
 
+@pytest.mark.long
 def test_death_of_the_driver_while_generating(start_grpo: Start) -> None:
     command = start_grpo()
     assert len(command.processes()) > 5  # with Ray's own

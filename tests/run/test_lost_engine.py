@@ -72,6 +72,7 @@ def test_an_engine_that_says_that_it_is_lost_is_replaced(
     assert json.loads(row)["data/samples_consumed"] == 32
 
 
+@pytest.mark.long
 def test_an_engine_that_is_lost_too_often_ends_the_run(
     pentad: Callable[..., Command], quickstart: Path, tmp_path: Path
 ) -> None:

@@ -74,7 +74,7 @@ RUNS: dict[str, Bad] = {
         "varied",
         ["algorithm={clip_low: 0, clip_high: 0, optimizer_steps: 8}", "trainer.prompts_per_step=8"],
         {"clipped"},
-        "clipping takes the gradient of",
+        "of the tokens are clipped",
     ),
     "no group admitted": Bad("constant", ["algorithm.name=dapo"], set(), "has admitted none of the last"),
     "no trainable tokens": Bad(
