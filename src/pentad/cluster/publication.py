@@ -41,6 +41,8 @@ class PublishedPolicy(RoleTrainer):
         self._what: Published = "all"
         if trainers.lora is not None and not engines.features.adapters:
             self._what = "merged"
+        # Engines that had been replaced at the last publication.
+        self._replaced = 0
         self._engines = engines
         self._transport = transport
         self._restart = restart
@@ -104,6 +106,8 @@ class PublishedPolicy(RoleTrainer):
         await self._engines.pause(abort=self._restart and version != self._version)
         await self._engines.wake()
         gang = self._ranks.gang
+        if (replaced := sum(self._engines.revival.replaced)) != self._replaced:
+            self._send_all()  # to those that were lost since
         channel = self._transport.open(version)
         try:
             # Engines first: they receive from the first bucket on.
@@ -118,4 +122,5 @@ class PublishedPolicy(RoleTrainer):
             check_checksums(sums, found, engine)
         if self._trainers.lora is not None and self._what == "all":
             self._what = "adapters"
+        self._replaced = replaced
         await self._engines.resume()

@@ -4,6 +4,7 @@ Invariant: what the settings ask for is there, and nothing else: no engines wher
 where no column needs it.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -64,7 +65,8 @@ def assemble(
     publication = evaluation = drift_watch = None
     if prepared.eval or prepared.held_out:
         sets = evaluation_sets(prepared.eval, settings, scorers)
-        evenly = shared_evenly(prepared.allocation.trainer.layout)
+        # Pairs are scored by the reference, too, which may have ranks of its own.
+        evenly = math.lcm(*(shared_evenly(home.layout) for home in prepared.allocation.homes(roles)))
         held_out = HeldOut(prepared.held_out, roles, evenly) if prepared.held_out else None
         evaluation = Evaluation(sets, engines, journal, held_out)
     if engines is not None:
