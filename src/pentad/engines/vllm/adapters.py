@@ -5,6 +5,7 @@ adapter at a time; no request is in flight while it changes.
 """
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,9 @@ class Adapters:
     def order(self) -> AdapterOrder:
         """What a publication has to bring; it is written to a new folder in memory."""
         self._forget_files()
-        where = _MEMORY if _MEMORY.is_dir() else None
+        # In float32 at most; containers often have little of it.
+        needed = 4 * sum(rows * columns for rows, columns in self._lora.shapes.values())
+        where = _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * needed else None
         self._folder = tempfile.TemporaryDirectory(prefix="pentad-adapters-", dir=where)
         return AdapterOrder(self._lora.rank, self._lora.scale, self._lora.shapes, Path(self._folder.name))
 

@@ -99,7 +99,8 @@ class VllmCore:
 
     async def workers(self, phase: str, method: str, *arguments: Any) -> list[Any]:
         """What a method of the workers' extension returns, in order of rank; on the core's loop."""
-        return await self.call(self.llm.collective_rpc(method, timeout=self.deadline_s, args=arguments), phase)
+        # Longer than the deadline of `call`, whose error says that the engine is lost.
+        return await self.call(self.llm.collective_rpc(method, timeout=2 * self.deadline_s, args=arguments), phase)
 
     def close(self) -> None:
         """End all processes of the engine; may be called again."""

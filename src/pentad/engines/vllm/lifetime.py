@@ -24,3 +24,5 @@ def die_with_leader() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(leader):  # it went before this took effect
         os.kill(os.getpid(), signal.SIGKILL)
+    # vLLM's workers are children of its core, and end with that.
+    os.environ[LEADER] = str(os.getpid())

@@ -13,11 +13,11 @@ from pentad.engines.vllm.adapters import Adapters
 from pentad.engines.vllm.certificate import Certificate
 from pentad.engines.vllm.core import VllmCore
 from pentad.engines.vllm.lora import HotLora
-from pentad.engines.vllm.worker import Holding, Publication
+from pentad.engines.vllm.worker import Holding, NotReceived, Publication
 from pentad.families.lora import is_adapter
 from pentad.weights.proof import WeightMismatchError
 from pentad.weights.transport.channel import LocalTransport
-from pentad.weights.transport.protocol import DirectChannel
+from pentad.weights.transport.protocol import DirectChannel, TransportError
 
 _RELAY_BYTES = 512 << 20
 
@@ -57,6 +57,7 @@ class WorkerWeights:
 
         Raises:
             WeightMismatchError: a tensor is missing, unknown, repeated, misshapen or changed.
+            TransportError: a worker could not take them.
             EngineFailedError: the core died.
         """
         order = self.adapters.order() if self.adapters else None
@@ -65,7 +66,11 @@ class WorkerWeights:
         record = not self._certificate.is_learnt
         publication = Publication(channel, self._expected, record, channel.certify, order, doubted)
         answers = await self._core.workers("receiving weights", "pentad_receive", pickle.dumps(publication))
-        holdings: list[Holding] = [pickle.loads(answer) for answer in answers]
+        holdings: list[Holding] = []
+        for answer in map(pickle.loads, answers):
+            if isinstance(answer, NotReceived):
+                raise TransportError(answer.reason)
+            holdings.append(answer)
         self.timings = {key: max(holding.seconds[key] for holding in holdings) for key in holdings[0].seconds}
         held: dict[str, int] = {}
         alone = self.adapters is not None and not record and all(is_adapter(n) for h in holdings for n in h.sent)

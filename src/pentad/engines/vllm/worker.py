@@ -51,6 +51,17 @@ class Publication:
 
 
 @dataclass(frozen=True)
+class NotReceived:
+    """Why a worker has not taken a publication.
+
+    It is an answer, and not an error: where one of several workers raises, vLLM leaves the answers of the others in its
+    queues, and takes them for those of the next call.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Holding:
     """What a worker says after it has taken a publication.
 
@@ -164,8 +175,11 @@ class PentadWorkerExtension:
         }
 
     def pentad_receive(self, request: bytes) -> bytes:
-        """`WeightKeeper.receive`: a pickled `Publication` gives a pickled `Holding`."""
-        return pickle.dumps(self._pentad_keeper().receive(pickle.loads(request)))
+        """`WeightKeeper.receive`: a pickled `Publication` gives a pickled `Holding`, or `NotReceived`."""
+        try:
+            return pickle.dumps(self._pentad_keeper().receive(pickle.loads(request)))
+        except Exception as error:
+            return pickle.dumps(NotReceived(f"{type(error).__name__}: {error}"))
 
     def pentad_adapter_problems(self, number: int) -> list[str]:
         """`TakenAdapters.problems` of the adapters that arrived last, which vLLM has taken under that number."""
